@@ -1,0 +1,6 @@
+//! The Machine: guest memory, the loader, the platform and its devices, and the engine
+//! that runs vCPUs on them.
+//!
+//! Nothing in here knows of terminals or command lines; that is the Launcher's part.
+
+pub mod layout;
