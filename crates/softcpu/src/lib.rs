@@ -1,0 +1,36 @@
+//! An x86-64 CPU in software.
+//!
+//! It runs guest code at every privilege level inside one ordinary process: decode
+//! ([`decode`]) turns guest bytes into blocks of pre-resolved operations, the
+//! interpreter ([`interp`], [`system`]) runs them, and whatever is arithmetic with
+//! hundreds of variants (x87, SSE, AVX, BMI, AES...) is executed by the host CPU
+//! itself through small generated stubs ([`native`]). Memory is reached through a
+//! software TLB ([`mmu`]).
+//!
+//! The crate knows nothing of devices or terminals: what leaves the CPU goes through
+//! [`env::Environment`]. The interpreter is the definition of every instruction; the
+//! translator to come must agree with it bit for bit.
+
+#![cfg(all(target_arch = "x86_64", target_os = "linux"))]
+
+pub mod addr;
+pub mod cpuid;
+pub mod decode;
+pub mod env;
+pub mod exception;
+pub mod handle;
+pub mod interp;
+pub mod memory;
+pub mod mmu;
+pub mod native;
+pub mod state;
+pub mod system;
+pub mod vcpu;
+
+pub use addr::{GuestPhysAddr, GuestVirtAddr};
+pub use env::{Environment, Hypercall, MsrRefused};
+pub use exception::Exception;
+pub use handle::{Event, VcpuHandle};
+pub use memory::{PhysMemory, RamRegion};
+pub use state::VcpuState;
+pub use vcpu::{Exit, Vcpu, VcpuConfig};

@@ -1,0 +1,9 @@
+//! Guest RAM as the CPU sees it: host memory behind guest-physical addresses, and
+//! the record of which of it has been decoded as code.
+
+pub mod access;
+pub mod code_map;
+pub mod ram;
+
+pub use code_map::CodeMap;
+pub use ram::{PhysMemory, RamRegion};

@@ -1,0 +1,224 @@
+//! Guest RAM: which guest-physical addresses are memory, and where on the host.
+
+use std::any::Any;
+use std::fmt;
+use std::sync::Arc;
+
+use super::access::{self, Scalar};
+use super::code_map::CodeMap;
+use crate::addr::{GuestPhysAddr, PAGE_SIZE};
+
+/// One stretch of guest RAM.
+#[derive(Clone, Copy, Debug)]
+pub struct RamRegion {
+    /// First guest-physical address; page-aligned.
+    pub start: GuestPhysAddr,
+    /// Length in bytes; a multiple of the page size.
+    pub len: u64,
+    /// Where it is mapped on the host.
+    pub host: *mut u8,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Placed {
+    region: RamRegion,
+    /// The number of RAM frames in the regions before this one.
+    first_frame: u64,
+}
+
+/// A RAM frame by its place among all RAM frames (not its physical page number):
+/// the index of everything kept per frame.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct RamFrame(pub u32);
+
+/// All RAM of one machine, shared by its vCPUs.
+pub struct PhysMemory {
+    regions: Vec<Placed>,
+    code: CodeMap,
+    /// Whatever owns the host mapping; dropped last.
+    _owner: Arc<dyn Any + Send + Sync>,
+}
+
+// SAFETY: the host pointers stay valid as long as `_owner` lives, and all access to
+// what they point at goes through `access`, whose operations are single machine
+// accesses that threads may race on as the guest's own threads do on hardware.
+unsafe impl Send for PhysMemory {}
+// SAFETY: as above; the other fields are Sync by themselves.
+unsafe impl Sync for PhysMemory {}
+
+impl fmt::Debug for PhysMemory {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_list().entries(self.regions.iter().map(|placed| placed.region)).finish()
+    }
+}
+
+/// Why regions do not make a memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum LayoutError {
+    /// A region is empty, or not made of whole pages.
+    #[error("RAM at {0:?} is not made of whole pages")]
+    Unaligned(GuestPhysAddr),
+    /// A region overlaps the one before it, or comes before it.
+    #[error("RAM at {0:?} overlaps or precedes the region before it")]
+    Order(GuestPhysAddr),
+    /// More than 2^32 frames.
+    #[error("more RAM than this CPU can address")]
+    TooLarge,
+}
+
+impl PhysMemory {
+    /// Builds the memory from its regions, which are in ascending order.
+    ///
+    /// # Safety
+    /// Each region's `host..host+len` is mapped readable and writable for as long as
+    /// `owner` is alive, is covered by no Rust reference meanwhile, and overlaps no other's.
+    ///
+    /// # Errors
+    /// [`LayoutError`] when the regions do not make sense.
+    pub unsafe fn new(regions: &[RamRegion], owner: Arc<dyn Any + Send + Sync>) -> Result<Self, LayoutError> {
+        let mut placed: Vec<Placed> = Vec::with_capacity(regions.len());
+        let mut frames = 0;
+        let mut end = 0;
+        for region in regions {
+            let unaligned = region.start.0 % PAGE_SIZE != 0 || region.len % PAGE_SIZE != 0;
+            if unaligned || region.len == 0 || !(region.host as usize).is_multiple_of(PAGE_SIZE as usize) {
+                return Err(LayoutError::Unaligned(region.start));
+            }
+            if region.start.0 < end {
+                return Err(LayoutError::Order(region.start));
+            }
+            end = region.start.0.checked_add(region.len).ok_or(LayoutError::TooLarge)?;
+            placed.push(Placed { region: *region, first_frame: frames });
+            frames += region.len / PAGE_SIZE;
+        }
+        if frames > u64::from(u32::MAX) || end > 1 << 52 {
+            return Err(LayoutError::TooLarge);
+        }
+        Ok(Self { regions: placed, code: CodeMap::new(frames as usize), _owner: owner })
+    }
+
+    /// What has been decoded as code.
+    #[inline]
+    #[must_use]
+    pub fn code(&self) -> &CodeMap {
+        &self.code
+    }
+
+    /// The host address of the page that holds `addr` and its frame, if it is RAM.
+    #[inline]
+    #[must_use]
+    pub fn page(&self, addr: GuestPhysAddr) -> Option<(*mut u8, RamFrame)> {
+        let page = addr.page().0;
+        self.regions.iter().find_map(|placed| {
+            let offset = page.checked_sub(placed.region.start.0)?;
+            (offset < placed.region.len).then(|| {
+                let frame = placed.first_frame + offset / PAGE_SIZE;
+                // `offset` is inside the region, so the pointer stays in its mapping.
+                (placed.region.host.wrapping_add(offset as usize), RamFrame(frame as u32))
+            })
+        })
+    }
+
+    /// Loads a value that lies within one page of RAM.
+    #[must_use]
+    pub fn load<T: Scalar>(&self, addr: GuestPhysAddr) -> Option<T> {
+        let (page, _) = self.page(addr)?;
+        if addr.offset() + u64::from(T::SIZE) > PAGE_SIZE {
+            return None;
+        }
+        // SAFETY: `page` is a mapped page of RAM and the value lies within it.
+        Some(unsafe { T::load(page.wrapping_add(addr.offset() as usize)) })
+    }
+
+    /// Stores a value that lies within one page of RAM; says whether it was RAM.
+    pub fn store<T: Scalar>(&self, addr: GuestPhysAddr, value: T) -> bool {
+        let Some((page, frame)) = self.page(addr) else { return false };
+        if addr.offset() + u64::from(T::SIZE) > PAGE_SIZE {
+            return false;
+        }
+        // SAFETY: `page` is a mapped page of RAM and the value lies within it.
+        unsafe { T::store(page.wrapping_add(addr.offset() as usize), value) };
+        self.code.written(frame, addr.offset(), u64::from(T::SIZE));
+        true
+    }
+
+    /// Copies RAM out into `data`; false if any of it is not RAM.
+    pub fn read(&self, addr: GuestPhysAddr, data: &mut [u8]) -> bool {
+        let mut addr = addr;
+        for chunk in pages_of(addr, data) {
+            let Some((page, _)) = self.page(addr) else { return false };
+            // SAFETY: the chunk lies within this mapped page; `chunk` is ours alone.
+            unsafe {
+                access::copy(page.wrapping_add(addr.offset() as usize), chunk.as_mut_ptr(), chunk.len());
+            }
+            addr = addr.wrapping_add(chunk.len() as u64);
+        }
+        true
+    }
+
+    /// Copies `data` into RAM, as a device's DMA would; false if any of it is not RAM
+    /// (what lies before that point has been written).
+    pub fn write(&self, addr: GuestPhysAddr, data: &[u8]) -> bool {
+        let (mut addr, mut rest) = (addr, data);
+        while !rest.is_empty() {
+            let Some((page, frame)) = self.page(addr) else { return false };
+            let (chunk, after) = rest.split_at(rest.len().min((PAGE_SIZE - addr.offset()) as usize));
+            // SAFETY: the chunk lies within this mapped page.
+            unsafe {
+                access::copy(chunk.as_ptr(), page.wrapping_add(addr.offset() as usize), chunk.len());
+            }
+            self.code.written(frame, addr.offset(), chunk.len() as u64);
+            addr = addr.wrapping_add(chunk.len() as u64);
+            rest = after;
+        }
+        true
+    }
+
+    /// Atomically replaces a naturally aligned 32- or 64-bit value: the page walker's
+    /// accessed and dirty bits. Returns whether `old` was there.
+    #[must_use]
+    pub fn compare_exchange<T: Exchange>(&self, addr: GuestPhysAddr, old: T, new: T) -> bool {
+        if !addr.0.is_multiple_of(u64::from(T::SIZE)) {
+            return false;
+        }
+        let Some((page, frame)) = self.page(addr) else { return false };
+        // SAFETY: mapped RAM, naturally aligned, so within the page.
+        let done = unsafe { T::compare_exchange(page.wrapping_add(addr.offset() as usize), old, new) };
+        if done {
+            self.code.written(frame, addr.offset(), u64::from(T::SIZE));
+        }
+        done
+    }
+}
+
+/// A scalar that the page walker swaps atomically.
+pub trait Exchange: Scalar {
+    /// `lock cmpxchg`.
+    ///
+    /// # Safety
+    /// `ptr` is naturally aligned and mapped writable.
+    unsafe fn compare_exchange(ptr: *mut u8, old: Self, new: Self) -> bool;
+}
+
+macro_rules! exchange {
+    ($t:ty, $atomic:ty) => {
+        impl Exchange for $t {
+            #[inline]
+            unsafe fn compare_exchange(ptr: *mut u8, old: Self, new: Self) -> bool {
+                use std::sync::atomic::Ordering::SeqCst;
+                // SAFETY: aligned and mapped says the caller; atomics may be raced on.
+                let cell = unsafe { <$atomic>::from_ptr(ptr.cast()) };
+                cell.compare_exchange(old, new, SeqCst, SeqCst).is_ok()
+            }
+        }
+    };
+}
+exchange!(u32, std::sync::atomic::AtomicU32);
+exchange!(u64, std::sync::atomic::AtomicU64);
+
+/// Splits `data`, which starts at `addr`, at page boundaries.
+fn pages_of(addr: GuestPhysAddr, data: &mut [u8]) -> impl Iterator<Item = &mut [u8]> {
+    let first = data.len().min((PAGE_SIZE - addr.offset()) as usize);
+    let (head, tail) = data.split_at_mut(first);
+    std::iter::once(head).chain(tail.chunks_mut(PAGE_SIZE as usize)).filter(|chunk| !chunk.is_empty())
+}

@@ -1,0 +1,350 @@
+//! Loads, stores and fetches by linear address: what instruction handlers call.
+//!
+//! The fast path is a TLB hit inlined into the handler. Everything else (a miss, a
+//! page crossing, a device, a page with code on it) is out of line. Nothing is
+//! stored before every page of an access is known to be writable, so a fault leaves
+//! memory as it was.
+
+use super::tlb::Fill;
+use super::{Access, View};
+use crate::addr::{GuestPhysAddr, GuestVirtAddr, PAGE_OFFSET, PAGE_SIZE};
+use crate::exception::Exception;
+use crate::memory::access::{self, Scalar};
+use crate::memory::ram::RamFrame;
+use crate::state::segment::SegReg;
+use crate::vcpu::{Abort, Vcpu};
+
+/// Where a piece of an access within one page goes.
+#[derive(Clone, Copy, Debug)]
+enum Place {
+    /// RAM at this host address; stores must be reported to the code map when marked.
+    Ram { host: *mut u8, frame: RamFrame },
+    /// Not RAM.
+    Device(GuestPhysAddr),
+}
+
+/// Largest single access: a 512-bit vector or FXSAVE's image.
+pub const MAX_ACCESS: usize = 1024;
+
+impl Vcpu {
+    /// Loads a value with the current privilege.
+    #[inline(always)]
+    pub(crate) fn read<T: Scalar>(&mut self, addr: u64) -> Result<T, Abort> {
+        self.read_as(self.mmu.view, addr)
+    }
+
+    /// Stores a value with the current privilege.
+    #[inline(always)]
+    pub(crate) fn write<T: Scalar>(&mut self, addr: u64, value: T) -> Result<(), Abort> {
+        self.write_as(self.mmu.view, addr, value)
+    }
+
+    /// Loads for the CPU itself (descriptor tables, TSS): supervisor whatever the CPL.
+    #[inline]
+    pub(crate) fn read_system<T: Scalar>(&mut self, addr: u64) -> Result<T, Abort> {
+        self.read_as(View::Kernel, addr)
+    }
+
+    /// Stores for the CPU itself.
+    #[inline]
+    pub(crate) fn write_system<T: Scalar>(&mut self, addr: u64, value: T) -> Result<(), Abort> {
+        self.write_as(View::Kernel, addr, value)
+    }
+
+    /// Loads a value with the permissions of `view`.
+    #[inline(always)]
+    pub(crate) fn read_as<T: Scalar>(&mut self, view: View, addr: u64) -> Result<T, Abort> {
+        match self.mmu.data.lookup(view, addr, u64::from(T::SIZE), Access::Read) {
+            // SAFETY: a TLB hit is a host address inside guest RAM with all SIZE bytes
+            // in one page, and RAM outlives the vCPU.
+            Some(host) => Ok(unsafe { T::load(host) }),
+            None => self.read_slow(view, addr),
+        }
+    }
+
+    /// Stores a value with the permissions of `view`.
+    #[inline(always)]
+    pub(crate) fn write_as<T: Scalar>(&mut self, view: View, addr: u64, value: T) -> Result<(), Abort> {
+        match self.mmu.data.lookup(view, addr, u64::from(T::SIZE), Access::Write) {
+            Some(host) => {
+                // SAFETY: as in `read_as`; a write hit also means the page is writable
+                // and holds no decoded code.
+                unsafe { T::store(host, value) };
+                Ok(())
+            }
+            None => self.write_slow(view, addr, value),
+        }
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn read_slow<T: Scalar>(&mut self, view: View, addr: u64) -> Result<T, Abort> {
+        let mut bytes = [0; 8];
+        let Some(data) = bytes.get_mut(..T::SIZE as usize) else { return Ok(T::default()) };
+        self.read_bytes_as(view, addr, data)?;
+        Ok(T::truncate(u64::from_le_bytes(bytes)))
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn write_slow<T: Scalar>(&mut self, view: View, addr: u64, value: T) -> Result<(), Abort> {
+        let bytes = value.zero_extend().to_le_bytes();
+        let data = bytes.get(..T::SIZE as usize).unwrap_or(&bytes);
+        self.write_bytes_as(view, addr, data)
+    }
+
+    /// Loads `data.len()` bytes (at most [`MAX_ACCESS`]) with the current privilege.
+    pub(crate) fn read_bytes(&mut self, addr: u64, data: &mut [u8]) -> Result<(), Abort> {
+        self.read_bytes_as(self.mmu.view, addr, data)
+    }
+
+    /// Stores `data` (at most [`MAX_ACCESS`] bytes) with the current privilege, or
+    /// faults without having stored anything.
+    pub(crate) fn write_bytes(&mut self, addr: u64, data: &[u8]) -> Result<(), Abort> {
+        self.write_bytes_as(self.mmu.view, addr, data)
+    }
+
+    /// Checks that `len` bytes can be stored, faulting if not, and stores nothing.
+    pub(crate) fn probe_write(&mut self, addr: u64, len: u64) -> Result<(), Abort> {
+        if self.mmu.data.lookup(self.mmu.view, addr, len, Access::Write).is_some() {
+            return Ok(());
+        }
+        self.places(self.mmu.view, addr, len, Access::Write).map(|_| ())
+    }
+
+    /// The host address of `len` bytes at `addr` if an instruction may work on them in
+    /// place: one page, RAM, and for stores free of code. `None` asks the caller to
+    /// go through [`Vcpu::read_bytes`] and [`Vcpu::write_bytes`] instead.
+    #[inline]
+    pub(crate) fn in_place(&mut self, addr: u64, len: u64, access: Access) -> Result<Option<*mut u8>, Abort> {
+        let view = self.mmu.view;
+        if let Some(host) = self.mmu.data.lookup(view, addr, len, access) {
+            return Ok(Some(host));
+        }
+        self.places(view, addr, len, access)?;
+        Ok(self.mmu.data.lookup(view, addr, len, access))
+    }
+
+    pub(crate) fn read_bytes_as(&mut self, view: View, addr: u64, data: &mut [u8]) -> Result<(), Abort> {
+        let places = self.places(view, addr, data.len() as u64, Access::Read)?;
+        let (head, tail) = data.split_at_mut(places.first_len.min(data.len()));
+        self.load_from(places.first, head);
+        if let Some(second) = places.second {
+            self.load_from(second, tail);
+        }
+        Ok(())
+    }
+
+    pub(crate) fn write_bytes_as(&mut self, view: View, addr: u64, data: &[u8]) -> Result<(), Abort> {
+        let places = self.places(view, addr, data.len() as u64, Access::Write)?;
+        let (head, tail) = data.split_at(places.first_len.min(data.len()));
+        self.store_to(places.first, head);
+        if let Some(second) = places.second {
+            self.store_to(second, tail);
+        }
+        Ok(())
+    }
+
+    fn load_from(&mut self, place: Place, data: &mut [u8]) {
+        match place {
+            // SAFETY: `place` covers data.len() bytes of one mapped page of RAM.
+            Place::Ram { host, .. } => unsafe { copy_out(host, data) },
+            Place::Device(addr) => {
+                for (i, chunk) in data.chunks_mut(64).enumerate() {
+                    self.env.mmio_read(addr.wrapping_add(i as u64 * 64), chunk);
+                }
+            }
+        }
+    }
+
+    fn store_to(&mut self, place: Place, data: &[u8]) {
+        match place {
+            Place::Ram { host, frame } => {
+                // SAFETY: `place` covers data.len() bytes of one mapped, writable page of RAM.
+                unsafe { copy_in(data, host) };
+                self.stored(frame, host as u64 & PAGE_OFFSET, data.len() as u64);
+            }
+            Place::Device(addr) => {
+                for (i, chunk) in data.chunks(64).enumerate() {
+                    self.env.mmio_write(addr.wrapping_add(i as u64 * 64), chunk);
+                }
+            }
+        }
+    }
+
+    /// A store went to RAM by the slow path: tell the code map.
+    pub(crate) fn stored(&mut self, frame: RamFrame, offset: u64, len: u64) {
+        if self.memory.code().written(frame, offset, len) {
+            self.code_hit = true;
+        }
+    }
+
+    /// Translates an access that may cross into a second page.
+    fn places(&mut self, view: View, addr: u64, len: u64, access: Access) -> Result<Places, Abort> {
+        let room = PAGE_SIZE - (addr & PAGE_OFFSET);
+        let first_len = len.min(room);
+        let mut next = addr.wrapping_add(room);
+        if !self.state.long_mode() {
+            next &= 0xffff_ffff;
+        }
+        // Both pages are translated before memory is touched; the first one's fault wins.
+        let first = self.place(view, addr, access)?;
+        let second = if len > room { Some(self.place(view, next, access)?) } else { None };
+        Ok(Places { first, first_len: first_len as usize, second })
+    }
+
+    fn place(&mut self, view: View, addr: u64, access: Access) -> Result<Place, Abort> {
+        self.mmu.data.lookup_slow(view, addr);
+        if let Some(host) = self.mmu.data.lookup(view, addr, 1, access) {
+            return Ok(Place::Ram { host, frame: self.mmu.data.frame(view, addr) });
+        }
+        let addr = GuestVirtAddr(addr);
+        if self.state.long_mode() && !addr.is_canonical() {
+            return Err(self.gp(0));
+        }
+        self.counters.walks = self.counters.walks.wrapping_add(1);
+        let found = match self.mmu.walk(&self.memory, addr, view, access) {
+            Ok(found) => found,
+            Err(code) => return Err(self.page_fault(addr, code)),
+        };
+        let Some((page, frame)) = self.memory.page(found.addr) else {
+            return Ok(Place::Device(found.addr));
+        };
+        let writable = found.writable && found.dirty && !self.memory.code().is_marked(frame);
+        let fill = Fill { host: page as u64, frame, writable, global: found.global, size: found.size };
+        self.mmu.fill_data(view, addr.0, &fill);
+        Ok(Place::Ram { host: page.wrapping_add(addr.offset() as usize), frame })
+    }
+
+    /// The page that code at `addr` is fetched from: its host address and frame.
+    /// `None` where it is not RAM.
+    pub(crate) fn fetch_page(&mut self, addr: u64) -> Result<Option<(u64, RamFrame)>, Abort> {
+        let user = self.state.cpl() == 3;
+        if let Some(entry) = self.mmu.code.lookup(user, addr) {
+            return Ok(Some((entry.host, entry.frame)));
+        }
+        self.fetch_page_slow(user, addr)
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn fetch_page_slow(&mut self, user: bool, addr: u64) -> Result<Option<(u64, RamFrame)>, Abort> {
+        if self.mmu.code.lookup_slow(user, addr) {
+            if let Some(entry) = self.mmu.code.lookup(user, addr) {
+                return Ok(Some((entry.host, entry.frame)));
+            }
+        }
+        let addr = GuestVirtAddr(addr);
+        if self.state.long_mode() && !addr.is_canonical() {
+            return Err(self.gp(0));
+        }
+        self.counters.walks = self.counters.walks.wrapping_add(1);
+        let view = if user { View::User } else { View::Kernel };
+        let found = match self.mmu.walk(&self.memory, addr, view, Access::Fetch) {
+            Ok(found) => found,
+            Err(code) => return Err(self.page_fault(addr, code)),
+        };
+        let Some((page, frame)) = self.memory.page(found.addr) else { return Ok(None) };
+        let fill = Fill { host: page as u64, frame, writable: false, global: found.global, size: found.size };
+        self.mmu.fill_code(user, addr.0, &fill);
+        Ok(Some((page as u64, frame)))
+    }
+
+    /// The linear address of `size` bytes at `offset` in segment `seg`, with the
+    /// segment's checks outside 64-bit mode (SDM vol. 3, 5.3 to 5.5).
+    #[inline]
+    pub(crate) fn segmented(&mut self, seg: SegReg, offset: u64, size: u64, access: Access) -> Result<u64, Abort> {
+        if self.state.code_size() == crate::state::CodeSize::Bits64 {
+            let base = if matches!(seg, SegReg::Fs | SegReg::Gs) { self.state.segment(seg).base } else { 0 };
+            return Ok(base.wrapping_add(offset));
+        }
+        self.check_segment(seg as u8, offset, size, access)?;
+        Ok(self.state.segment(seg).base.wrapping_add(offset) & 0xffff_ffff)
+    }
+
+    /// Whether `size` bytes at `offset` of segment slot `seg` may be accessed, outside
+    /// 64-bit mode. `#SS(0)` for the stack segment, `#GP(0)` for the others.
+    #[inline(never)]
+    pub(crate) fn check_segment(&mut self, seg: u8, offset: u64, size: u64, access: Access) -> Result<(), Abort> {
+        use crate::state::segment::Access as Rights;
+        let segment = *self.state.seg.get(usize::from(seg)).unwrap_or(&self.state.seg[SegReg::Ds as usize]);
+        let last = offset.wrapping_add(size.wrapping_sub(1));
+        let code = segment.access.contains(Rights::CODE);
+        let low_bit = segment.access.contains(Rights::WRITE_OR_READ);
+        let permitted = match access {
+            Access::Fetch => code || !self.state.protected_mode(),
+            Access::Read => !code || low_bit,
+            // Real and virtual-8086 mode never check the type.
+            Access::Write => !code && low_bit || !self.state.protected_mode(),
+        };
+        let limit = u64::from(segment.limit);
+        let inside = if !code && segment.access.contains(Rights::DOWN_OR_CONFORMING) {
+            let top = if segment.is_big() { u64::from(u32::MAX) } else { 0xffff };
+            offset > limit && last <= top && last >= offset
+        } else {
+            last <= limit && last >= offset
+        };
+        if permitted && inside && !segment.access.contains(Rights::UNUSABLE) {
+            return Ok(());
+        }
+        Err(self.raise(if seg == SegReg::Ss as u8 {
+            Exception::stack_segment(0)
+        } else {
+            Exception::general_protection(0)
+        }))
+    }
+
+    /// The linear address of `op`'s memory operand of `size` bytes.
+    #[inline(always)]
+    pub(crate) fn linear(&mut self, op: &crate::decode::op::Op, size: u64, access: Access) -> Result<u64, Abort> {
+        use crate::decode::op::OpFlags;
+        let offset = op.effective(&self.state);
+        if op.flags.contains(OpFlags::LEGACY) {
+            return self.linear_legacy(op.seg, offset, size, access);
+        }
+        let base = self.state.seg[usize::from(op.seg) & (crate::state::SEG_SLOTS - 1)].base;
+        Ok(base.wrapping_add(offset))
+    }
+
+    fn linear_legacy(&mut self, seg: u8, offset: u64, size: u64, access: Access) -> Result<u64, Abort> {
+        self.check_segment(seg, offset, size, access)?;
+        let base = self.state.seg[usize::from(seg) & (crate::state::SEG_SLOTS - 1)].base;
+        Ok(base.wrapping_add(offset) & 0xffff_ffff)
+    }
+}
+
+struct Places {
+    first: Place,
+    first_len: usize,
+    second: Option<Place>,
+}
+
+/// # Safety
+/// `data.len()` bytes at `host` are mapped readable guest RAM.
+unsafe fn copy_out(host: *const u8, data: &mut [u8]) {
+    // SAFETY: see above. Sizes that one `mov` moves are one access, as a guest that
+    // synchronises through aligned words expects even on this path.
+    unsafe {
+        match data.len() {
+            2 => data.copy_from_slice(&u16::load(host).to_le_bytes()),
+            4 => data.copy_from_slice(&u32::load(host).to_le_bytes()),
+            8 => data.copy_from_slice(&u64::load(host).to_le_bytes()),
+            len => access::copy(host, data.as_mut_ptr(), len),
+        }
+    }
+}
+
+/// # Safety
+/// `data.len()` bytes at `host` are mapped writable guest RAM.
+unsafe fn copy_in(data: &[u8], host: *mut u8) {
+    // SAFETY: see above, and `copy_out`'s reason for the sizes.
+    unsafe {
+        match *data {
+            [a] => u8::store(host, a),
+            [a, b] => u16::store(host, u16::from_le_bytes([a, b])),
+            [a, b, c, d] => u32::store(host, u32::from_le_bytes([a, b, c, d])),
+            [a, b, c, d, e, f, g, h] => u64::store(host, u64::from_le_bytes([a, b, c, d, e, f, g, h])),
+            _ => access::copy(data.as_ptr(), host, data.len()),
+        }
+    }
+}

@@ -1,0 +1,168 @@
+//! Paging and the software TLB.
+//!
+//! [`Mmu`] holds what follows from the control registers (paging mode, permissions in
+//! force, address-space tag) and the cached translations. [`walk`] reads the guest's
+//! page tables; [`access`] is what instruction handlers call. The rules are those of
+//! the SDM, vol. 3, chapter 4.
+
+pub mod access;
+pub mod tlb;
+pub mod walk;
+
+use crate::state::VcpuState;
+use crate::state::control::{Cr0, Cr4, Efer};
+use tlb::{CodeTlb, DataTlb, LargePages, Spaces};
+
+/// Guest-physical address width this CPU reports (CPUID 8000_0008h) and checks.
+pub const PHYS_BITS: u32 = 46;
+
+/// How linear addresses become physical ones.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PagingMode {
+    /// CR0.PG = 0: they are the same.
+    Off,
+    /// 32-bit paging, two levels, 4 KiB and (with CR4.PSE) 4 MiB pages.
+    TwoLevel,
+    /// PAE paging, three levels, 4 KiB and 2 MiB pages.
+    Pae,
+    /// 4-level paging of long mode.
+    FourLevel,
+}
+
+/// Whose permissions an access is made with. Each has its own TLB, so that a hit
+/// needs no permission check.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum View {
+    /// CPL 0 to 2 (or an implicit system access) with SMAP, if on, in force.
+    Kernel = 0,
+    /// CPL 3.
+    User = 1,
+    /// CPL 0 to 2 with SMAP lifted by RFLAGS.AC.
+    KernelOverUser = 2,
+}
+
+/// The kind of an access.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Access {
+    /// A load.
+    Read,
+    /// A store, or the load half of a read-modify-write.
+    Write,
+    /// An instruction fetch.
+    Fetch,
+}
+
+/// The permission bits in force, as the walker needs them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Rules {
+    /// CR0.WP: supervisor stores respect read-only pages.
+    pub write_protect: bool,
+    /// EFER.NXE.
+    pub no_execute: bool,
+    /// CR4.SMEP.
+    pub smep: bool,
+    /// CR4.SMAP.
+    pub smap: bool,
+    /// CR4.PSE: 4 MiB pages in 32-bit paging.
+    pub pse: bool,
+    /// CR4.PGE: global pages.
+    pub global: bool,
+}
+
+/// Paging state and cached translations of one vCPU.
+#[derive(Debug)]
+pub struct Mmu {
+    pub(crate) mode: PagingMode,
+    pub(crate) rules: Rules,
+    /// Root table: CR3's address bits.
+    pub(crate) root: u64,
+    /// PAE paging's four PDPTE registers, loaded with CR3 (SDM vol. 3, 4.4.1).
+    pub(crate) pdpte: [u64; 4],
+    /// The view of ordinary accesses at the current CPL.
+    pub(crate) view: View,
+    user: bool,
+    ac: bool,
+    pub(crate) data: DataTlb,
+    pub(crate) code: CodeTlb,
+    spaces: Spaces,
+    large: LargePages,
+}
+
+impl Mmu {
+    pub(crate) fn new() -> Self {
+        Self {
+            mode: PagingMode::Off,
+            rules: Rules {
+                write_protect: false,
+                no_execute: false,
+                smep: false,
+                smap: false,
+                pse: false,
+                global: false,
+            },
+            root: 0,
+            pdpte: [0; 4],
+            view: View::Kernel,
+            user: false,
+            ac: false,
+            data: DataTlb::new(),
+            code: CodeTlb::new(),
+            spaces: Spaces::new(),
+            large: LargePages::new(),
+        }
+    }
+
+    /// Takes paging mode and permissions from the control registers. Flushes what no
+    /// longer holds, except for what CR3 itself governs (see [`Mmu::set_root`]).
+    pub(crate) fn set_mode(&mut self, state: &VcpuState, user: bool) {
+        let mode = if !state.cr0.contains(Cr0::PG) {
+            PagingMode::Off
+        } else if !state.cr4.contains(Cr4::PAE) {
+            PagingMode::TwoLevel
+        } else if !state.efer.contains(Efer::LMA) {
+            PagingMode::Pae
+        } else {
+            PagingMode::FourLevel
+        };
+        let rules = Rules {
+            write_protect: state.cr0.contains(Cr0::WP),
+            no_execute: state.efer.contains(Efer::NXE),
+            smep: state.cr4.contains(Cr4::SMEP),
+            smap: state.cr4.contains(Cr4::SMAP),
+            pse: state.cr4.contains(Cr4::PSE),
+            global: state.cr4.contains(Cr4::PGE),
+        };
+        if mode != self.mode || rules != self.rules {
+            self.mode = mode;
+            self.rules = rules;
+            self.flush_all();
+        }
+        self.root = match mode {
+            PagingMode::FourLevel => state.cr3 & ((1 << PHYS_BITS) - 1) & !0xfff,
+            PagingMode::Pae => state.cr3 & 0xffff_ffe0,
+            PagingMode::TwoLevel | PagingMode::Off => state.cr3 & 0xffff_f000,
+        };
+        self.user = user;
+        self.ac = state.rflags.contains(crate::state::rflags::RFlags::AC);
+        self.choose_view();
+    }
+
+    /// RFLAGS.AC changed.
+    #[inline]
+    pub(crate) fn set_alignment_override(&mut self, ac: bool) {
+        if self.ac != ac {
+            self.ac = ac;
+            self.choose_view();
+        }
+    }
+
+    fn choose_view(&mut self) {
+        self.view = match (self.user, self.ac && self.rules.smap) {
+            (true, _) => View::User,
+            (false, true) => View::KernelOverUser,
+            (false, false) => View::Kernel,
+        };
+    }
+
+}
