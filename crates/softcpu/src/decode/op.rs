@@ -36,6 +36,8 @@ bitflags::bitflags! {
         const STACK = 1 << 4;
         /// 64-bit code.
         const LONG = 1 << 5;
+        /// The r/m operand is memory.
+        const MEM = 1 << 6;
     }
 }
 

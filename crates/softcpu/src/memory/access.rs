@@ -107,3 +107,25 @@ pub unsafe fn copy(src: *const u8, dst: *mut u8, len: usize) {
     // no reference; a concurrent guest write can only give us mixed bytes, as on hardware.
     unsafe { core::ptr::copy(src, dst, len) }
 }
+
+/// Stores `count` copies of `value` one after the other, as `rep stos` does.
+///
+/// # Safety
+/// `count * SIZE` bytes at `dst` are mapped writable and no Rust reference covers them.
+pub unsafe fn fill<T: Scalar>(dst: *mut u8, value: T, count: usize) {
+    macro_rules! stos {
+        ($instruction:literal) => {
+            // SAFETY: the caller vouches for the range; the direction flag is clear in Rust code.
+            unsafe {
+                asm!($instruction, inout("rcx") count => _, inout("rdi") dst => _,
+                     in("rax") value.zero_extend(), options(nostack, preserves_flags));
+            }
+        };
+    }
+    match T::SIZE {
+        1 => stos!("rep stosb"),
+        2 => stos!("rep stosw"),
+        4 => stos!("rep stosd"),
+        _ => stos!("rep stosq"),
+    }
+}

@@ -1,0 +1,211 @@
+//! Building blocks: fetch the bytes, decode them, lower each instruction.
+
+use iced_x86::{Decoder, DecoderOptions, Instruction};
+
+use super::cache::{Block, Tail, Unsettled};
+use super::lower::{self, Lowered};
+use super::op::{Op, OpFlags};
+use crate::addr::{PAGE_OFFSET, PAGE_SIZE};
+use crate::exception::Exception;
+use crate::interp::transfer;
+use crate::memory::access;
+use crate::memory::ram::RamFrame;
+use crate::state::CodeSize;
+use crate::vcpu::{Abort, Vcpu};
+
+/// Most instructions in a block: bounds how long an interrupt waits.
+const MAX_OPS: usize = 32;
+/// Most bytes looked at for one block.
+const WINDOW: usize = 256;
+/// Longest instruction.
+const MAX_INSTRUCTION: usize = 15;
+
+/// What one pass over the bytes made.
+struct Pass {
+    ops: Vec<Op>,
+    /// Bytes of code consumed.
+    len: usize,
+    /// The first instruction needs bytes beyond the window.
+    short: bool,
+}
+
+impl Vcpu {
+    /// Decodes the block at `rip`, whose first byte is at `linear` in the page `host`.
+    pub(crate) fn build_block(
+        &mut self,
+        rip: u64,
+        linear: u64,
+        host: u64,
+        frame: RamFrame,
+    ) -> Result<Box<Block>, Abort> {
+        self.counters.decoded = self.counters.decoded.wrapping_add(1);
+        let offset = linear & PAGE_OFFSET;
+        let room = ((PAGE_SIZE - offset) as usize).min(WINDOW);
+        let mut bytes = [0; WINDOW];
+        copy_code(host, offset, &mut bytes[..room]);
+        let mut pass = self.decode_pass(rip, &bytes[..room], MAX_OPS)?;
+        if pass.short {
+            return self.build_straddling(rip, linear, host, frame);
+        }
+        // Mark what was consumed, and make sure that the bytes are still those: see CodeMap.
+        let memory = std::sync::Arc::clone(&self.memory);
+        let observer = std::sync::Arc::clone(&self.observer);
+        loop {
+            let range = offset..offset + pass.len as u64;
+            if !memory.code().is_marked(frame) {
+                self.mmu.data.drop_writes_to(frame);
+            }
+            let (now, version, epoch) = memory.code().decode(&observer, frame, range, || {
+                let mut now = [0; WINDOW];
+                copy_code(host, offset, &mut now[..pass.len]);
+                now
+            });
+            if now[..pass.len] == bytes[..pass.len] {
+                let unsettled = (!memory.code().settled(&observer, epoch))
+                    .then(|| Unsettled { epoch, bytes: bytes[..pass.len].into() });
+                return Ok(Box::new(Block {
+                    linear,
+                    rip,
+                    size: self.code_size,
+                    frame,
+                    version,
+                    tail: None,
+                    unsettled,
+                    ops: pass.ops.into_boxed_slice(),
+                }));
+            }
+            copy_code(host, offset, &mut bytes[..room]);
+            pass = self.decode_pass(rip, &bytes[..room], MAX_OPS)?;
+            if pass.short {
+                return self.build_straddling(rip, linear, host, frame);
+            }
+        }
+    }
+
+    /// A block of one instruction whose bytes go on in the next page.
+    fn build_straddling(
+        &mut self,
+        rip: u64,
+        linear: u64,
+        host: u64,
+        frame: RamFrame,
+    ) -> Result<Box<Block>, Abort> {
+        let offset = linear & PAGE_OFFSET;
+        let room = (PAGE_SIZE - offset) as usize;
+        let mut page = linear.wrapping_add(room as u64);
+        if self.code_size != CodeSize::Bits64 {
+            page &= 0xffff_ffff;
+        }
+        let Some((host2, frame2)) = self.fetch_page(page)? else {
+            return Err(self.raise(Exception::general_protection(0)));
+        };
+        let memory = std::sync::Arc::clone(&self.memory);
+        let observer = std::sync::Arc::clone(&self.observer);
+        for marked in [frame, frame2] {
+            if !memory.code().is_marked(marked) {
+                self.mmu.data.drop_writes_to(marked);
+            }
+        }
+        let first = room.min(MAX_INSTRUCTION);
+        let mut bytes = [0; 2 * MAX_INSTRUCTION];
+        let ((), version, epoch) = memory.code().decode(&observer, frame, offset..PAGE_SIZE, || {
+            copy_code(host, offset, &mut bytes[..first]);
+        });
+        let ((), version2, epoch2) =
+            memory.code().decode(&observer, frame2, 0..MAX_INSTRUCTION as u64, || {
+                copy_code(host2, 0, &mut bytes[first..first + MAX_INSTRUCTION]);
+            });
+        let pass = self.decode_pass(rip, &bytes[..first + MAX_INSTRUCTION], 1)?;
+        let epoch = epoch.max(epoch2);
+        let len = pass.ops.first().map_or(0, |op| usize::from(op.len)).min(bytes.len());
+        let unsettled = (!memory.code().settled(&observer, epoch))
+            .then(|| Unsettled { epoch, bytes: bytes[..len].into() });
+        Ok(Box::new(Block {
+            linear,
+            rip,
+            size: self.code_size,
+            frame,
+            version,
+            tail: Some(Tail { page, frame: frame2, version: version2 }),
+            unsettled,
+            ops: pass.ops.into_boxed_slice(),
+        }))
+    }
+
+    fn decode_pass(&mut self, rip: u64, bytes: &[u8], limit: usize) -> Result<Pass, Abort> {
+        let mut decoder = Decoder::with_ip(self.code_size as u32, bytes, rip, DecoderOptions::NONE);
+        let mut instruction = Instruction::default();
+        let mut pass = Pass { ops: Vec::with_capacity(8), len: 0, short: false };
+        while pass.ops.len() < limit {
+            if decoder.position() >= bytes.len() {
+                break;
+            }
+            decoder.decode_out(&mut instruction);
+            if instruction.is_invalid() && decoder.last_error() == iced_x86::DecoderError::NoMoreBytes {
+                pass.short = pass.ops.is_empty();
+                break;
+            }
+            if instruction.len() == 0 {
+                break;
+            }
+            let start = pass.len;
+            pass.len += instruction.len();
+            let Lowered { op, ends } = match lower::lower(self, &instruction, &bytes[start..pass.len]) {
+                Ok(lowered) => lowered,
+                Err(lower::StubsFull) if !pass.ops.is_empty() => {
+                    pass.len = start;
+                    break;
+                }
+                Err(lower::StubsFull) => {
+                    self.blocks.clear();
+                    self.native.reset();
+                    self.code_hit = true;
+                    match lower::lower(self, &instruction, &bytes[start..pass.len]) {
+                        Ok(lowered) => lowered,
+                        Err(lower::StubsFull) => return Err(self.ud()),
+                    }
+                }
+            };
+            pass.ops.push(op);
+            if ends {
+                return Ok(pass);
+            }
+        }
+        if let Some(last) = pass.ops.last() {
+            let end = goto(last);
+            pass.ops.push(end);
+        }
+        Ok(pass)
+    }
+}
+
+/// The synthetic op that continues after `last`.
+fn goto(last: &Op) -> Op {
+    let next = last.next_rip();
+    Op { run: transfer::fall_through, rip: next, imm: next, len: 0, flags: last.flags & OpFlags::LEGACY, ..*last }
+}
+
+/// Copies code out of the guest page at `host`.
+fn copy_code(host: u64, offset: u64, into: &mut [u8]) {
+    // SAFETY: `host` is a mapped page of guest RAM (the code TLB or a walk just said so),
+    // and callers keep offset + len within it.
+    unsafe { access::copy((host + offset) as *const u8, into.as_mut_ptr(), into.len()) }
+}
+
+impl Block {
+    /// Whether the bytes at `host` (and, for a straddler, those in the tail) are still
+    /// the ones this block was decoded from.
+    pub(crate) fn unchanged(&self, host: u64, tail_host: u64) -> bool {
+        let Some(unsettled) = &self.unsettled else { return true };
+        let offset = self.linear & PAGE_OFFSET;
+        let first = unsettled.bytes.len().min((PAGE_SIZE - offset) as usize);
+        let (head, tail) = unsettled.bytes.split_at(first);
+        let mut now = [0; WINDOW];
+        let same = |host: u64, offset: u64, expected: &[u8], now: &mut [u8; WINDOW]| {
+            let now = &mut now[..expected.len().min(WINDOW)];
+            copy_code(host, offset, now);
+            now == expected
+        };
+        same(host, offset, head, &mut now) && (tail.is_empty() || same(tail_host, 0, tail, &mut now))
+    }
+}

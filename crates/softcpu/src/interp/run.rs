@@ -1,0 +1,209 @@
+//! The run loop: events, finding a block, running it, delivering what it raised.
+
+use crate::decode::cache::{Block, BlockCache};
+use crate::handle::Event;
+use crate::state::CodeSize;
+use crate::state::rflags::RFlags;
+use crate::state::segment::SegReg;
+use crate::vcpu::{Abort, Exit, Shadow, Vcpu};
+
+impl Vcpu {
+    /// Runs guest code until something needs the machine.
+    pub fn run(&mut self) -> Exit {
+        self.enter_guest();
+        let exit = self.run_blocks();
+        self.memory.code().leave(&self.observer);
+        exit
+    }
+
+    /// From here on stores to code must be seen: catches up with what other vCPUs decoded.
+    fn enter_guest(&mut self) {
+        let memory = std::sync::Arc::clone(&self.memory);
+        let observer = std::sync::Arc::clone(&self.observer);
+        memory.code().enter(&observer, || self.mmu.data.drop_writes());
+    }
+
+    fn run_blocks(&mut self) -> Exit {
+        loop {
+            if self.handle.pending().bits() & self.event_mask != 0
+                && let Some(exit) = self.service_events()
+            {
+                return exit;
+            }
+            let outcome = if self.stepping() { self.step() } else { self.run_block() };
+            match outcome {
+                Ok(()) | Err(Abort::EndBlock) => {}
+                Err(Abort::Exit) => return self.exit,
+                Err(Abort::Fault) => {
+                    let exception = self.fault;
+                    if self.deliver_exception(exception).is_err() {
+                        return Exit::Shutdown;
+                    }
+                }
+            }
+        }
+    }
+
+    /// Takes the events that may be taken now.
+    #[cold]
+    fn service_events(&mut self) -> Option<Exit> {
+        let pending = self.handle.pending();
+        if pending.contains(Event::CODE_PAGES) {
+            self.handle.take(Event::CODE_PAGES);
+            self.enter_guest();
+        }
+        if pending.contains(Event::FLUSH_TLB) {
+            self.handle.take(Event::FLUSH_TLB);
+            self.mmu.flush_all();
+        }
+        if pending.contains(Event::STOP) {
+            self.handle.take(Event::STOP);
+            return Some(Exit::Stopped);
+        }
+        if pending.contains(Event::ATTENTION) {
+            self.handle.take(Event::ATTENTION);
+            return Some(Exit::Attention);
+        }
+        let allowed = Event::from_bits_truncate(self.event_mask);
+        if pending.contains(Event::NMI) && allowed.contains(Event::NMI) {
+            self.handle.take(Event::NMI);
+            if self.deliver_nmi().is_err() {
+                return Some(Exit::Shutdown);
+            }
+        } else if pending.contains(Event::INTERRUPT) && allowed.contains(Event::INTERRUPT) {
+            // Cleared first: an interrupt that arrives while we acknowledge raises it again.
+            self.handle.take(Event::INTERRUPT);
+            if let Some(vector) = self.env.acknowledge_interrupt() {
+                self.counters.interrupts = self.counters.interrupts.wrapping_add(1);
+                if self.deliver_interrupt(vector).is_err() {
+                    return Some(Exit::Shutdown);
+                }
+            }
+        }
+        None
+    }
+
+    /// Whether the next instruction must be run alone: single step, an interrupt
+    /// shadow, or breakpoints in force.
+    #[inline(always)]
+    fn stepping(&self) -> bool {
+        self.shadow != Shadow::None || self.state.rflags.contains(RFlags::TF) || self.debug_active()
+    }
+
+    /// Finds (or makes) the block at RIP and takes it out of the cache.
+    #[inline(always)]
+    fn find_block(&mut self) -> Result<(usize, Box<Block>), Abort> {
+        let rip = self.state.rip;
+        let linear = if self.code_size == CodeSize::Bits64 {
+            rip
+        } else {
+            let cs = self.state.segment(SegReg::Cs);
+            if rip > u64::from(cs.limit) {
+                return Err(self.gp(0));
+            }
+            cs.base.wrapping_add(rip) & 0xffff_ffff
+        };
+        let Some((host, frame)) = self.fetch_page(linear)? else { return Err(self.gp(0)) };
+        let slot = BlockCache::slot(linear);
+        if let Some(block) = self.blocks.take(slot) {
+            if block.linear == linear
+                && block.frame == frame
+                && block.rip == rip
+                && block.size == self.code_size
+                && block.version == self.memory.code().version(frame)
+                && (block.tail.is_none() && block.unsettled.is_none() || self.recheck(&block, host))
+            {
+                return Ok((slot, block));
+            }
+            self.blocks.put(slot, block);
+        }
+        let block = self.build_block(rip, linear, host, frame)?;
+        self.code_hit = false;
+        Ok((slot, block))
+    }
+
+    /// The checks that few blocks need: the second page, and bytes that another vCPU
+    /// may still be able to change unseen.
+    #[cold]
+    fn recheck(&mut self, block: &Block, host: u64) -> bool {
+        let mut tail_host = 0;
+        if let Some(tail) = block.tail {
+            match self.fetch_page(tail.page) {
+                Ok(Some((host, frame)))
+                    if frame == tail.frame && self.memory.code().version(frame) == tail.version =>
+                {
+                    tail_host = host;
+                }
+                // Rebuilding the block raises whatever fetching it raises.
+                _ => return false,
+            }
+        }
+        match &block.unsettled {
+            Some(unsettled) if !self.memory.code().settled(&self.observer, unsettled.epoch) => {
+                block.unchanged(host, tail_host)
+            }
+            _ => true,
+        }
+    }
+
+    #[inline(always)]
+    fn run_block(&mut self) -> Result<(), Abort> {
+        let (slot, block) = self.find_block()?;
+        self.counters.blocks = self.counters.blocks.wrapping_add(1);
+        let mut outcome = Ok(());
+        let mut done = 0_usize;
+        for op in &block.ops {
+            done += 1;
+            if let Err(abort) = (op.run)(self, op) {
+                if abort == Abort::Fault {
+                    self.state.rip = op.rip;
+                }
+                outcome = Err(abort);
+                break;
+            }
+            if self.code_hit {
+                // The store may have hit the rest of this very block.
+                if done < block.ops.len() {
+                    self.state.rip = op.next_rip();
+                }
+                break;
+            }
+        }
+        self.code_hit = false;
+        self.counters.ops = self.counters.ops.wrapping_add(done as u64);
+        self.blocks.put(slot, block);
+        outcome
+    }
+
+    /// Runs one instruction, with the traps that follow it.
+    #[cold]
+    fn step(&mut self) -> Result<(), Abort> {
+        let trap = self.state.rflags.contains(RFlags::TF);
+        let held = std::mem::take(&mut self.shadow);
+        self.update_event_mask();
+        if held != Shadow::MovSs {
+            let rip = self.state.rip;
+            self.check_code_breakpoint(rip)?;
+        }
+        let (slot, block) = self.find_block()?;
+        let outcome = match block.ops.first() {
+            Some(op) => {
+                self.counters.ops = self.counters.ops.wrapping_add(1);
+                let outcome = (op.run)(self, op);
+                match outcome {
+                    Err(Abort::Fault) => self.state.rip = op.rip,
+                    Ok(()) if block.ops.len() > 1 => self.state.rip = op.next_rip(),
+                    _ => {}
+                }
+                outcome
+            }
+            None => Ok(()),
+        };
+        self.code_hit = false;
+        self.blocks.put(slot, block);
+        if outcome != Err(Abort::Fault) {
+            self.after_step(trap)?;
+        }
+        outcome
+    }
+}
