@@ -3,4 +3,7 @@
 //!
 //! Nothing in here knows of terminals or command lines; that is the Launcher's part.
 
+pub mod acpi;
 pub mod layout;
+pub mod loader;
+pub mod memory;

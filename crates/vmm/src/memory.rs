@@ -1,0 +1,221 @@
+//! Guest RAM: how much there is at which guest-physical addresses, and its mapping.
+//!
+//! The mapping is vm-memory's, because the loader and device models of the rust-vmm
+//! family speak it; the CPU in software gets the same pages as a
+//! [`PhysMemory`](softcpu::PhysMemory) through [`GuestRam::phys_memory`]. The Launcher makes
+//! one [`GuestRam`] per machine; the loader fills it before a vCPU runs.
+
+use std::sync::Arc;
+
+use softcpu::addr::PAGE_SIZE;
+use softcpu::memory::ram::LayoutError;
+use softcpu::{GuestPhysAddr, PhysMemory, RamRegion};
+use vm_memory::mmap::FromRangesError;
+use vm_memory::{
+    GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion, MemoryRegionAddress,
+};
+
+use crate::layout::{HOLE_END, HOLE_START};
+
+/// One MiB in bytes.
+pub const MIB: u64 = 1 << 20;
+/// The least RAM a machine has: below this no distribution kernel gets anywhere.
+pub const MIN_RAM: u64 = 32 * MIB;
+/// The most RAM a machine has: every physical-address width that CPUID may report
+/// (40 bits and more) reaches it.
+pub const MAX_RAM: u64 = (1 << 40) - (HOLE_END.0 - HOLE_START.0);
+
+/// Why there is no guest RAM.
+#[derive(Debug, thiserror::Error)]
+pub enum MemoryError {
+    /// Less than [`MIN_RAM`].
+    #[error("{} MiB of memory is too little for a guest: give --mem {}M or more", .0 / MIB, MIN_RAM / MIB)]
+    TooSmall(u64),
+    /// More than [`MAX_RAM`].
+    #[error("{} MiB of memory is more than a guest can address: give --mem {}M or less", .0 / MIB, MAX_RAM / MIB)]
+    TooLarge(u64),
+    /// Not whole pages.
+    #[error("{0} bytes of memory is not a multiple of 4 KiB: give --mem in MiB (--mem 512M)")]
+    Unaligned(u64),
+    /// The host would not map that much.
+    #[error("this host cannot map {} MiB of guest memory ({reason}): give a smaller --mem", .bytes / MIB)]
+    HostRefused {
+        /// How much was asked for.
+        bytes: u64,
+        /// What the host said.
+        reason: FromRangesError,
+    },
+    /// The CPU's view of the memory could not be built.
+    #[error("the CPU cannot use this guest memory: {0}")]
+    Cpu(#[from] LayoutError),
+}
+
+/// Where RAM of a given size lies: below the hole first, the rest above 4 GiB.
+///
+/// Each range is start and length in bytes, ascending. The length is not checked here.
+#[must_use]
+pub fn ram_ranges(bytes: u64) -> Vec<(GuestPhysAddr, u64)> {
+    let low = bytes.min(HOLE_START.0);
+    let high = bytes.saturating_sub(low);
+    [(GuestPhysAddr(0), low), (HOLE_END, high)].into_iter().filter(|(_, len)| *len != 0).collect()
+}
+
+/// The RAM of one machine, mapped and zeroed. Clones are the same memory.
+#[derive(Clone, Debug)]
+pub struct GuestRam {
+    mmap: Arc<GuestMemoryMmap>,
+    bytes: u64,
+}
+
+impl GuestRam {
+    /// Maps `bytes` of RAM: private, zeroed, reserved nowhere until touched.
+    ///
+    /// # Errors
+    /// [`MemoryError`] when the size makes no sense or the host refuses it.
+    pub fn new(bytes: u64) -> Result<Self, MemoryError> {
+        if bytes < MIN_RAM {
+            return Err(MemoryError::TooSmall(bytes));
+        }
+        if bytes > MAX_RAM {
+            return Err(MemoryError::TooLarge(bytes));
+        }
+        if !bytes.is_multiple_of(PAGE_SIZE) {
+            return Err(MemoryError::Unaligned(bytes));
+        }
+        // usize is 64 bits wide on the only architecture we run on.
+        let ranges: Vec<_> = ram_ranges(bytes)
+            .into_iter()
+            .map(|(start, len)| (GuestAddress(start.0), len as usize))
+            .collect();
+        let mmap = GuestMemoryMmap::from_ranges(&ranges)
+            .map_err(|reason| MemoryError::HostRefused { bytes, reason })?;
+        let ram = Self { mmap: Arc::new(mmap), bytes };
+        // A booting kernel touches most small pages it will ever touch once; taking them
+        // 512 at a time saves tens of thousands of host page faults, and host TLB misses
+        // ever after. Advice only: a host without huge pages loses nothing but speed.
+        ram.advise(libc::MADV_HUGEPAGE);
+        // What a guest holds in memory has no business in this process's core dump.
+        ram.advise(libc::MADV_DONTDUMP);
+        Ok(ram)
+    }
+
+    /// How much RAM there is, in bytes.
+    #[must_use]
+    pub fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
+    /// Where it is: start and length of each stretch, ascending.
+    #[must_use]
+    pub fn ranges(&self) -> Vec<(GuestPhysAddr, u64)> {
+        ram_ranges(self.bytes)
+    }
+
+    /// Where RAM below 4 GiB ends.
+    #[must_use]
+    pub fn low_end(&self) -> GuestPhysAddr {
+        GuestPhysAddr(self.bytes.min(HOLE_START.0))
+    }
+
+    /// The memory as vm-memory's users (virtio queues, vhost, KVM) want it.
+    #[must_use]
+    pub fn mmap(&self) -> &Arc<GuestMemoryMmap> {
+        &self.mmap
+    }
+
+    /// The memory as the CPU in software wants it. It keeps the mapping alive.
+    ///
+    /// Build one and share it: it also remembers what has been decoded as code.
+    ///
+    /// # Errors
+    /// [`MemoryError::Cpu`] when the CPU cannot address it.
+    pub fn phys_memory(&self) -> Result<PhysMemory, MemoryError> {
+        let regions: Vec<RamRegion> = self
+            .mapped()
+            .map(|(start, len, host)| RamRegion { start: GuestPhysAddr(start), len, host })
+            .collect();
+        // SAFETY: each region is exactly one of vm-memory's mappings: readable, writable,
+        // disjoint from the others, and kept mapped by the Arc handed over as owner.
+        // vm-memory itself only makes raw and volatile accesses to it, never references.
+        Ok(unsafe { PhysMemory::new(&regions, self.mmap.clone()) }?)
+    }
+
+    /// Makes all RAM zero again and gives its pages back to the host, for a machine that
+    /// is loaded anew. No vCPU may be running (they would merely see zeroes, but so
+    /// suddenly that nobody could make sense of it).
+    pub fn clear(&self) {
+        self.advise(libc::MADV_DONTNEED);
+    }
+
+    fn advise(&self, advice: libc::c_int) {
+        for (start, len, host) in self.mapped() {
+            // SAFETY: the range is one of our own private anonymous mappings. The advices
+            // used here change how pages are backed, or (DONTNEED) make them read as
+            // zero, which is a write like a guest's own: no Rust reference covers RAM.
+            let done = unsafe { libc::madvise(host.cast(), len as usize, advice) };
+            if done != 0 {
+                let error = std::io::Error::last_os_error();
+                tracing::debug!(start, len, advice, %error, "madvise on guest RAM");
+            }
+        }
+    }
+
+    /// Start, length and host address of each mapped stretch.
+    fn mapped(&self) -> impl Iterator<Item = (u64, u64, *mut u8)> + '_ {
+        self.mmap.iter().filter_map(|region| {
+            // The backend always has a host address; one that has none is no RAM of ours.
+            let host = region.get_host_address(MemoryRegionAddress(0)).ok()?;
+            Some((region.start_addr().0, region.len(), host))
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use vm_memory::Bytes;
+
+    #[test]
+    fn both_views_are_the_same_memory() {
+        let ram = GuestRam::new(4096 * MIB).unwrap();
+        let cpu = ram.phys_memory().unwrap();
+        for addr in [0, 0xbfff_fff8, 0x1_0000_0000, 0x1_3fff_fff8] {
+            ram.mmap().write_obj(addr ^ 0x55aa, GuestAddress(addr)).unwrap();
+            assert_eq!(cpu.load::<u64>(GuestPhysAddr(addr)), Some(addr ^ 0x55aa));
+        }
+        assert_eq!(cpu.load::<u64>(HOLE_START), None);
+        assert_eq!(cpu.load::<u64>(GuestPhysAddr(0x1_4000_0000)), None);
+        ram.clear();
+        assert_eq!(cpu.load::<u64>(GuestPhysAddr(0x1_0000_0000)), Some(0));
+    }
+
+    #[test]
+    fn the_cpus_view_keeps_the_mapping() {
+        let ram = GuestRam::new(MIN_RAM).unwrap();
+        let cpu = ram.phys_memory().unwrap();
+        drop(ram);
+        assert!(cpu.store::<u32>(GuestPhysAddr(MIN_RAM - 4), 7));
+    }
+
+    #[test]
+    fn sizes_that_make_no_sense_name_the_remedy() {
+        let message = |bytes| GuestRam::new(bytes).unwrap_err().to_string();
+        assert!(message(MIN_RAM - 1).contains("--mem 32M or more"));
+        assert!(message(MIN_RAM + 1).contains("multiple of 4 KiB"));
+        assert!(message(u64::MAX).contains("or less"));
+    }
+
+    proptest! {
+        #[test]
+        fn ranges_add_up_and_leave_the_hole(pages in 0..MAX_RAM / PAGE_SIZE) {
+            let bytes = pages * PAGE_SIZE;
+            let ranges = ram_ranges(bytes);
+            prop_assert_eq!(ranges.iter().map(|(_, len)| len).sum::<u64>(), bytes);
+            for (start, len) in ranges {
+                prop_assert!(start.0 + len <= HOLE_START.0 || start >= HOLE_END);
+                prop_assert!(len > 0 && len % PAGE_SIZE == 0);
+            }
+        }
+    }
+}
