@@ -4,6 +4,9 @@
 //! Nothing in here knows of terminals or command lines; that is the Launcher's part.
 
 pub mod acpi;
+pub mod clock;
+pub mod devices;
 pub mod layout;
 pub mod loader;
 pub mod memory;
+pub mod platform;

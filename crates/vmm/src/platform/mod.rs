@@ -1,0 +1,3 @@
+//! What the guest believes it runs on.
+
+pub mod pc;
