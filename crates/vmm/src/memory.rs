@@ -2,11 +2,12 @@
 //!
 //! The mapping is vm-memory's, because the loader and device models of the rust-vmm
 //! family speak it; the CPU in software gets the same pages as a
-//! [`PhysMemory`](softcpu::PhysMemory) through [`GuestRam::phys_memory`]. The Launcher makes
+//! [`PhysMemory`] through [`GuestRam::phys_memory`]. The Launcher makes
 //! one [`GuestRam`] per machine; the loader fills it before a vCPU runs.
 
 use std::sync::Arc;
 
+use rustix::mm::{Advice, madvise};
 use softcpu::addr::PAGE_SIZE;
 use softcpu::memory::ram::LayoutError;
 use softcpu::{GuestPhysAddr, PhysMemory, RamRegion};
@@ -93,9 +94,9 @@ impl GuestRam {
         // A booting kernel touches most small pages it will ever touch once; taking them
         // 512 at a time saves tens of thousands of host page faults, and host TLB misses
         // ever after. Advice only: a host without huge pages loses nothing but speed.
-        ram.advise(libc::MADV_HUGEPAGE);
+        ram.advise(Advice::LinuxHugepage);
         // What a guest holds in memory has no business in this process's core dump.
-        ram.advise(libc::MADV_DONTDUMP);
+        ram.advise(Advice::LinuxDontDump);
         Ok(ram)
     }
 
@@ -144,18 +145,17 @@ impl GuestRam {
     /// is loaded anew. No vCPU may be running (they would merely see zeroes, but so
     /// suddenly that nobody could make sense of it).
     pub fn clear(&self) {
-        self.advise(libc::MADV_DONTNEED);
+        self.advise(Advice::LinuxDontNeed);
     }
 
-    fn advise(&self, advice: libc::c_int) {
+    fn advise(&self, advice: Advice) {
         for (start, len, host) in self.mapped() {
             // SAFETY: the range is one of our own private anonymous mappings. The advices
             // used here change how pages are backed, or (DONTNEED) make them read as
             // zero, which is a write like a guest's own: no Rust reference covers RAM.
-            let done = unsafe { libc::madvise(host.cast(), len as usize, advice) };
-            if done != 0 {
-                let error = std::io::Error::last_os_error();
-                tracing::debug!(start, len, advice, %error, "madvise on guest RAM");
+            let done = unsafe { madvise(host.cast(), len as usize, advice) };
+            if let Err(error) = done {
+                tracing::debug!(start, len, ?advice, %error, "madvise on guest RAM");
             }
         }
     }
