@@ -1,0 +1,219 @@
+//! `cargo xtask compare`: lguest beside QEMU without KVM, on the same kernel, initial RAM
+//! disk and machine, alternating so that both see the same weather.
+
+use crate::guests::{Guest, kernel};
+use crate::measure::{self, Run};
+use crate::qemu::Qemu;
+use crate::{initramfs, paths, progress};
+use anyhow::{Context, Result};
+use clap::Args;
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+
+/// Measure lguest against QEMU without KVM
+#[derive(Args, Debug)]
+pub(crate) struct Options {
+    /// Runs of each
+    #[arg(long, value_name = "N", default_value = "5")]
+    runs: u32,
+    /// Guest memory, MiB
+    #[arg(long, value_name = "MIB", default_value = "512")]
+    mem: u64,
+    /// Write the result into docs/performance.md
+    #[arg(long)]
+    record: bool,
+}
+
+/// The bars of docs/specification.md.
+const TIME_RATIO: f64 = 6.0;
+const OVERHEAD_MIB: f64 = 64.0;
+const IDLE_PERCENT: f64 = 2.0;
+
+/// The markers around the recorded section.
+const BEGIN: &str = "<!-- recorded by cargo xtask compare: begin -->";
+const END: &str = "<!-- recorded by cargo xtask compare: end -->";
+
+/// `cargo xtask compare`
+pub(crate) fn compare(options: &Options) -> Result<()> {
+    let kernel_path = kernel(Guest::Debian12Cloud)?;
+    let initrd = initramfs::initramfs()?;
+    let qemu = Qemu::find()?;
+    let lguest = paths::release_lguest()?;
+    let append = "console=ttyS0 panic=-1 lguest.mode=idle";
+
+    let (mut ours, mut theirs) = (Vec::new(), Vec::new());
+    for round in 0..options.runs {
+        // Idling is watched once each; it takes a while and hardly varies.
+        let idle = round == 0;
+        let count = format!("{}/{}", round + 1, options.runs);
+        let mut command = Command::new(&lguest);
+        command.args(["run", "--mem", &format!("{}M", options.mem)]);
+        command.arg("--kernel").arg(&kernel_path).arg("--initrd").arg(&initrd);
+        command.args(["--append", "lguest.mode=idle"]);
+        let run = || measure::run(command, options.mem, idle);
+        ours.push(progress::step(&format!("lguest, run {count}"), run)?);
+
+        let command = qemu.microvm(&kernel_path, &initrd, options.mem, append);
+        let run = || measure::run(command, options.mem, idle);
+        theirs.push(progress::step(&format!("QEMU, run {count}"), run)?);
+    }
+
+    let release = fs::read_to_string(kernel_path.with_file_name("release"))?;
+    let report = report(
+        &Summary::of(&ours),
+        &Summary::of(&theirs),
+        &Setting {
+            host: host(),
+            qemu: qemu.version()?,
+            release: release.trim().to_owned(),
+            runs: options.runs,
+            mem: options.mem,
+        },
+    );
+    println!("{report}");
+    if options.record {
+        record(&paths::workspace().join("docs/performance.md"), &report)?;
+    }
+    Ok(())
+}
+
+/// What was measured on.
+struct Setting {
+    host: String,
+    qemu: String,
+    release: String,
+    runs: u32,
+    mem: u64,
+}
+
+/// Several runs in a few numbers.
+struct Summary {
+    fastest: f64,
+    median: f64,
+    slowest: f64,
+    overhead_mib: f64,
+    idle_percent: f64,
+}
+
+impl Summary {
+    fn of(runs: &[Run]) -> Self {
+        let mut times: Vec<f64> = runs.iter().map(|run| run.to_init.as_secs_f64()).collect();
+        times.sort_by(f64::total_cmp);
+        let middle = times.len() / 2;
+        let median = match times.len() % 2 {
+            0 if middle > 0 => (times[middle - 1] + times[middle]) / 2.0,
+            _ => times.get(middle).copied().unwrap_or(f64::NAN),
+        };
+        let overhead = runs.iter().map(|run| run.overhead).max().unwrap_or(0);
+        Self {
+            fastest: times.first().copied().unwrap_or(f64::NAN),
+            median,
+            slowest: times.last().copied().unwrap_or(f64::NAN),
+            overhead_mib: overhead as f64 / f64::from(1 << 20),
+            idle_percent: runs.iter().find_map(|run| run.idle).unwrap_or(f64::NAN) * 100.0,
+        }
+    }
+}
+
+/// The machine measured on, as far as it matters.
+fn host() -> String {
+    let info = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let model = info.lines().find_map(|line| line.strip_prefix("model name")?.split_once(": "));
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    format!("{}, {cores} cores", model.map_or("unknown processor", |(_, name)| name))
+}
+
+fn report(ours: &Summary, theirs: &Summary, setting: &Setting) -> String {
+    let verdict = |met: bool| if met { "met" } else { "missed" };
+    let ratio = ours.median / theirs.median;
+    let Setting { host, qemu, release, runs, mem } = setting;
+    [
+        format!("{host}; Linux {release}, 1 vCPU, {mem} MiB; {runs} runs each, alternating;"),
+        format!("{qemu}, `-accel tcg -cpu max -M microvm`."),
+        String::new(),
+        "| | lguest | QEMU TCG | ratio | bar | |".into(),
+        "|---|---|---|---|---|---|".into(),
+        format!(
+            "| start to first line of /init, median | {:.2} s | {:.2} s | {ratio:.2} | \
+             at most {TIME_RATIO}x | {} |",
+            ours.median,
+            theirs.median,
+            verdict(ratio <= TIME_RATIO)
+        ),
+        format!(
+            "| fastest to slowest | {:.2} to {:.2} s | {:.2} to {:.2} s | | | |",
+            ours.fastest, ours.slowest, theirs.fastest, theirs.slowest
+        ),
+        format!(
+            "| peak memory beyond guest RAM | {:.1} MiB | {:.1} MiB | {:.2} | \
+             at most {OVERHEAD_MIB} MiB | {} |",
+            ours.overhead_mib,
+            theirs.overhead_mib,
+            ours.overhead_mib / theirs.overhead_mib,
+            verdict(ours.overhead_mib <= OVERHEAD_MIB)
+        ),
+        format!(
+            "| idle guest, part of a core | {:.2} % | {:.2} % | {:.2} | under {IDLE_PERCENT} % | {} |",
+            ours.idle_percent,
+            theirs.idle_percent,
+            ours.idle_percent / theirs.idle_percent,
+            verdict(ours.idle_percent < IDLE_PERCENT)
+        ),
+    ]
+    .join("\n")
+}
+
+/// Puts the report between the markers of the page.
+fn record(page: &Path, report: &str) -> Result<()> {
+    let text = fs::read_to_string(page).with_context(|| page.display().to_string())?;
+    let text = replace(&text, report)
+        .with_context(|| format!("{} has lost its markers", page.display()))?;
+    fs::write(page, text)?;
+    Ok(())
+}
+
+fn replace(text: &str, report: &str) -> Option<String> {
+    let (before, rest) = text.split_once(BEGIN)?;
+    let (_, after) = rest.split_once(END)?;
+    Some(format!("{before}{BEGIN}\n\n{report}\n\n{END}{after}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::time::Duration;
+
+    fn run(seconds: u64, idle: Option<f64>) -> Run {
+        Run { to_init: Duration::from_secs(seconds), overhead: seconds << 20, idle }
+    }
+
+    #[test]
+    fn the_median_is_the_middle() {
+        let odd = Summary::of(&[run(9, Some(0.01)), run(1, None), run(2, None)]);
+        assert_eq!((odd.fastest, odd.median, odd.slowest), (1.0, 2.0, 9.0));
+        assert_eq!((odd.overhead_mib, odd.idle_percent), (9.0, 1.0));
+        assert_eq!(Summary::of(&[run(1, None), run(2, None)]).median, 1.5);
+    }
+
+    #[test]
+    fn a_missed_bar_is_called_so() {
+        let setting =
+            Setting { host: "h".into(), qemu: "q".into(), release: "r".into(), runs: 1, mem: 512 };
+        let text = report(
+            &Summary::of(&[run(70, Some(0.5))]),
+            &Summary::of(&[run(10, Some(0.1))]),
+            &setting,
+        );
+        assert_eq!(text.matches("| missed |").count(), 3, "{text}");
+    }
+
+    #[test]
+    fn recording_replaces_only_what_is_between_the_markers() {
+        let page = format!("top\n{BEGIN}\nold\n{END}\nbottom\n");
+        let new = replace(&page, "new").unwrap();
+        assert_eq!(new, format!("top\n{BEGIN}\n\nnew\n\n{END}\nbottom\n"));
+        assert_eq!(replace(&new, "new").unwrap(), new);
+        assert_eq!(replace("no markers", "new"), None);
+    }
+}

@@ -1,0 +1,56 @@
+//! The initial RAM disk of the demo, the boot tests and the measurements: busybox, an `/init`
+//! script and the smoke test.
+
+use crate::cpio::Archive;
+use crate::{guests, paths, progress};
+use anyhow::{Context, Result, bail};
+use std::fs;
+use std::path::PathBuf;
+
+/// Builds the statically linked smoke test and returns its path.
+pub(crate) fn smoke() -> Result<PathBuf> {
+    const TARGET: &str = "x86_64-unknown-linux-gnu";
+    let target_directory = paths::guests().join("build");
+    let build = || {
+        paths::cargo()
+            .args(["build", "--quiet", "--release", "--locked", "--target", TARGET])
+            .arg("--manifest-path")
+            .arg(paths::workspace().join("guests/smoke/Cargo.toml"))
+            .arg("--target-dir")
+            .arg(&target_directory)
+            // glibc can be linked statically: libc6-dev brings libc.a.
+            .env("CARGO_ENCODED_RUSTFLAGS", "-Ctarget-feature=+crt-static")
+            .status()
+    };
+    let status = progress::step("building the guests' smoke test", build)?;
+    if !status.success() {
+        bail!("the guests' smoke test does not build");
+    }
+    Ok(target_directory.join(TARGET).join("release/smoke"))
+}
+
+/// Makes the initial RAM disk, anew each time since that takes no time, and returns its path.
+pub(crate) fn initramfs() -> Result<PathBuf> {
+    let busybox = guests::busybox()?;
+    let smoke = smoke()?;
+    let init = paths::workspace().join("guests/init/init");
+    let read = |path: &PathBuf| fs::read(path).with_context(|| path.display().to_string());
+
+    let mut archive = Archive::default();
+    for directory in ["bin", "dev", "proc", "sys", "tmp"] {
+        archive.directory(directory, 0o755);
+    }
+    // The kernel opens it for /init before anything is mounted.
+    archive.device("dev/console", 0o600, 5, 1);
+    archive.file("init", 0o755, &read(&init)?);
+    archive.file("bin/busybox", 0o755, &read(&busybox)?);
+    archive.file("bin/smoke", 0o755, &read(&smoke)?);
+    archive.link("bin/sh", "busybox");
+
+    let path = paths::guests().join("initramfs.cpio");
+    // Replaced in one step: a boot test may be reading the old one.
+    let new = path.with_extension("new");
+    fs::write(&new, archive.finish())?;
+    fs::rename(&new, &path)?;
+    Ok(path)
+}

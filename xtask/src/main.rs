@@ -1,0 +1,56 @@
+//! House work, as `cargo xtask COMMAND`: the demo, the verification, measurements, and the
+//! kernels and programs that guests are made of.
+//!
+//! Nothing here is part of lguest itself. What it fetches comes from the machine's package
+//! manager by download only and lies under `target/guests/`.
+
+mod apt;
+mod compare;
+mod cpio;
+mod demo;
+mod guests;
+mod initramfs;
+mod measure;
+mod paths;
+mod progress;
+mod qemu;
+mod verify;
+
+use anyhow::Result;
+use clap::{Parser, Subcommand};
+use std::process::ExitCode;
+
+#[derive(Debug, Parser)]
+#[command(name = "cargo xtask", about = "House work for lguest", disable_help_subcommand = true)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Boot Debian's stock kernel to a shell
+    Demo(demo::Options),
+    /// Check everything: format, lints, docs, tests, boots, fuzz targets
+    Verify(verify::Options),
+    /// Fetch kernels and build what runs in guests
+    Guests(guests::Options),
+    /// Measure lguest against QEMU without KVM
+    Compare(compare::Options),
+}
+
+fn main() -> ExitCode {
+    let done: Result<()> = match Cli::parse().command {
+        Command::Demo(options) => demo::demo(&options),
+        Command::Verify(options) => verify::verify(&options),
+        Command::Guests(options) => guests::guests(&options),
+        Command::Compare(options) => compare::compare(&options),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("xtask: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

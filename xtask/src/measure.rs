@@ -1,0 +1,185 @@
+//! Measures one run of a guest from outside: time to `/init`, memory, idle processor time.
+//!
+//! The guest's `/init` prints a line before anything else and, in idle mode, another one
+//! before it goes to sleep; the clock starts just before the process is made.
+
+use anyhow::{Context, Result, anyhow, bail};
+use std::fs;
+use std::io::{BufRead, BufReader};
+use std::process::{Child, Command, Stdio};
+use std::sync::mpsc::{self, Receiver};
+use std::thread;
+use std::time::{Duration, Instant};
+
+/// The first line of the guest's /init.
+const STARTED: &str = "init: started";
+/// What it prints once it only sleeps.
+const IDLE: &str = "init: idle";
+/// A boot that takes longer has failed.
+const LIMIT: Duration = Duration::from_secs(300);
+/// How long an idle guest is left alone before it is watched, and then watched.
+const SETTLE: Duration = Duration::from_secs(5);
+const WATCH: Duration = Duration::from_secs(10);
+/// `_SC_CLK_TCK`: the unit of processor time in /proc, fixed at 100 on x86.
+const TICKS_PER_SECOND: f64 = 100.0;
+
+/// What one run showed.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Run {
+    /// From the start of the process to the first line of /init.
+    pub(crate) to_init: Duration,
+    /// Peak memory beyond the guest's RAM, bytes.
+    pub(crate) overhead: u64,
+    /// Part of one core that an idle guest uses, if watched.
+    pub(crate) idle: Option<f64>,
+}
+
+/// Runs `command`, whose guest boots in idle mode with `mem_mib` of RAM, and ends it.
+pub(crate) fn run(mut command: Command, mem_mib: u64, watch_idle: bool) -> Result<Run> {
+    let start = Instant::now();
+    let mut child = command
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .with_context(|| format!("cannot run {}", command.get_program().display()))?;
+    let result = watch(&mut child, start, mem_mib, watch_idle);
+    child.kill()?;
+    let output = child.wait_with_output()?;
+    result.map_err(|error| {
+        let said = String::from_utf8_lossy(&output.stderr);
+        anyhow!("{}: {error}; it said: {}", command.get_program().display(), said.trim())
+    })
+}
+
+fn watch(child: &mut Child, start: Instant, mem_mib: u64, watch_idle: bool) -> Result<Run> {
+    let console = lines(child)?;
+    let to_init = wait_for(&console, STARTED, start)?;
+    wait_for(&console, IDLE, start)?;
+    let pid = child.id();
+    let idle = if watch_idle {
+        thread::sleep(SETTLE);
+        let (before, begun) = (processor_time(pid)?, Instant::now());
+        thread::sleep(WATCH);
+        Some((processor_time(pid)? - before) / begun.elapsed().as_secs_f64())
+    } else {
+        None
+    };
+    Ok(Run { to_init, overhead: overhead(pid, mem_mib)?, idle })
+}
+
+/// The console's lines, each with the time it was complete.
+fn lines(child: &mut Child) -> Result<Receiver<(Instant, String)>> {
+    let stdout = child.stdout.take().context("the guest has no console")?;
+    let (send, receive) = mpsc::channel();
+    thread::spawn(move || {
+        let mut reader = BufReader::new(stdout);
+        let mut line = Vec::new();
+        while reader.read_until(b'\n', &mut line).is_ok_and(|len| len > 0) {
+            let text = String::from_utf8_lossy(&line).trim_end().to_owned();
+            if send.send((Instant::now(), text)).is_err() {
+                return;
+            }
+            line.clear();
+        }
+    });
+    Ok(receive)
+}
+
+fn wait_for(
+    console: &Receiver<(Instant, String)>,
+    wanted: &str,
+    start: Instant,
+) -> Result<Duration> {
+    let mut last = String::new();
+    loop {
+        let left = LIMIT.saturating_sub(start.elapsed());
+        match console.recv_timeout(left) {
+            // The kernel may still be in the middle of a line of its own.
+            Ok((time, line)) if line.ends_with(wanted) => return Ok(time - start),
+            Ok((_, line)) => last = line,
+            Err(_) => bail!("no \"{wanted}\" in {:?}; last: {last:?}", start.elapsed()),
+        }
+    }
+}
+
+/// Processor seconds a process has used, all threads, user and system.
+fn processor_time(pid: u32) -> Result<f64> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat"))?;
+    // The name in parentheses may hold anything; fields count from after it, state being 3.
+    let (_, fields) = stat.rsplit_once(')').context("no name in /proc/PID/stat")?;
+    let mut fields = fields.split_whitespace().skip(11);
+    let mut next = || fields.next().and_then(|field| field.parse::<f64>().ok());
+    let (user, system) = (next(), next());
+    Ok((user.context("no utime")? + system.context("no stime")?) / TICKS_PER_SECOND)
+}
+
+/// Peak resident memory less what of the guest's RAM is resident.
+fn overhead(pid: u32, mem_mib: u64) -> Result<u64> {
+    let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
+    let peak = status
+        .lines()
+        .find_map(|line| kib(line.strip_prefix("VmHWM:")?))
+        .context("no VmHWM in /proc/PID/status")?;
+    let smaps = fs::read_to_string(format!("/proc/{pid}/smaps"))?;
+    let ram =
+        guest_ram(&smaps, mem_mib * 1024).context("cannot tell which mapping is guest RAM")?;
+    Ok((peak.saturating_sub(ram)) * 1024)
+}
+
+fn kib(text: &str) -> Option<u64> {
+    text.split_whitespace().next()?.parse().ok()
+}
+
+/// The resident part of the guest's RAM, KiB: the mapping of a memfd that is large enough,
+/// or else the largest mapping that is.
+fn guest_ram(smaps: &str, mem_kib: u64) -> Option<u64> {
+    let mut best: Option<(bool, u64, u64)> = None;
+    let (mut is_memfd, mut size) = (false, 0);
+    for line in smaps.lines() {
+        if let Some(text) = line.strip_prefix("Size:") {
+            size = kib(text)?;
+        } else if let Some(text) = line.strip_prefix("Rss:") {
+            if size >= mem_kib {
+                best = best.max(Some((is_memfd, size, kib(text)?)));
+            }
+        } else if !line.split_whitespace().next()?.ends_with(':') {
+            is_memfd = line.contains("memfd:");
+        }
+    }
+    best.map(|(_, _, resident)| resident)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SMAPS: &str = "\
+55e0-55e1 r-xp 00000000 08:01 1 /usr/bin/qemu
+Size:                 64 kB
+Rss:                  60 kB
+7f00-7f01 rw-p 00000000 00:00 0
+Size:            1048576 kB
+Rss:              100000 kB
+VmFlags: rd wr
+7f02-7f03 rw-s 00000000 00:01 7 /memfd:ram (deleted)
+Size:             524288 kB
+Rss:              200000 kB
+";
+
+    #[test]
+    fn guest_ram_is_the_memfd_or_the_largest_mapping() {
+        assert_eq!(guest_ram(SMAPS, 524_288), Some(200_000));
+        assert_eq!(guest_ram(&SMAPS.replace("memfd:", ""), 524_288), Some(100_000));
+        assert_eq!(guest_ram(SMAPS, 4_194_304), None);
+    }
+
+    #[test]
+    fn our_own_processor_time_grows() {
+        let pid = std::process::id();
+        let before = processor_time(pid).unwrap();
+        let start = Instant::now();
+        while start.elapsed() < Duration::from_millis(100) {}
+        assert!(processor_time(pid).unwrap() - before >= 0.03);
+    }
+}

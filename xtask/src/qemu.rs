@@ -1,0 +1,89 @@
+//! Debian's QEMU, for comparison only: the machine's if it has one, else unpacked privately.
+
+use crate::apt::{Apt, Suite};
+use crate::{guests, paths, progress};
+use anyhow::{Result, bail};
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+/// A QEMU that can be started.
+#[derive(Debug)]
+pub(crate) struct Qemu {
+    /// The root of the private copy; `None` for the machine's own.
+    root: Option<PathBuf>,
+}
+
+impl Qemu {
+    /// Finds QEMU, or downloads and unpacks it under `target/guests/qemu`.
+    pub(crate) fn find() -> Result<Self> {
+        let installed = Self { root: None };
+        if installed.version().is_ok() {
+            return Ok(installed);
+        }
+        let root = paths::guests().join("qemu");
+        let private = Self { root: Some(root.clone()) };
+        if private.version().is_err() {
+            let apt = Apt::new(Suite::Bookworm)?;
+            let debs = apt.download_with_dependencies(&["qemu-system-x86"])?;
+            let unpack = || debs.iter().try_for_each(|deb| guests::unpack(deb, &root));
+            progress::step("unpacking QEMU", unpack)?;
+        }
+        private.version()?;
+        Ok(private)
+    }
+
+    /// What QEMU says it is.
+    pub(crate) fn version(&self) -> Result<String> {
+        let output = self.command().arg("--version").stderr(Stdio::null()).output()?;
+        if !output.status.success() {
+            bail!("QEMU does not start");
+        }
+        let text = String::from_utf8_lossy(&output.stdout);
+        Ok(text.lines().next().unwrap_or_default().to_owned())
+    }
+
+    /// QEMU's program with what it needs to find its own parts.
+    pub(crate) fn command(&self) -> Command {
+        let Some(root) = &self.root else { return Command::new("qemu-system-x86_64") };
+        let mut command = Command::new(root.join("usr/bin/qemu-system-x86_64"));
+        let libraries = root.join("usr/lib/x86_64-linux-gnu");
+        let mut path = OsString::new();
+        let beside = ["", "pulseaudio"].map(|name| libraries.join(name));
+        for directory in beside.iter().chain([&root.join("lib/x86_64-linux-gnu")]) {
+            path.push(directory);
+            path.push(":");
+        }
+        command.env("LD_LIBRARY_PATH", path);
+        command.env("QEMU_MODULE_DIR", libraries.join("qemu"));
+        for data in ["usr/share/qemu", "usr/share/seabios"] {
+            command.arg("-L").arg(root.join(data));
+        }
+        command
+    }
+
+    /// A microvm without KVM, its serial console on stdin and stdout, its memory in a memfd
+    /// so that it can be told from QEMU's own.
+    pub(crate) fn microvm(
+        &self,
+        kernel: &Path,
+        initrd: &Path,
+        mem_mib: u64,
+        append: &str,
+    ) -> Command {
+        let mut command = self.command();
+        command
+            .args(["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"])
+            .args(["-accel", "tcg", "-cpu", "max", "-smp", "1"])
+            .args(["-machine", "microvm,memory-backend=ram"])
+            .args(["-m", &format!("{mem_mib}M")])
+            .args(["-object", &format!("memory-backend-memfd,id=ram,size={mem_mib}M")])
+            .args(["-serial", "stdio"])
+            .arg("-kernel")
+            .arg(kernel)
+            .arg("-initrd")
+            .arg(initrd)
+            .args(["-append", append]);
+        command
+    }
+}

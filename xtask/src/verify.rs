@@ -1,0 +1,196 @@
+//! `cargo verify`: everything that must hold before a change is good.
+//!
+//! The steps run in order from quick to slow, each announced and timed, and all of them even
+//! if one fails, so that one run shows everything there is to mend. What CI runs is this.
+
+use crate::guests::{self, Guest};
+use crate::{initramfs, paths};
+use anyhow::{Context, Result, bail};
+use clap::Args;
+use std::fs;
+use std::path::PathBuf;
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+/// Check everything: format, lints, docs, tests, boots, fuzz targets
+#[derive(Args, Debug)]
+pub(crate) struct Options {
+    /// Only these steps, by name
+    steps: Vec<String>,
+    /// Seconds each fuzz target runs
+    #[arg(long, value_name = "SECONDS", default_value = "15")]
+    fuzz_time: u32,
+}
+
+/// Packages that are workspaces of their own: the guests' programs and the fuzz targets.
+const OUTLYING: [&str; 2] = ["guests/smoke/Cargo.toml", "fuzz/Cargo.toml"];
+
+/// `cargo verify`
+pub(crate) fn verify(options: &Options) -> Result<()> {
+    let fuzz_time = options.fuzz_time;
+    type Step<'a> = (&'static str, Box<dyn Fn() -> Result<()> + 'a>);
+    let steps: [Step<'_>; 7] = [
+        ("fmt", Box::new(format)),
+        ("clippy", Box::new(lint)),
+        ("doc", Box::new(document)),
+        ("guests", Box::new(fetch)),
+        ("test", Box::new(test)),
+        ("fuzz", Box::new(move || fuzz(fuzz_time))),
+        ("boot", Box::new(boot)),
+    ];
+    if let Some(unknown) = options.steps.iter().find(|name| !steps.iter().any(|s| s.0 == **name)) {
+        let names = steps.map(|(name, _)| name).join(", ");
+        bail!("there is no step \"{unknown}\": the steps are {names}");
+    }
+
+    let begun = Instant::now();
+    let mut summary = Vec::new();
+    for (name, step) in &steps {
+        if !options.steps.is_empty() && !options.steps.iter().any(|wanted| wanted == name) {
+            continue;
+        }
+        println!("\n==== {name}");
+        let start = Instant::now();
+        let result = step();
+        let took = start.elapsed();
+        match &result {
+            Ok(()) => println!("==== {name}: passed in {}", seconds(took)),
+            Err(error) => println!("==== {name}: FAILED in {}: {error:#}", seconds(took)),
+        }
+        summary.push((name, took, result));
+    }
+
+    println!("\n==== summary");
+    for (name, took, result) in &summary {
+        let verdict = if result.is_ok() { "passed" } else { "FAILED" };
+        println!("{name:<8} {verdict} {:>8}", seconds(*took));
+    }
+    println!("{:<15} {:>8}", "all", seconds(begun.elapsed()));
+    let failed: Vec<&str> =
+        summary.iter().filter(|(_, _, result)| result.is_err()).map(|(name, ..)| **name).collect();
+    if !failed.is_empty() {
+        bail!("failed: {}", failed.join(", "));
+    }
+    Ok(())
+}
+
+fn seconds(time: Duration) -> String {
+    format!("{:.1} s", time.as_secs_f64())
+}
+
+/// Runs a command with its output going where ours goes.
+fn pass(command: &mut Command) -> Result<()> {
+    let shown: Vec<_> = command.get_args().map(|argument| argument.to_string_lossy()).collect();
+    let shown = format!("{} {}", command.get_program().display(), shown.join(" "));
+    let status = command.status().with_context(|| format!("cannot run {shown}"))?;
+    if !status.success() {
+        bail!("{shown}: {status}");
+    }
+    Ok(())
+}
+
+/// Packages outside the workspace are built beside each other, not in the checkout.
+fn outlying(command: &str, manifest: &str) -> Command {
+    let mut cargo = paths::cargo();
+    cargo.arg(command).arg("--manifest-path").arg(paths::workspace().join(manifest));
+    cargo.env("CARGO_TARGET_DIR", paths::guests().join("build"));
+    cargo
+}
+
+fn format() -> Result<()> {
+    pass(paths::cargo().args(["fmt", "--all", "--check"]))?;
+    OUTLYING.iter().try_for_each(|manifest| pass(outlying("fmt", manifest).arg("--check")))
+}
+
+fn lint() -> Result<()> {
+    pass(paths::cargo().args(["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"]))?;
+    OUTLYING
+        .iter()
+        .try_for_each(|manifest| pass(outlying("clippy", manifest).args(["--", "-D", "warnings"])))
+}
+
+fn document() -> Result<()> {
+    pass(
+        paths::cargo()
+            .args(["doc", "--workspace", "--no-deps", "--document-private-items"])
+            .env("RUSTDOCFLAGS", "-D warnings"),
+    )
+}
+
+/// What the boots need; a step of its own, so that the network is used here and nowhere else.
+fn fetch() -> Result<()> {
+    for kernel in [Guest::Debian12Cloud, Guest::Debian12Generic, Guest::DebianNewer] {
+        let path = guests::kernel(kernel)?;
+        let release = fs::read_to_string(path.with_file_name("release"))?;
+        println!("{} is Linux {release}", path.display());
+    }
+    println!("{}", initramfs::initramfs()?.display());
+    Ok(())
+}
+
+fn test() -> Result<()> {
+    pass(paths::cargo().args(["test", "--workspace"]))
+}
+
+/// The boots, with the optimised program: they are ignored in an ordinary `cargo test`.
+fn boot() -> Result<()> {
+    pass(
+        paths::cargo()
+            .args(["test", "--release", "--package", "lguest", "--test", "boot"])
+            .args(["--", "--ignored", "--test-threads", "2"])
+            .env("LGUEST_GUESTS", paths::guests()),
+    )
+}
+
+/// Builds the fuzz targets with coverage feedback and runs each for a bounded time, starting
+/// from its committed seeds. This needs neither cargo-fuzz nor a nightly compiler; with both
+/// at hand `cargo fuzz run TARGET` does the same with a sanitizer on top.
+fn fuzz(time: u32) -> Result<()> {
+    const TARGET: &str = "x86_64-unknown-linux-gnu";
+    const FLAGS: &[&str] = &[
+        "--cfg=fuzzing",
+        "-Cpasses=sancov-module",
+        "-Cllvm-args=-sanitizer-coverage-level=4",
+        "-Cllvm-args=-sanitizer-coverage-inline-8bit-counters",
+        "-Cllvm-args=-sanitizer-coverage-pc-table",
+        "-Cllvm-args=-sanitizer-coverage-trace-compares",
+        "-Ccodegen-units=1",
+        "-Cdebug-assertions",
+        "-Coverflow-checks",
+    ];
+    let target_directory = paths::guests().join("fuzz");
+    pass(
+        outlying("build", "fuzz/Cargo.toml")
+            .args(["--release", "--target", TARGET])
+            .env("CARGO_TARGET_DIR", &target_directory)
+            .env("CARGO_ENCODED_RUSTFLAGS", FLAGS.join("\x1f")),
+    )?;
+    let seeds = paths::workspace().join("fuzz/seeds");
+    let mut names: Vec<PathBuf> = fs::read_dir(paths::workspace().join("fuzz/fuzz_targets"))?
+        .filter_map(|entry| Some(entry.ok()?.path()))
+        .filter(|path| path.extension().is_some_and(|extension| extension == "rs"))
+        .collect();
+    names.sort();
+    for source in names {
+        let name = source.file_stem().unwrap_or_default();
+        let seeds = seeds.join(name);
+        if fs::read_dir(&seeds).map_or(0, Iterator::count) == 0 {
+            bail!("{} has no seeds in {}", name.display(), seeds.display());
+        }
+        // New inputs are kept from run to run, outside the checkout's sources.
+        let corpus = target_directory.join("corpus").join(name);
+        let artifacts = target_directory.join("artifacts").join(name);
+        fs::create_dir_all(&corpus)?;
+        fs::create_dir_all(&artifacts)?;
+        println!("== {} for {time} s", name.display());
+        pass(
+            Command::new(target_directory.join(TARGET).join("release").join(name))
+                .arg(format!("-max_total_time={time}"))
+                .args(["-timeout=10", "-rss_limit_mb=2048", "-print_final_stats=1", "-verbosity=1"])
+                .arg(format!("-artifact_prefix={}/", artifacts.display()))
+                .arg(corpus)
+                .arg(seeds),
+        )?;
+    }
+    Ok(())
+}
