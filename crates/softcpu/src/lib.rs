@@ -25,6 +25,9 @@ pub mod mmu;
 pub mod native;
 pub mod state;
 pub mod system;
+#[doc(hidden)]
+pub mod testing;
+pub mod trace;
 pub mod vcpu;
 
 pub use addr::{GuestPhysAddr, GuestVirtAddr};

@@ -1,5 +1,50 @@
-//! Placeholder.
-/// CPUID answers.
-#[derive(Clone, Debug)]
-pub struct CpuidTable;
-impl CpuidTable { pub(crate) fn signature(&self) -> u32 { 0 } }
+//! What the CPU says about itself.
+//!
+//! A [`CpuidTable`] is made for a [`CpuModel`] and a vCPU's place in the [`Topology`];
+//! the machine adds its own leaves (hypervisor signature, TSC frequency). The `cpuid`
+//! instruction answers from it and fills in what depends on control registers.
+//!
+//! Every model shows one fixed identity, whatever the host is: the guest's code paths
+//! are then the same, and tested, everywhere. Which instruction sets are reported is
+//! decided in one place, [`FeatureSet`](crate::native::features::FeatureSet), which the decoder reads too.
+
+mod identity;
+mod leaves;
+mod model;
+mod table;
+
+pub use model::{CpuModel, CpuidError, ParseModelError, Topology};
+pub use table::CpuidTable;
+
+use crate::decode::op::Op;
+use crate::state::control::Cr4;
+use crate::state::fpu::XCR0_AVX;
+use crate::state::regs::Gpr;
+use crate::vcpu::{Step, Vcpu};
+
+/// Leaf 1 ECX: OSXSAVE mirrors CR4.OSXSAVE.
+const OSXSAVE: u32 = 1 << 27;
+/// Size of the XSAVE area with x87 and SSE state: legacy region and header.
+pub(crate) const XSAVE_LEGACY: u32 = 512 + 64;
+/// The upper halves of the YMM registers.
+pub(crate) const XSAVE_AVX: u32 = 256;
+
+/// `cpuid`.
+pub(crate) fn cpuid(cpu: &mut Vcpu, _op: &Op) -> Step {
+    let leaf = cpu.state.reg(Gpr::Rax) as u32;
+    let subleaf = cpu.state.reg(Gpr::Rcx) as u32;
+    let [eax, mut ebx, mut ecx, edx] = cpu.cpuid.get(leaf, subleaf);
+    match (leaf, subleaf) {
+        (1, _) if cpu.state.cr4.contains(Cr4::OSXSAVE) => ecx |= OSXSAVE,
+        (0xd, 0) if cpu.cpuid.has_xsave() => {
+            let avx = cpu.state.xcr0 & XCR0_AVX != 0;
+            ebx = if avx { XSAVE_LEGACY + XSAVE_AVX } else { XSAVE_LEGACY };
+        }
+        _ => {}
+    }
+    cpu.state.set_reg32(Gpr::Rax, eax);
+    cpu.state.set_reg32(Gpr::Rbx, ebx);
+    cpu.state.set_reg32(Gpr::Rcx, ecx);
+    cpu.state.set_reg32(Gpr::Rdx, edx);
+    Ok(())
+}

@@ -1,0 +1,224 @@
+//! A small machine for tests: one vCPU, a few MiB of RAM, no devices.
+//!
+//! Not part of the public interface; public only so that this crate's integration
+//! tests and benchmarks can use it.
+
+use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use crate::addr::{GuestPhysAddr, PAGE_SIZE};
+use crate::env::{Environment, Hypercall, MsrRefused};
+use crate::handle::VcpuHandle;
+use crate::memory::{PhysMemory, RamRegion};
+use crate::state::control::{Cr0, Cr4, Efer};
+use crate::state::segment::{SegReg, Segment};
+use crate::vcpu::{Vcpu, VcpuConfig};
+
+/// RAM of a [`TestMachine`], bytes. Its page tables take the last 32 KiB.
+pub const RAM: u64 = 4 << 20;
+/// Where [`TestMachine::long_mode`] puts its page tables.
+const TABLES: u64 = RAM - 8 * PAGE_SIZE;
+/// The first address after RAM that reads and writes as a device.
+pub const DEVICE: u64 = RAM;
+
+/// What devices were told, in order: address, bytes.
+pub type DeviceLog = Arc<Mutex<Vec<(GuestPhysAddr, Vec<u8>)>>>;
+
+/// One vCPU and its memory.
+#[derive(Debug)]
+pub struct TestMachine {
+    /// The CPU.
+    pub vcpu: Box<Vcpu>,
+    /// Its memory.
+    pub memory: Arc<PhysMemory>,
+    /// Stores to addresses that are not RAM. Loads there yield the low byte of each
+    /// byte's address, inverted.
+    pub devices: DeviceLog,
+}
+
+impl TestMachine {
+    /// A CPU at reset, with RAM from address zero.
+    ///
+    /// # Panics
+    /// When the host has no memory.
+    #[must_use]
+    pub fn new() -> Self {
+        let owner = Arc::new(Pages::new(RAM as usize));
+        let region = RamRegion { start: GuestPhysAddr(0), len: RAM, host: owner.start };
+        // SAFETY: `owner` holds the pages, hands out no reference to them, and lives as
+        // long as the memory.
+        let memory = unsafe { PhysMemory::new(&[region], owner) };
+        let memory = Arc::new(memory.expect("one aligned region is a valid layout"));
+        let devices = DeviceLog::default();
+        let vcpu = Vcpu::new(VcpuConfig {
+            memory: Arc::clone(&memory),
+            cpuid: crate::cpuid::CpuidTable::for_tests(),
+            env: Box::new(NoDevices { log: Arc::clone(&devices) }),
+            handle: VcpuHandle::new(),
+        })
+        .expect("the host has memory for code");
+        Self { vcpu, memory, devices }
+    }
+
+    /// 64-bit mode at CPL 0, the first GiB mapped one to one, every unit switched on.
+    #[must_use]
+    pub fn long_mode() -> Self {
+        let mut machine = Self::new();
+        let (l4, l3, l2) = (TABLES, TABLES + PAGE_SIZE, TABLES + 2 * PAGE_SIZE);
+        // Present, writable, user, accessed, dirty.
+        machine.put(l4, &(l3 | 0x67).to_le_bytes());
+        machine.put(l3, &(l2 | 0x67).to_le_bytes());
+        for i in 0..512 {
+            machine.put(l2 + i * 8, &((i << 21) | 0xe7).to_le_bytes());
+        }
+        let state = &mut machine.vcpu.state;
+        state.cr3 = l4;
+        state.cr0 = Cr0::PE | Cr0::MP | Cr0::ET | Cr0::NE | Cr0::WP | Cr0::PG;
+        state.cr4 = Cr4::PAE | Cr4::OSFXSR | Cr4::OSXMMEXCPT | Cr4::OSXSAVE;
+        state.efer = Efer::LME | Efer::LMA;
+        state.xcr0 = 7;
+        // Linux's __KERNEL_CS and __KERNEL_DS.
+        machine.segments(Segment::from_descriptor(0x10, 0x00af_9b00_0000_ffff));
+        machine
+    }
+
+    /// 32-bit protected mode at CPL 0, flat, without paging, every unit switched on.
+    #[must_use]
+    pub fn protected_mode() -> Self {
+        let mut machine = Self::new();
+        let state = &mut machine.vcpu.state;
+        state.cr0 = Cr0::PE | Cr0::MP | Cr0::ET | Cr0::NE;
+        state.cr4 = Cr4::OSFXSR | Cr4::OSXMMEXCPT | Cr4::OSXSAVE;
+        state.xcr0 = 7;
+        machine.segments(Segment::from_descriptor(0x10, 0x00cf_9b00_0000_ffff));
+        machine
+    }
+
+    fn segments(&mut self, code: Segment) {
+        let data = Segment::from_descriptor(0x18, 0x00cf_9300_0000_ffff);
+        let state = &mut self.vcpu.state;
+        for reg in [SegReg::Es, SegReg::Ss, SegReg::Ds, SegReg::Fs, SegReg::Gs] {
+            *state.segment_mut(reg) = data;
+        }
+        *state.segment_mut(SegReg::Cs) = code;
+        state.rip = 0x1000;
+        self.vcpu.state_changed();
+    }
+
+    /// Stores `data` at a physical address, as a device would.
+    ///
+    /// # Panics
+    /// When that is not RAM.
+    pub fn put(&self, addr: u64, data: &[u8]) {
+        assert!(self.memory.write(GuestPhysAddr(addr), data), "{addr:#x} is not RAM");
+    }
+
+    /// Loads `len` bytes from a physical address.
+    ///
+    /// # Panics
+    /// When that is not RAM.
+    #[must_use]
+    pub fn get(&self, addr: u64, len: usize) -> Vec<u8> {
+        let mut data = vec![0; len];
+        assert!(self.memory.read(GuestPhysAddr(addr), &mut data), "{addr:#x} is not RAM");
+        data
+    }
+
+    /// Makes the 4 KiB page at `addr` (below 2 MiB) absent, or present again. Only in
+    /// [`TestMachine::long_mode`]; the first call cuts the large page there into small ones.
+    pub fn set_present(&mut self, addr: u64, present: bool) {
+        let (l2, l1) = (TABLES + 2 * PAGE_SIZE, TABLES + 3 * PAGE_SIZE);
+        if self.get(l2, 8) != (l1 | 0x67).to_le_bytes() {
+            for i in 0..512 {
+                self.put(l1 + i * 8, &((i << 12) | 0x67).to_le_bytes());
+            }
+            self.put(l2, &(l1 | 0x67).to_le_bytes());
+        }
+        let page = addr & !(PAGE_SIZE - 1);
+        self.put(l1 + (addr >> 12) * 8, &(page | 0x66 | u64::from(present)).to_le_bytes());
+        self.vcpu.state_changed();
+    }
+}
+
+impl Default for TestMachine {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+/// Zeroed, page-aligned host memory.
+#[derive(Debug)]
+struct Pages {
+    start: *mut u8,
+    layout: Layout,
+}
+
+// SAFETY: just memory; access to it is the business of `PhysMemory`.
+unsafe impl Send for Pages {}
+// SAFETY: as above.
+unsafe impl Sync for Pages {}
+
+impl Pages {
+    fn new(len: usize) -> Self {
+        let layout = Layout::from_size_align(len, PAGE_SIZE as usize).expect("a sane size");
+        // SAFETY: the size is not zero.
+        let start = unsafe { alloc_zeroed(layout) };
+        if start.is_null() {
+            handle_alloc_error(layout);
+        }
+        Self { start, layout }
+    }
+}
+
+impl Drop for Pages {
+    fn drop(&mut self) {
+        // SAFETY: allocated with this layout.
+        unsafe { dealloc(self.start, self.layout) };
+    }
+}
+
+struct NoDevices {
+    log: DeviceLog,
+}
+
+impl Environment for NoDevices {
+    fn port_read(&mut self, _port: u16, data: &mut [u8]) {
+        data.fill(0xff);
+    }
+
+    fn port_write(&mut self, _port: u16, _data: &[u8]) {}
+
+    fn mmio_read(&mut self, addr: GuestPhysAddr, data: &mut [u8]) {
+        for (i, byte) in data.iter_mut().enumerate() {
+            *byte = !(addr.0 as u8).wrapping_add(i as u8);
+        }
+    }
+
+    fn mmio_write(&mut self, addr: GuestPhysAddr, data: &[u8]) {
+        self.log.lock().unwrap_or_else(PoisonError::into_inner).push((addr, data.to_vec()));
+    }
+
+    fn read_msr(&mut self, _index: u32) -> Result<u64, MsrRefused> {
+        Err(MsrRefused)
+    }
+
+    fn write_msr(&mut self, _index: u32, _value: u64) -> Result<(), MsrRefused> {
+        Err(MsrRefused)
+    }
+
+    fn acknowledge_interrupt(&mut self) -> Option<u8> {
+        None
+    }
+
+    fn task_priority(&mut self) -> u8 {
+        0
+    }
+
+    fn set_task_priority(&mut self, _class: u8) {}
+
+    fn hypercall(&mut self, _call: &Hypercall) -> u64 {
+        u64::MAX
+    }
+
+    fn tsc_offset_changed(&mut self, _offset: u64) {}
+}
