@@ -1,10 +1,11 @@
 //! Control registers and EFER (SDM vol. 3, 2.5 and 2.2.1).
 
+#![allow(missing_docs, reason = "the manual's own mnemonics")]
+
 bitflags::bitflags! {
     /// CR0.
     #[derive(Clone, Copy, Debug, PartialEq, Eq)]
     #[repr(transparent)]
-    #[allow(missing_docs, reason = "the manual's own mnemonics")]
     pub struct Cr0: u64 {
         const PE = 1 << 0;
         const MP = 1 << 1;
@@ -22,7 +23,6 @@ bitflags::bitflags! {
     /// CR4: the bits this CPU knows. Others are reserved and fault.
     #[derive(Clone, Copy, Debug, PartialEq, Eq)]
     #[repr(transparent)]
-    #[allow(missing_docs, reason = "the manual's own mnemonics")]
     pub struct Cr4: u64 {
         const VME = 1 << 0;
         const PVI = 1 << 1;
@@ -46,11 +46,14 @@ bitflags::bitflags! {
     /// The extended feature enable register.
     #[derive(Clone, Copy, Debug, PartialEq, Eq)]
     #[repr(transparent)]
-    #[allow(missing_docs, reason = "the manual's own mnemonics")]
     pub struct Efer: u64 {
         const SCE = 1 << 0;
         const LME = 1 << 8;
         const LMA = 1 << 10;
         const NXE = 1 << 11;
+        /// AMD's fast FXSAVE: stored, without effect (our FXSAVE is always whole).
+        const FFXSR = 1 << 14;
+        /// AMD's automatic IBRS: stored; there is no speculation to restrict.
+        const AUTOIBRS = 1 << 21;
     }
 }

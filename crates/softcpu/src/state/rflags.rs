@@ -1,10 +1,11 @@
 //! RFLAGS (SDM vol. 1, 3.4.3).
 
+#![allow(missing_docs, reason = "the manual's own mnemonics")]
+
 bitflags::bitflags! {
     /// The flags register.
     #[derive(Clone, Copy, Debug, PartialEq, Eq)]
     #[repr(transparent)]
-    #[allow(missing_docs, reason = "the manual's own mnemonics")]
     pub struct RFlags: u64 {
         const CF = 1 << 0;
         /// Always one.
@@ -39,6 +40,15 @@ impl RFlags {
     #[must_use]
     pub const fn iopl(self) -> u8 {
         ((self.bits() >> 12) & 3) as u8
+    }
+
+    /// `self` with the bits of `mask` taken from `image`; the reserved ones keep their
+    /// fixed values, whatever the image says.
+    #[inline]
+    #[must_use]
+    pub const fn with_image(self, image: u64, mask: Self) -> Self {
+        let mask = mask.bits() & Self::all().bits();
+        Self::from_bits_retain(self.bits() & !mask | image & mask | Self::FIXED.bits())
     }
 
     /// `self` with the status flags taken from `host`, a raw image of host flags.

@@ -13,6 +13,23 @@ pub enum SegReg {
     Gs,
 }
 
+impl SegReg {
+    /// The segment register numbered `number`, if there is one.
+    #[inline]
+    #[must_use]
+    pub const fn from_number(number: u8) -> Option<Self> {
+        Some(match number {
+            0 => Self::Es,
+            1 => Self::Cs,
+            2 => Self::Ss,
+            3 => Self::Ds,
+            4 => Self::Fs,
+            5 => Self::Gs,
+            _ => return None,
+        })
+    }
+}
+
 bitflags::bitflags! {
     /// Access rights in the layout of a descriptor's bits 55..40 (type in 3..0, S, DPL,
     /// P, then limit bits that are unused here, AVL, L, D/B, G), and bit 16 of our own.
@@ -117,6 +134,50 @@ impl Segment {
     #[must_use]
     pub const fn null(selector: u16) -> Self {
         Self { base: 0, limit: 0, access: Access::UNUSABLE, selector }
+    }
+
+    /// A null stack segment at privilege level `cpl`, as 64-bit mode allows (and event
+    /// delivery loads): its DPL still says what the CPL is.
+    #[must_use]
+    pub const fn null_stack(selector: u16, cpl: u8) -> Self {
+        let access = Access::UNUSABLE.bits() | (cpl as u32 & 3) << 5;
+        Self { base: 0, limit: 0, access: Access::from_bits_retain(access), selector }
+    }
+
+    /// A segment as virtual-8086 mode makes them: base selector times 16, 64 KiB, DPL 3.
+    #[must_use]
+    pub const fn virtual_8086(selector: u16) -> Self {
+        Self {
+            base: (selector as u64) << 4,
+            limit: 0xffff,
+            access: Access::from_bits_retain(0xf3),
+            selector,
+        }
+    }
+
+    /// Whether nothing can be accessed through it: a null selector is loaded.
+    #[inline]
+    #[must_use]
+    pub const fn is_unusable(&self) -> bool {
+        self.access.contains(Access::UNUSABLE)
+    }
+
+    /// Whether `size` bytes at `offset` lie within the limit, which for expand-down
+    /// data segments is a floor and not a ceiling (SDM vol. 3, 5.3).
+    #[must_use]
+    pub const fn admits(&self, offset: u64, size: u64) -> bool {
+        let last = offset.wrapping_add(size.wrapping_sub(1));
+        let limit = self.limit as u64;
+        if last < offset {
+            return false;
+        }
+        let data = !self.access.contains(Access::CODE);
+        if data && self.access.contains(Access::DOWN_OR_CONFORMING) {
+            let top = if self.is_big() { u32::MAX as u64 } else { 0xffff };
+            offset > limit && last <= top
+        } else {
+            last <= limit
+        }
     }
 
     /// Descriptor privilege level.
