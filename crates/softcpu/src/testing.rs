@@ -7,6 +7,7 @@ use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::addr::{GuestPhysAddr, PAGE_SIZE};
+use crate::cpuid::{CpuModel, CpuidTable, Topology};
 use crate::env::{Environment, Hypercall, MsrRefused};
 use crate::handle::VcpuHandle;
 use crate::memory::{PhysMemory, RamRegion};
@@ -52,7 +53,8 @@ impl TestMachine {
         let devices = DeviceLog::default();
         let vcpu = Vcpu::new(VcpuConfig {
             memory: Arc::clone(&memory),
-            cpuid: crate::cpuid::CpuidTable::for_tests(),
+            cpuid: CpuidTable::for_model(CpuModel::best_for_host(), Topology { cpus: 1, apic_id: 0 })
+                .expect("the best model for this host is one it can run"),
             env: Box::new(NoDevices { log: Arc::clone(&devices) }),
             handle: VcpuHandle::new(),
         })

@@ -18,7 +18,8 @@ use crate::memory::PhysMemory;
 use crate::memory::code_map::Observer;
 use crate::mmu::Mmu;
 use crate::native::NativeCache;
-use crate::state::VcpuState;
+use crate::state::{CodeSize, VcpuState};
+use crate::trace::Tracer;
 use crate::state::rflags::RFlags;
 
 /// Why [`Vcpu::run`] returned.
@@ -104,6 +105,8 @@ pub struct Vcpu {
     pub state: VcpuState,
     /// TLB and paging mode.
     pub(crate) mmu: Mmu,
+    /// What CS makes of code, looked up once per change.
+    pub(crate) code_size: CodeSize,
     /// Decoded blocks.
     pub(crate) blocks: BlockCache,
     /// Generated stubs.
@@ -126,6 +129,10 @@ pub struct Vcpu {
     pub(crate) env: Box<dyn Environment>,
     pub(crate) handle: VcpuHandle,
     pub(crate) counters: Counters,
+    /// Whoever watches.
+    pub(crate) tracer: Option<Box<dyn Tracer>>,
+    /// What system instructions keep besides the architectural registers.
+    pub(crate) system: crate::system::SystemExtras,
 }
 
 impl fmt::Debug for Vcpu {
@@ -144,6 +151,7 @@ impl Vcpu {
         let mut vcpu = Box::new(Self {
             state: VcpuState::at_reset(),
             mmu: Mmu::new(),
+            code_size: CodeSize::Bits16,
             blocks: BlockCache::new(),
             native: NativeCache::new()?,
             fault: Exception::invalid_opcode(),
@@ -158,6 +166,8 @@ impl Vcpu {
             env: config.env,
             handle: config.handle,
             counters: Counters::default(),
+            tracer: None,
+            system: crate::system::SystemExtras::default(),
         });
         vcpu.state_changed();
         Ok(vcpu)
@@ -265,6 +275,7 @@ impl Vcpu {
     /// size are looked at again.
     pub(crate) fn mode_changed(&mut self) {
         let user = self.state.cpl() == 3;
+        self.code_size = self.state.code_size();
         self.mmu.set_mode(&self.state, user);
     }
 }

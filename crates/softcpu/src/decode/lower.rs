@@ -6,11 +6,13 @@
 //! whatever user-mode instruction the host CPU can execute itself. What none of them
 //! takes raises `#UD`, as on a CPU that does not have it.
 
-use iced_x86::{Instruction, OpKind, Register};
+use iced_x86::{Instruction, Mnemonic, OpKind, Register};
 
 use super::op::{HIGH_BYTE, Handler, Op, OpFlags};
 use super::{lower_integer, lower_system};
 use crate::interp::transfer;
+use crate::native::Refused;
+use crate::state::regs::Gpr;
 use crate::state::{CodeSize, GPR_ZERO, SEG_FLAT};
 use crate::vcpu::Vcpu;
 
@@ -68,9 +70,12 @@ pub(crate) fn lower(cpu: &mut Vcpu, instruction: &Instruction, bytes: &[u8]) -> 
     let choice = lower_integer::lower(instruction, &mut op).or_else(|| lower_system::lower(instruction, &mut op));
     let choice = match choice {
         Some(choice) => choice,
-        None => match crate::native::lower(cpu, instruction, bytes, &mut op) {
-            Ok(handler) => Choice::Next(handler),
-            Err(crate::native::Refused::Full) => return Err(StubsFull),
+        None => match cpu.native.lower(instruction, bytes, cpu.cpuid.features()) {
+            Ok(native) => {
+                op.imm = native.imm;
+                Choice::Next(native.run)
+            }
+            Err(Refused::Full) => return Err(StubsFull),
             Err(_) => Choice::End(transfer::undefined),
         },
     };
@@ -225,7 +230,8 @@ fn memory_operand(instruction: &Instruction, long: bool, op: &mut Op) {
     let width = match (base, index) {
         (Register::RIP | Register::EIP, _) => base.size(),
         (Register::None, Register::None) => instruction.memory_displ_size() as usize,
-        (Register::None, index) => index.size(),
+        (Register::None, index) if index.is_gpr() => index.size(),
+        (Register::None, _) => instruction.memory_displ_size() as usize,
         (base, _) => base.size(),
     };
     op.addr_mask = match width {
@@ -249,5 +255,8 @@ fn string_operand(instruction: &Instruction, long: bool, mask: u64, op: &mut Op)
     op.addr_mask = mask;
     op.size = u8::try_from(instruction.memory_size().size()).unwrap_or(0);
     op.seg = segment_slot(instruction.memory_segment(), long);
+    if matches!(instruction.mnemonic(), Mnemonic::Maskmovq | Mnemonic::Maskmovdqu | Mnemonic::Vmaskmovdqu) {
+        op.base = Gpr::Rdi as u8;
+    }
 }
 

@@ -5,6 +5,7 @@ use crate::handle::Event;
 use crate::state::CodeSize;
 use crate::state::rflags::RFlags;
 use crate::state::segment::SegReg;
+use crate::trace;
 use crate::vcpu::{Abort, Exit, Shadow, Vcpu};
 
 impl Vcpu {
@@ -25,23 +26,44 @@ impl Vcpu {
 
     fn run_blocks(&mut self) -> Exit {
         loop {
-            if self.handle.pending().bits() & self.event_mask != 0
-                && let Some(exit) = self.service_events()
-            {
+            if let Some(exit) = self.advance(false) {
                 return exit;
             }
-            let outcome = if self.stepping() { self.step() } else { self.run_block() };
-            match outcome {
-                Ok(()) | Err(Abort::EndBlock) => {}
-                Err(Abort::Exit) => return self.exit,
-                Err(Abort::Fault) => {
-                    let exception = self.fault;
-                    if self.deliver_exception(exception).is_err() {
-                        return Exit::Shutdown;
-                    }
-                }
-            }
         }
+    }
+
+    /// Runs exactly one instruction (or takes one event): for lockstep comparison and
+    /// debuggers. `None` means that the guest just goes on.
+    pub fn single_step(&mut self) -> Option<Exit> {
+        self.enter_guest();
+        let exit = self.advance(true);
+        self.memory.code().leave(&self.observer);
+        exit
+    }
+
+    #[inline(always)]
+    fn advance(&mut self, single: bool) -> Option<Exit> {
+        if self.handle.pending().bits() & self.event_mask != 0
+            && let Some(exit) = self.service_events()
+        {
+            return Some(exit);
+        }
+        let outcome = if single || self.stepping() { self.step() } else { self.run_block() };
+        match outcome {
+            Ok(()) | Err(Abort::EndBlock) => None,
+            Err(Abort::Exit) => Some(self.exit),
+            Err(Abort::Fault) => self.take_fault(),
+        }
+    }
+
+    /// Delivers the recorded exception.
+    fn take_fault(&mut self) -> Option<Exit> {
+        let exception = self.fault;
+        self.counters.exceptions = self.counters.exceptions.wrapping_add(1);
+        if let Some(tracer) = &mut self.tracer {
+            tracer.event(trace::Event::Exception { state: &self.state, exception });
+        }
+        self.deliver_exception(exception).is_err().then_some(Exit::Shutdown)
     }
 
     /// Takes the events that may be taken now.
@@ -75,6 +97,9 @@ impl Vcpu {
             self.handle.take(Event::INTERRUPT);
             if let Some(vector) = self.env.acknowledge_interrupt() {
                 self.counters.interrupts = self.counters.interrupts.wrapping_add(1);
+                if let Some(tracer) = &mut self.tracer {
+                    tracer.event(trace::Event::Interrupt { state: &self.state, vector });
+                }
                 if self.deliver_interrupt(vector).is_err() {
                     return Some(Exit::Shutdown);
                 }
@@ -149,6 +174,9 @@ impl Vcpu {
     #[inline(always)]
     fn run_block(&mut self) -> Result<(), Abort> {
         let (slot, block) = self.find_block()?;
+        if self.tracer.is_some() {
+            self.trace_block(block.ops.len());
+        }
         self.counters.blocks = self.counters.blocks.wrapping_add(1);
         let mut outcome = Ok(());
         let mut done = 0_usize;
@@ -175,6 +203,13 @@ impl Vcpu {
         outcome
     }
 
+    #[cold]
+    fn trace_block(&mut self, instructions: usize) {
+        if let Some(tracer) = &mut self.tracer {
+            tracer.event(trace::Event::Block { state: &self.state, instructions });
+        }
+    }
+
     /// Runs one instruction, with the traps that follow it.
     #[cold]
     fn step(&mut self) -> Result<(), Abort> {
@@ -186,6 +221,9 @@ impl Vcpu {
             self.check_code_breakpoint(rip)?;
         }
         let (slot, block) = self.find_block()?;
+        if self.tracer.is_some() {
+            self.trace_block(1);
+        }
         let outcome = match block.ops.first() {
             Some(op) => {
                 self.counters.ops = self.counters.ops.wrapping_add(1);

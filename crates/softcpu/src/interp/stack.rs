@@ -35,7 +35,7 @@ impl Vcpu {
 
     /// The linear address of `size` bytes on the stack at the stack pointer `rsp`.
     #[inline(always)]
-    pub(crate) fn stack_address(&mut self, rsp: u64, size: u64, access: Access) -> Result<u64, Abort> {
+    pub(crate) fn stack_linear(&mut self, rsp: u64, size: u64, access: Access) -> Result<u64, Abort> {
         if self.code_size == CodeSize::Bits64 {
             return Ok(rsp);
         }
@@ -51,7 +51,7 @@ impl Vcpu {
         } else {
             self.moved_stack_pointer(size.wrapping_neg())
         };
-        let addr = self.stack_address(rsp, size, Access::Write)?;
+        let addr = self.stack_linear(rsp, size, Access::Write)?;
         self.write(addr, value)?;
         self.state.set_reg(Gpr::Rsp, rsp);
         Ok(())
@@ -62,7 +62,7 @@ impl Vcpu {
     pub(crate) fn peek<T: Scalar>(&mut self) -> Result<(T, u64), Abort> {
         let size = u64::from(T::SIZE);
         let rsp = self.state.reg(Gpr::Rsp);
-        let addr = self.stack_address(rsp, size, Access::Read)?;
+        let addr = self.stack_linear(rsp, size, Access::Read)?;
         let value = self.read(addr)?;
         let after =
             if self.code_size == CodeSize::Bits64 { rsp.wrapping_add(size) } else { self.moved_stack_pointer(size) };
@@ -130,7 +130,7 @@ pub(crate) fn push_all<T: Scalar>(cpu: &mut Vcpu, _: &Op) -> Step {
     let saved = cpu.state.reg(Gpr::Rsp);
     // All eight slots must be writable before the first is written.
     let lowest = cpu.moved_stack_pointer((size * 8).wrapping_neg());
-    let addr = cpu.stack_address(lowest, size * 8, Access::Write)?;
+    let addr = cpu.stack_linear(lowest, size * 8, Access::Write)?;
     cpu.probe_write(addr, size * 8)?;
     for reg in 0..8 {
         let value = if reg == 4 { T::truncate(saved) } else { read_reg(&cpu.state, reg) };
@@ -202,7 +202,7 @@ fn enter_frame<T: Scalar>(cpu: &mut Vcpu, op: &Op) -> Step {
     for step in 1..u64::from(level) {
         let pointer = cpu.state.reg(Gpr::Rbp).wrapping_sub(size * step);
         let mask = cpu.stack_mask();
-        let addr = cpu.stack_address(pointer & mask, size, Access::Read)?;
+        let addr = cpu.stack_linear(pointer & mask, size, Access::Read)?;
         let value = cpu.read::<T>(addr)?;
         cpu.push(value)?;
     }
@@ -211,7 +211,7 @@ fn enter_frame<T: Scalar>(cpu: &mut Vcpu, op: &Op) -> Step {
     }
     let bottom = cpu.moved_stack_pointer(op.imm.wrapping_neg());
     // The manual probes the new top of the stack for writability.
-    let addr = cpu.stack_address(bottom, size, Access::Write)?;
+    let addr = cpu.stack_linear(bottom, size, Access::Write)?;
     cpu.probe_write(addr, size)?;
     write_reg(&mut cpu.state, 5, T::truncate(frame));
     cpu.state.set_reg(Gpr::Rsp, bottom);

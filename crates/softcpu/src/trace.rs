@@ -1,0 +1,91 @@
+//! Watching a vCPU run: for guests that do not boot, and for lockstep comparison.
+//!
+//! A [`Tracer`] is told of every block before it runs, of every exception and every
+//! interrupt. Without one the cost is a single test per block.
+
+use iced_x86::{Decoder, DecoderOptions, Formatter, Instruction, NasmFormatter};
+
+use crate::exception::Exception;
+use crate::memory::PhysMemory;
+use crate::mmu::{Access, View};
+use crate::state::segment::SegReg;
+use crate::state::{CodeSize, VcpuState};
+use crate::vcpu::Vcpu;
+
+/// What a [`Tracer`] is told.
+#[derive(Clone, Copy, Debug)]
+pub enum Event<'a> {
+    /// A block of `instructions` instructions is about to run; the state is that at its
+    /// first one.
+    Block {
+        /// The registers.
+        state: &'a VcpuState,
+        /// How many instructions the block holds.
+        instructions: usize,
+    },
+    /// `exception` is about to be delivered; RIP is that of the instruction that raised it.
+    Exception {
+        /// The registers.
+        state: &'a VcpuState,
+        /// What was raised.
+        exception: Exception,
+    },
+    /// An external interrupt is about to be delivered.
+    Interrupt {
+        /// The registers.
+        state: &'a VcpuState,
+        /// Its vector.
+        vector: u8,
+    },
+}
+
+/// Somebody who watches.
+pub trait Tracer: Send {
+    /// Called on the vCPU's thread; must not block for long.
+    fn event(&mut self, event: Event<'_>);
+}
+
+impl Vcpu {
+    /// Puts a tracer in place, or takes it away.
+    pub fn set_tracer(&mut self, tracer: Option<Box<dyn Tracer>>) {
+        self.tracer = tracer;
+    }
+
+    /// Disassembles up to `count` instructions at RIP, one line each, without
+    /// disturbing the guest: what is not mapped is left out.
+    #[must_use]
+    pub fn disassemble(&self, count: usize) -> Vec<String> {
+        let state = &self.state;
+        let base = match state.code_size() {
+            CodeSize::Bits64 => 0,
+            _ => state.segment(SegReg::Cs).base,
+        };
+        let mut bytes = Vec::new();
+        let start = base.wrapping_add(state.rip);
+        for at in (0..count as u64 * 15).map(|i| start.wrapping_add(i)) {
+            let Some(byte) = self.peek_byte(at) else { break };
+            bytes.push(byte);
+        }
+        let mut decoder = Decoder::with_ip(state.code_size() as u32, &bytes, state.rip, DecoderOptions::NONE);
+        let mut formatter = NasmFormatter::new();
+        let mut instruction = Instruction::default();
+        let mut lines = Vec::new();
+        while decoder.can_decode() && lines.len() < count {
+            decoder.decode_out(&mut instruction);
+            let mut text = format!("{:#x}: ", instruction.ip());
+            formatter.format(&instruction, &mut text);
+            lines.push(text);
+        }
+        lines
+    }
+
+    /// One byte of guest memory by linear address, as the kernel would see it, if it
+    /// is mapped RAM. For monitors; may set accessed bits, as any look does.
+    fn peek_byte(&self, addr: u64) -> Option<u8> {
+        let memory: &PhysMemory = &self.memory;
+        let addr = crate::addr::GuestVirtAddr(addr);
+        let view = if self.state.cpl() == 3 { View::User } else { View::KernelOverUser };
+        let found = self.mmu.walk(memory, addr, view, Access::Read).ok()?;
+        memory.load::<u8>(found.addr)
+    }
+}
