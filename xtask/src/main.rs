@@ -10,6 +10,7 @@ mod cpio;
 mod demo;
 mod guests;
 mod initramfs;
+mod kvm_unit_tests;
 mod measure;
 mod paths;
 mod progress;
@@ -37,6 +38,8 @@ enum Command {
     Guests(guests::Options),
     /// Measure lguest against QEMU without KVM
     Compare(compare::Options),
+    /// Run the x86 tests of a built kvm-unit-tests tree
+    KvmUnitTests(kvm_unit_tests::Options),
 }
 
 fn main() -> ExitCode {
@@ -45,6 +48,7 @@ fn main() -> ExitCode {
         Command::Verify(options) => verify::verify(&options),
         Command::Guests(options) => guests::guests(&options),
         Command::Compare(options) => compare::compare(&options),
+        Command::KvmUnitTests(options) => kvm_unit_tests::kvm_unit_tests(&options),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,
