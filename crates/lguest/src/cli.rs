@@ -1,0 +1,209 @@
+//! The command line. Option names and their defaults are the interface: they change only
+//! with `docs/specification.md`. Help texts are kept so short that each fits an 80x24 screen.
+
+use crate::status::Status;
+use crate::{Error, size};
+use clap::error::ErrorKind;
+use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
+use std::path::PathBuf;
+use std::str::FromStr;
+
+/// Runs Linux guests as ordinary processes, without /dev/kvm.
+#[derive(Debug, Parser)]
+#[command(name = "lguest", version, disable_help_subcommand = true)]
+pub(crate) struct Cli {
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+impl Cli {
+    /// How many times `-v` was given.
+    pub(crate) fn verbose(&self) -> u8 {
+        match &self.command {
+            Command::Run(options) => options.verbose,
+            Command::Check(options) => options.verbose,
+        }
+    }
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Boot a kernel and give it this terminal
+    Run(RunOptions),
+    /// Say what this host offers, and which engine would be used
+    Check(CheckOptions),
+}
+
+/// The last lines of `lguest run --help`.
+const RUN_NOTES: &str = "\
+While it runs: Ctrl-A x quits, Ctrl-A ? lists the keys.
+Exit status: 0 powered off, 1 lguest failed, 2 bad input, 3 kernel panic,
+4 triple fault, 5 reset, 6 quit by key, 124 timeout, 128+N signal N.";
+
+/// Boot a kernel and give it this terminal
+#[derive(Args, Debug)]
+#[command(after_help = RUN_NOTES)]
+pub(crate) struct RunOptions {
+    /// Kernel: bzImage, or ELF vmlinux
+    #[arg(long, value_name = "FILE")]
+    pub(crate) kernel: PathBuf,
+    /// Initial RAM disk; several are concatenated
+    #[arg(long, value_name = "FILE")]
+    pub(crate) initrd: Vec<PathBuf>,
+    /// Guest memory
+    #[arg(long, value_name = "SIZE", default_value = "512M", value_parser = size::parse)]
+    pub(crate) mem: u64,
+    /// Number of vCPUs
+    #[arg(long, value_name = "N", default_value = "1")]
+    pub(crate) cpus: u32,
+    /// More kernel command line; your words come last
+    #[arg(long, value_name = "TEXT", default_value = "", hide_default_value = true)]
+    #[arg(allow_hyphen_values = true)]
+    pub(crate) append: String,
+    /// What executes the guest: auto, soft or kvm
+    #[arg(long, value_name = "NAME", default_value = "auto", hide_possible_values = true)]
+    pub(crate) engine: EngineChoice,
+    /// CPU model: v2, v3 or max
+    #[arg(long, value_name = "MODEL", default_value = "max", hide_possible_values = true)]
+    pub(crate) cpu: CpuChoice,
+    /// Serial console: stdio, null or a file
+    #[arg(long, value_name = "WHERE", default_value = "stdio")]
+    pub(crate) serial: SerialChoice,
+    /// End the run after so many seconds
+    #[arg(long, value_name = "SECONDS")]
+    pub(crate) timeout: Option<f64>,
+    /// Let the guest end the run by port 0xf4 (test kernels)
+    #[arg(long)]
+    pub(crate) debug_exit: bool,
+    /// Say more on stderr; -vv even more
+    #[arg(short, action = ArgAction::Count)]
+    pub(crate) verbose: u8,
+}
+
+/// Say what this host offers, and which engine would be used
+#[derive(Args, Debug)]
+pub(crate) struct CheckOptions {
+    /// Say more on stderr; -vv even more
+    #[arg(short, action = ArgAction::Count)]
+    pub(crate) verbose: u8,
+}
+
+/// What executes vCPUs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum EngineChoice {
+    /// The best this build and host have.
+    Auto,
+    /// The CPU in software.
+    Soft,
+    /// The host's /dev/kvm.
+    Kvm,
+}
+
+/// The CPU the guest sees.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum CpuChoice {
+    /// x86-64-v2: up to SSE4.2.
+    V2,
+    /// x86-64-v3: AVX2, BMI, FMA.
+    V3,
+    /// The best the host can run.
+    Max,
+}
+
+/// Where the guest's serial port goes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum SerialChoice {
+    /// This terminal.
+    Stdio,
+    /// Nowhere.
+    Null,
+    /// A file, output only; it is overwritten.
+    File(PathBuf),
+}
+
+impl FromStr for SerialChoice {
+    type Err = std::convert::Infallible;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        Ok(match text {
+            "stdio" => Self::Stdio,
+            "null" => Self::Null,
+            path => Self::File(path.into()),
+        })
+    }
+}
+
+/// Turns what clap has to say into our own form: help as it is, errors as one line.
+pub(crate) fn explain(error: &clap::Error) -> Result<Status, Error> {
+    match error.kind() {
+        ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => {
+            // A closed stdout (`lguest --help | head -1`) is no failure.
+            let _ = error.print();
+            Ok(Status::PoweredOff)
+        }
+        ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand | ErrorKind::MissingSubcommand => {
+            Err(Error::Input("what shall I do? Try \"lguest run --help\"".into()))
+        }
+        _ => {
+            let text = error.to_string();
+            // The first paragraph is the message; usage and tips follow after an empty line.
+            let message = text.split("\n\n").next().unwrap_or(&text);
+            let message = message.split_whitespace().collect::<Vec<_>>().join(" ");
+            let message = message.trim_start_matches("error: ");
+            Err(Error::Input(format!("{message} (see \"lguest run --help\")")))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn every_help_fits_a_screen() {
+        Cli::command().debug_assert();
+        for words in [&["lguest", "--help"][..], &["lguest", "run", "--help"], &["lguest", "check", "-h"]]
+        {
+            let help = Cli::try_parse_from(words).unwrap_err().to_string();
+            assert!(help.lines().count() <= 24, "{words:?} has {} lines", help.lines().count());
+            for line in help.lines() {
+                assert!(line.chars().count() <= 80, "wider than 80 columns: {line}");
+            }
+        }
+    }
+
+    #[test]
+    fn the_help_lists_the_exit_statuses() {
+        for status in [Status::Panicked, Status::TripleFault, Status::Reset, Status::Quit] {
+            assert!(RUN_NOTES.contains(&format!("{} ", status.code())));
+        }
+        assert!(RUN_NOTES.contains(&Status::TimedOut.code().to_string()));
+    }
+
+    #[test]
+    fn mistakes_are_one_line() {
+        for words in [
+            &["lguest"][..],
+            &["lguest", "run"],
+            &["lguest", "frobnicate"],
+            &["lguest", "run", "--kernel", "k", "--mem", "lots"],
+            &["lguest", "run", "--kernel", "k", "--cpus", "-1"],
+            &["lguest", "run", "--kernel", "k", "--engine", "warp"],
+            &["lguest", "run", "--kernel", "k", "--timeout", "soon"],
+        ] {
+            let error = explain(&Cli::try_parse_from(words).unwrap_err()).unwrap_err();
+            let line = error.to_string();
+            assert!(!line.contains('\n') && !line.is_empty(), "{words:?}: {line}");
+            assert!(line.contains("lguest run --help"), "{words:?} has no remedy: {line}");
+            assert_eq!(error.status(), Status::BadInput);
+        }
+    }
+
+    #[test]
+    fn an_appended_line_may_begin_with_a_dash() {
+        let words = ["lguest", "run", "--kernel", "k", "--append", "-- single"];
+        let Command::Run(options) = Cli::try_parse_from(words).unwrap().command else { panic!() };
+        assert_eq!(options.append, "-- single");
+    }
+}

@@ -1,0 +1,64 @@
+//! The Launcher: the `lguest` program.
+//!
+//! Command line, terminal, signals, logs and exit statuses live here and nowhere else;
+//! the Machine (crate `vmm`) and the CPU (crate `softcpu`) know nothing of them. Everything
+//! a user can get wrong ends in one line on stderr and exit status 2.
+
+mod check;
+mod cli;
+mod console;
+mod escape;
+mod logging;
+mod run;
+mod signals;
+mod size;
+mod status;
+mod terminal;
+
+use clap::Parser;
+use cli::{Cli, Command};
+use status::Status;
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    let status = match Cli::try_parse() {
+        Ok(cli) => {
+            logging::start(cli.verbose());
+            terminal::restore_on_panic();
+            match cli.command {
+                Command::Run(options) => run::run(&options),
+                Command::Check(options) => check::check(&options),
+            }
+        }
+        Err(error) => cli::explain(&error),
+    };
+    terminal::restore();
+    ExitCode::from(match status {
+        Ok(status) => status.code(),
+        Err(error) => {
+            logging::complain(&error);
+            error.status().code()
+        }
+    })
+}
+
+/// What ends the program before or instead of a guest's own end.
+#[derive(Debug, thiserror::Error)]
+enum Error {
+    /// The user asked for something impossible; the message says what and what to do.
+    #[error("{0}")]
+    Input(String),
+    /// The host let us down while the guest ran.
+    #[error("{0}")]
+    Host(String),
+}
+
+impl Error {
+    /// The exit status that goes with the error.
+    fn status(&self) -> Status {
+        match self {
+            Self::Input(_) => Status::BadInput,
+            Self::Host(_) => Status::Failed,
+        }
+    }
+}

@@ -1,0 +1,73 @@
+//! Exit statuses: how a script learns what became of the guest.
+//!
+//! The numbers are part of the interface: they are listed by `lguest run --help` and in
+//! `docs/specification.md`, and a test holds the list to this file.
+
+/// How a run ended, as the process's exit status.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Status {
+    /// The guest powered itself off.
+    PoweredOff,
+    /// lguest itself or the host failed.
+    Failed,
+    /// Bad input: a file, an option, or something this build cannot do.
+    BadInput,
+    /// The guest's kernel panicked.
+    Panicked,
+    /// A vCPU shut down: a triple fault.
+    TripleFault,
+    /// The guest asked for a reset (lguest does not restart it).
+    Reset,
+    /// The user quit with Ctrl-A x.
+    Quit,
+    /// `--timeout` passed; the number is that of timeout(1).
+    TimedOut,
+    /// A signal ended the run; the number is 128 plus the signal's, as a shell has it.
+    Signal(u8),
+    /// The guest ended the run by the debug-exit port, with this status: `2 * value + 1` for
+    /// the value it wrote, as test kernels written for QEMU's `isa-debug-exit` expect.
+    DebugExit(u8),
+}
+
+impl Status {
+    /// The number.
+    pub(crate) fn code(self) -> u8 {
+        match self {
+            Self::PoweredOff => 0,
+            Self::Failed => 1,
+            Self::BadInput => 2,
+            Self::Panicked => 3,
+            Self::TripleFault => 4,
+            Self::Reset => 5,
+            Self::Quit => 6,
+            Self::TimedOut => 124,
+            Self::Signal(number) => number.saturating_add(128),
+            Self::DebugExit(status) => status,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Status;
+
+    #[test]
+    fn no_two_endings_of_an_ordinary_run_share_a_number() {
+        let all = [
+            Status::PoweredOff,
+            Status::Failed,
+            Status::BadInput,
+            Status::Panicked,
+            Status::TripleFault,
+            Status::Reset,
+            Status::Quit,
+            Status::TimedOut,
+            Status::Signal(2),
+            Status::Signal(15),
+        ];
+        let mut codes: Vec<u8> = all.iter().map(|status| status.code()).collect();
+        codes.sort_unstable();
+        codes.dedup();
+        assert_eq!(codes.len(), all.len());
+    }
+}
