@@ -6,7 +6,7 @@
 //!
 //! ```text
 //! 0x0000_0000 .. 0x0009_fc00   RAM, boot structures near the bottom
-//! 0x0009_fc00 .. 0x0010_0000   BIOS area: RAM, reserved; ACPI tables from 0xe_0000
+//! 0x0009_fc00 .. 0x0010_0000   BIOS area: RAM, reserved; ACPI tables, reset vector
 //! 0x0010_0000 .. 0xc000_0000   RAM as far as there is any: kernel, initrd at the top
 //! 0xc000_0000 .. 0xe000_0000   MMIO window for PCI devices
 //! 0xe000_0000 .. 0xf000_0000   PCI configuration space (ECAM)
@@ -44,8 +44,12 @@ pub const LOCAL_APIC_SIZE: u64 = 0x10_0000;
 
 /// The end of what e820 calls usable below 1 MiB: the BIOS's data area follows.
 pub const LOW_USABLE_END: GuestPhysAddr = GuestPhysAddr(0x9_fc00);
-/// Where the ACPI tables are: firmware's area, which is searched for their root.
-pub const ACPI_TABLES: Range<u64> = 0xe_0000..0x10_0000;
+/// Where a PC has its firmware: RAM here, but reserved.
+pub const BIOS_AREA: Range<u64> = 0xe_0000..0x10_0000;
+/// Where the ACPI tables are: in the BIOS area, which is searched for their root.
+pub const ACPI_TABLES: Range<u64> = 0xe_0000..0xf_f000;
+/// Where a PC starts after reset (F000:FFF0), and where kernels jump to reboot.
+pub const RESET_VECTOR: Range<u64> = 0xf_fff0..0x10_0000;
 /// The end of the BIOS area; kernels are loaded from here.
 pub const HIGH_MEMORY: GuestPhysAddr = GuestPhysAddr(0x10_0000);
 

@@ -2,7 +2,7 @@
 //!
 //! Source: ACPI 6.5, table 15.7 (address range types).
 
-use crate::layout::{ACPI_TABLES, HIGH_MEMORY, LOW_USABLE_END};
+use crate::layout::{BIOS_AREA, HIGH_MEMORY, LOW_USABLE_END};
 use crate::memory::GuestRam;
 
 /// What a range is.
@@ -32,7 +32,7 @@ const VIDEO_MEMORY: u64 = 0xa_0000;
 /// The map of a machine with this RAM, ascending.
 ///
 /// What firmware would keep below 1 MiB is reserved: the BIOS data area, and the area
-/// where the ACPI tables are.
+/// where firmware is.
 #[must_use]
 pub fn memory_map(ram: &GuestRam) -> Vec<MapEntry> {
     let entry =
@@ -40,7 +40,7 @@ pub fn memory_map(ram: &GuestRam) -> Vec<MapEntry> {
     let mut map = vec![
         entry(0, LOW_USABLE_END.0, RangeType::Usable),
         entry(LOW_USABLE_END.0, VIDEO_MEMORY, RangeType::Reserved),
-        entry(ACPI_TABLES.start, ACPI_TABLES.end, RangeType::Reserved),
+        entry(BIOS_AREA.start, BIOS_AREA.end, RangeType::Reserved),
         entry(HIGH_MEMORY.0, ram.low_end().0, RangeType::Usable),
     ];
     let high = ram.ranges().into_iter().skip(1);

@@ -36,6 +36,7 @@ mod multiboot;
 mod payload;
 mod place;
 mod pvh;
+mod reset_vector;
 #[cfg(test)]
 mod synthetic;
 #[cfg(test)]
@@ -123,6 +124,7 @@ pub fn load(ram: &GuestRam, source: &BootSource<'_>) -> Result<LoadedGuest, Load
         BOOT_INFO.end.saturating_sub(BOOT_INFO.start),
         "boot information",
     )?;
+    reset_vector::place(&mut placer)?;
     let rsdp = place_acpi(&mut placer, source.cpus)?;
 
     let kernel = load_kernel(source.kernel, &mut placer)

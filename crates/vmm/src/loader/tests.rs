@@ -227,8 +227,11 @@ fn memory_may_be_of_any_size() {
                 entry.start <= range.start && range.end <= entry.start + entry.len
             };
             let kind = map.iter().find(within).map(|entry| entry.kind);
-            let expected =
-                if what == "ACPI tables" { RangeType::Reserved } else { RangeType::Usable };
+            let expected = if ["ACPI tables", "reset vector"].contains(&what) {
+                RangeType::Reserved
+            } else {
+                RangeType::Usable
+            };
             assert_eq!(kind, Some(expected), "{mib} {what}");
             assert!(what != "initrd" || (range.end <= 0x8000_0000 && range.start % 4096 == 0));
             assert!(what != "kernel" || range.start >= HIGH_MEMORY.0);
