@@ -57,14 +57,16 @@ impl TscFrequency {
     /// How many ticks `nanos` nanoseconds are.
     #[must_use]
     pub fn ticks(self, nanos: u64) -> u64 {
-        let ticks = u128::from(nanos).saturating_mul(u128::from(self.hz)) / u128::from(NANOS_PER_SECOND);
+        let ticks =
+            u128::from(nanos).saturating_mul(u128::from(self.hz)) / u128::from(NANOS_PER_SECOND);
         u64::try_from(ticks).unwrap_or(u64::MAX)
     }
 
     /// How many nanoseconds `ticks` ticks are.
     #[must_use]
     pub fn nanos(self, ticks: u64) -> u64 {
-        let nanos = u128::from(ticks).saturating_mul(u128::from(NANOS_PER_SECOND)) / u128::from(self.hz);
+        let nanos =
+            u128::from(ticks).saturating_mul(u128::from(NANOS_PER_SECOND)) / u128::from(self.hz);
         u64::try_from(nanos).unwrap_or(u64::MAX)
     }
 
@@ -89,7 +91,8 @@ impl TscFrequency {
             scaled *= 2;
             shift = shift.saturating_add(1);
         }
-        let wide = u128::from(NANOS_PER_SECOND) << 64 >> (32_i16.saturating_add(i16::from(shift)).clamp(0, 64) as u32);
+        let wide = u128::from(NANOS_PER_SECOND) << 64
+            >> (32_i16.saturating_add(i16::from(shift)).clamp(0, 64) as u32);
         let factor = wide / u128::from(self.hz);
         (u32::try_from(factor).unwrap_or(u32::MAX), shift)
     }
@@ -141,10 +144,13 @@ impl Calibration {
             std::thread::sleep(left);
         }
         let end = Sample::take();
-        let nanos = u64::try_from(end.at.duration_since(self.start.at).as_nanos()).unwrap_or(u64::MAX);
+        let nanos =
+            u64::try_from(end.at.duration_since(self.start.at).as_nanos()).unwrap_or(u64::MAX);
         let measured = per_second(end.tsc.wrapping_sub(self.start.tsc), nanos);
         match stated {
-            Some(hz) if hz.abs_diff(measured) <= measured / 1000 * CPUID_TOLERANCE => TscFrequency::from_hz(hz),
+            Some(hz) if hz.abs_diff(measured) <= measured / 1000 * CPUID_TOLERANCE => {
+                TscFrequency::from_hz(hz)
+            }
             _ => TscFrequency::from_hz(measured),
         }
     }

@@ -6,7 +6,9 @@
 pub mod acpi;
 pub mod clock;
 pub mod devices;
+pub mod engine;
 pub mod layout;
 pub mod loader;
+pub mod machine;
 pub mod memory;
 pub mod platform;

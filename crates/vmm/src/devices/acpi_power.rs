@@ -5,8 +5,8 @@
 
 use super::Request;
 use crate::layout::{
-    ACPI_RESET, ACPI_RESET_VALUE, ACPI_SLEEP_CONTROL, ACPI_SLEEP_STATUS, ACPI_SLP_EN, ACPI_SLP_TYP_S5,
-    ACPI_SLP_TYP_SHIFT,
+    ACPI_RESET, ACPI_RESET_VALUE, ACPI_SLEEP_CONTROL, ACPI_SLEEP_STATUS, ACPI_SLP_EN,
+    ACPI_SLP_TYP_S5, ACPI_SLP_TYP_SHIFT,
 };
 
 /// WAK_STS in the sleep status register; we never sleep and wake, so it is never set.
@@ -36,7 +36,9 @@ impl AcpiPower {
     pub const fn write(self, port: u16, value: u8) -> Option<Request> {
         let state = (value >> ACPI_SLP_TYP_SHIFT) & SLP_TYP_MASK;
         match port {
-            ACPI_SLEEP_CONTROL if value & ACPI_SLP_EN != 0 && state == ACPI_SLP_TYP_S5 => Some(Request::PowerOff),
+            ACPI_SLEEP_CONTROL if value & ACPI_SLP_EN != 0 && state == ACPI_SLP_TYP_S5 => {
+                Some(Request::PowerOff)
+            }
             ACPI_RESET if value == ACPI_RESET_VALUE => Some(Request::Reset),
             _ => None,
         }

@@ -78,7 +78,7 @@ impl Default for I8042 {
 impl I8042 {
     /// A read of the data port.
     pub fn read_data(&mut self) -> u8 {
-        self.status -= Status::OUTPUT_FULL | Status::AUX_FULL | Status::TIMEOUT;
+        self.status.remove(Status::OUTPUT_FULL | Status::AUX_FULL | Status::TIMEOUT);
         self.output
     }
 
@@ -90,19 +90,21 @@ impl I8042 {
 
     fn answer(&mut self, byte: u8, flags: Status) {
         self.output = byte;
-        self.status -= Status::AUX_FULL | Status::TIMEOUT;
+        self.status.remove(Status::AUX_FULL | Status::TIMEOUT);
         self.status |= Status::OUTPUT_FULL | flags;
     }
 
     /// A write to the data port.
     #[must_use]
     pub fn write_data(&mut self, value: u8) -> Option<Request> {
-        self.status -= Status::COMMAND;
+        self.status.remove(Status::COMMAND);
         match std::mem::replace(&mut self.expects, Expects::Keyboard) {
             Expects::Keyboard => self.answer(NO_ANSWER, Status::TIMEOUT),
             Expects::Mouse => self.answer(NO_ANSWER, Status::TIMEOUT | Status::AUX_FULL),
             Expects::Configuration => self.configuration = value,
-            Expects::OutputPort if value & OUTPUT_PORT_NO_RESET == 0 => return Some(Request::Reset),
+            Expects::OutputPort if value & OUTPUT_PORT_NO_RESET == 0 => {
+                return Some(Request::Reset);
+            }
             Expects::OutputPort => {}
             Expects::Loopback(flags) => self.answer(value, flags),
         }

@@ -41,7 +41,7 @@ pub enum Request {
     Reset,
     /// The guest kernel says that it has panicked (pvpanic).
     Panicked,
-    /// A test program ends with this status (debug-exit port).
+    /// A test program ends with this value (debug-exit port).
     Exit(u8),
 }
 

@@ -128,7 +128,9 @@ mod tests {
         let mut pic = Pic::default();
         pic.write(MASTER + 1, 0xfb);
         assert_eq!(pic.read(MASTER + 1), 0xfb, "the probe reads its mask back");
-        for (port, value) in [(MASTER, 0x11), (MASTER + 1, 0x30), (MASTER + 1, 0x04), (MASTER + 1, 0x01)] {
+        for (port, value) in
+            [(MASTER, 0x11), (MASTER + 1, 0x30), (MASTER + 1, 0x04), (MASTER + 1, 0x01)]
+        {
             pic.write(port, value);
         }
         assert_eq!(pic.read(MASTER + 1), 0);

@@ -125,7 +125,10 @@ impl Channel {
             Access::High => 2,
             Access::Both => 3,
         };
-        u8::from(self.out(now)) << 7 | u8::from(self.null_count) << 6 | access << 4 | self.mode_bits << 1
+        u8::from(self.out(now)) << 7
+            | u8::from(self.null_count) << 6
+            | access << 4
+            | self.mode_bits << 1
     }
 
     fn latch(&mut self, now: u64) {
@@ -278,7 +281,7 @@ fn ticks(nanos: u64) -> u64 {
 }
 
 fn nanos(ticks: u64) -> u64 {
-    let nanos = u128::from(ticks).saturating_mul(1_000_000_000) / u128::from(PIT_HZ);
+    let nanos = u128::from(ticks).saturating_mul(1_000_000_000).div_euclid(PIT_HZ.into());
     u64::try_from(nanos).unwrap_or(u64::MAX)
 }
 

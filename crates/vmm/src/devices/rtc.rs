@@ -176,7 +176,8 @@ impl Rtc {
             let of_twelve = self.decode(raw_hours & !PM).checked_rem(12)?;
             if raw_hours & PM != 0 { of_twelve.checked_add(12)? } else { of_twelve }
         };
-        let year = i32::from(field(CENTURY)).checked_mul(100)?.checked_add(i32::from(field(YEAR)))?;
+        let year =
+            i32::from(field(CENTURY)).checked_mul(100)?.checked_add(i32::from(field(YEAR)))?;
         let month = Month::try_from(field(MONTH)).ok()?;
         let date = Date::from_calendar_date(year, month, field(DAY)).ok()?;
         let time = date.with_hms(hour, field(MINUTES), field(SECONDS)).ok()?;
@@ -184,7 +185,7 @@ impl Rtc {
     }
 
     fn encode(&self, value: u8) -> u8 {
-        if self.load(REG_B) & BINARY != 0 { value } else { (value / 10) << 4 | value % 10 }
+        if self.load(REG_B) & BINARY != 0 { value } else { ((value / 10) << 4) | (value % 10) }
     }
 
     fn decode(&self, value: u8) -> u8 {
@@ -238,14 +239,17 @@ mod tests {
     fn a_time_set_by_the_guest_runs_on_from_there() {
         let mut rtc = Rtc::default();
         write(&mut rtc, REG_B, SET | HOURS_24);
-        for (register, value) in [(CENTURY, 0x19), (YEAR, 0x99), (MONTH, 0x12), (DAY, 0x31), (HOURS, 0x23)] {
+        for (register, value) in
+            [(CENTURY, 0x19), (YEAR, 0x99), (MONTH, 0x12), (DAY, 0x31), (HOURS, 0x23)]
+        {
             write(&mut rtc, register, value);
         }
         write(&mut rtc, MINUTES, 0x59);
         write(&mut rtc, SECONDS, 0x59);
         write(&mut rtc, REG_B, HOURS_24);
         let later = NOW + Duration::from_secs(2);
-        let shown = [CENTURY, YEAR, MONTH, DAY, HOURS, SECONDS].map(|register| read(&mut rtc, register, later));
+        let shown = [CENTURY, YEAR, MONTH, DAY, HOURS, SECONDS]
+            .map(|register| read(&mut rtc, register, later));
         assert_eq!(shown, [0x20, 0x00, 0x01, 0x01, 0x00, 0x01]);
     }
 

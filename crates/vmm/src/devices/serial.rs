@@ -121,10 +121,10 @@ impl SerialPort {
     /// lost, as on a line nobody listens to.
     pub fn write(&self, offset: u8, value: u8) {
         let mut port = self.shared.lock();
-        if let Err(error) = port.uart.write(offset, value) {
-            if !std::mem::replace(&mut port.output_failed, true) {
-                tracing::warn!("serial output is lost: {error}");
-            }
+        if let Err(error) = port.uart.write(offset, value)
+            && !std::mem::replace(&mut port.output_failed, true)
+        {
+            tracing::warn!("serial output is lost: {error}");
         }
         if !port.queue.is_empty() {
             port.refill();

@@ -40,7 +40,9 @@ impl LocalApic {
             Register::Lvt(entry) => self.lvt_entry(entry),
             Register::InitialCount => self.read_timer(|timer, _| timer.initial_count()),
             Register::CurrentCount => self.read_timer(|timer, now| timer.current_count(now)),
-            Register::DivideConfiguration => self.read_timer(|timer, _| timer.divide_configuration()),
+            Register::DivideConfiguration => {
+                self.read_timer(|timer, _| timer.divide_configuration())
+            }
             Register::EndOfInterrupt | Register::SelfIpi => 0,
         }
     }
@@ -49,8 +51,12 @@ impl LocalApic {
         match register {
             Register::TaskPriority => self.set_task_priority(value as u8),
             Register::EndOfInterrupt => return self.end_of_interrupt(),
-            Register::LogicalDestination => self.logical_destination.store(value & 0xff00_0000, SeqCst),
-            Register::DestinationFormat => self.destination_format.store(value | 0x0fff_ffff, SeqCst),
+            Register::LogicalDestination => {
+                self.logical_destination.store(value & 0xff00_0000, SeqCst)
+            }
+            Register::DestinationFormat => {
+                self.destination_format.store(value | 0x0fff_ffff, SeqCst)
+            }
             Register::SpuriousVector => self.write_spurious(value),
             Register::ErrorStatus => self.error_status.store(self.errors.swap(0, SeqCst), SeqCst),
             Register::CommandLow => {
@@ -59,7 +65,9 @@ impl LocalApic {
             }
             Register::CommandHigh => self.command_high.store(value & 0xff00_0000, SeqCst),
             Register::Lvt(entry) => self.set_lvt_entry(entry, value),
-            Register::InitialCount => self.with_timer(|timer| timer.set_initial_count(value, host_tsc())),
+            Register::InitialCount => {
+                self.with_timer(|timer| timer.set_initial_count(value, host_tsc()))
+            }
             Register::DivideConfiguration => {
                 self.with_timer(|timer| timer.set_divide_configuration(value, host_tsc()));
             }
@@ -119,7 +127,8 @@ impl LocalApic {
         data.fill(0);
         let offset = offset as u16;
         let within = usize::from(offset & 0xf);
-        let Some(register) = Register::at(offset & 0xff0).filter(|register| register.in_xapic()) else {
+        let Some(register) = Register::at(offset & 0xff0).filter(|register| register.in_xapic())
+        else {
             self.error(ApicError::IllegalRegister);
             return true;
         };
@@ -166,7 +175,8 @@ impl LocalApic {
             return Err(Refused);
         }
         let low = u64::from(self.read(register));
-        let high = if register == Register::CommandLow { self.command_high.load(SeqCst) } else { 0 };
+        let high =
+            if register == Register::CommandLow { self.command_high.load(SeqCst) } else { 0 };
         Ok(low | u64::from(high) << 32)
     }
 
@@ -189,7 +199,6 @@ impl LocalApic {
         }
         Ok(self.write(register, low))
     }
-
 }
 
 #[cfg(test)]

@@ -63,7 +63,11 @@ impl Pin {
     /// Delivers a level-triggered interrupt that is asserted, unmasked and not yet in
     /// service anywhere.
     fn service(&mut self, deliver: &mut impl FnMut(&InterruptMessage) -> bool) {
-        if self.is_level() && self.asserted && self.entry & (MASKED | REMOTE_IRR) == 0 && deliver(&self.message()) {
+        if self.is_level()
+            && self.asserted
+            && self.entry & (MASKED | REMOTE_IRR) == 0
+            && deliver(&self.message())
+        {
             self.entry |= REMOTE_IRR;
         }
     }
@@ -90,7 +94,12 @@ impl Default for IoApic {
 
 impl IoApic {
     /// Line `pin` is now `asserted`. An edge at a masked pin is lost, as on the chip.
-    pub fn set_line(&mut self, pin: u8, asserted: bool, mut deliver: impl FnMut(&InterruptMessage) -> bool) {
+    pub fn set_line(
+        &mut self,
+        pin: u8,
+        asserted: bool,
+        mut deliver: impl FnMut(&InterruptMessage) -> bool,
+    ) {
         let Some(pin) = self.pins.get_mut(usize::from(pin)) else { return };
         let rising = asserted && !pin.asserted;
         pin.asserted = asserted;
@@ -103,7 +112,11 @@ impl IoApic {
 
     /// A local APIC (or the EOI register) ended the level-triggered `vector`: lines that
     /// are still asserted interrupt again.
-    pub fn end_of_interrupt(&mut self, vector: u8, mut deliver: impl FnMut(&InterruptMessage) -> bool) {
+    pub fn end_of_interrupt(
+        &mut self,
+        vector: u8,
+        mut deliver: impl FnMut(&InterruptMessage) -> bool,
+    ) {
         for pin in &mut self.pins {
             if pin.is_level() && pin.entry & REMOTE_IRR != 0 && pin.entry as u8 == vector {
                 pin.entry &= !REMOTE_IRR;
@@ -127,7 +140,12 @@ impl IoApic {
     }
 
     /// A store to the register page; the window takes whole 32-bit words only.
-    pub fn write(&mut self, offset: u64, data: &[u8], deliver: impl FnMut(&InterruptMessage) -> bool) {
+    pub fn write(
+        &mut self,
+        offset: u64,
+        data: &[u8],
+        deliver: impl FnMut(&InterruptMessage) -> bool,
+    ) {
         match (offset, data.first_chunk().map(|bytes| u32::from_le_bytes(*bytes)), data.first()) {
             (IOREGSEL, _, Some(low)) => self.select = *low,
             (IOWIN, Some(value), _) => self.write_register(value, deliver),

@@ -92,7 +92,10 @@ pub struct LocalApicConfig {
 
 impl fmt::Debug for LocalApicConfig {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("LocalApicConfig").field("id", &self.id).field("vcpu", &self.vcpu).finish_non_exhaustive()
+        f.debug_struct("LocalApicConfig")
+            .field("id", &self.id)
+            .field("vcpu", &self.vcpu)
+            .finish_non_exhaustive()
     }
 }
 
@@ -198,7 +201,9 @@ impl LocalApic {
         self.base.store(new.raw(), SeqCst);
         match (old.mode(), new.mode()) {
             (old, new) if old == new => {}
-            (_, ApicMode::X2apic) => self.logical_destination.store(self.logical_at_reset(), SeqCst),
+            (_, ApicMode::X2apic) => {
+                self.logical_destination.store(self.logical_at_reset(), SeqCst)
+            }
             _ => self.reset(),
         }
         true
@@ -241,7 +246,12 @@ impl LocalApic {
             ApicMode::Xapic => {
                 let own = own >> 24;
                 let flat = self.destination_format.load(SeqCst) >> 28 == 0xf;
-                wanted <= 0xff && if flat { wanted & own != 0 } else { wanted >> 4 == own >> 4 && wanted & own & 0xf != 0 }
+                wanted <= 0xff
+                    && if flat {
+                        wanted & own != 0
+                    } else {
+                        wanted >> 4 == own >> 4 && wanted & own & 0xf != 0
+                    }
             }
         }
     }
@@ -276,7 +286,9 @@ impl LocalApic {
             }
             DeliveryMode::Startup => {
                 let sipi = STARTUP_SIPI | u32::from(vector);
-                let _ = self.startup.fetch_update(SeqCst, SeqCst, |before| Some(before & STARTUP_INIT | sipi));
+                let _ = self
+                    .startup
+                    .fetch_update(SeqCst, SeqCst, |before| Some(before & STARTUP_INIT | sipi));
                 self.config.handle.raise(Event::ATTENTION);
                 true
             }
@@ -331,7 +343,10 @@ impl LocalApic {
     #[must_use]
     pub fn take_startup(&self) -> Startup {
         let word = self.startup.swap(0, SeqCst);
-        Startup { init: word & STARTUP_INIT != 0, vector: (word & STARTUP_SIPI != 0).then_some(word as u8) }
+        Startup {
+            init: word & STARTUP_INIT != 0,
+            vector: (word & STARTUP_SIPI != 0).then_some(word as u8),
+        }
     }
 
     /// Wakes the vCPU from a halt, whatever its interrupt flag says (KVM's kick).
@@ -369,7 +384,10 @@ impl LocalApic {
     /// The CPU takes an interrupt: the highest deliverable vector moves into service.
     #[must_use]
     pub fn acknowledge(&self) -> Option<u8> {
-        let vector = self.requested.highest().filter(|vector| u32::from(*vector) >> 4 > self.priority() >> 4)?;
+        let vector = self
+            .requested
+            .highest()
+            .filter(|vector| u32::from(*vector) >> 4 > self.priority() >> 4)?;
         self.requested.remove(vector);
         self.in_service.insert(vector);
         self.update_priority();
@@ -450,7 +468,8 @@ impl LocalApic {
 impl fmt::Display for LocalApic {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let timer = *self.lock_timer();
-        let vectors = |set: &VectorSet| (0..=255).filter(|vector| set.contains(*vector)).collect::<Vec<u8>>();
+        let vectors =
+            |set: &VectorSet| (0..=255).filter(|vector| set.contains(*vector)).collect::<Vec<u8>>();
         write!(
             f,
             "apic {} {:?} svr {:#x} tpr {:#x} ppr {:#x} requested {:02x?} in service {:02x?} timer lvt {:#x} deadline {:?}",

@@ -160,7 +160,10 @@ fn commands_become_messages() {
     let apic = enabled();
     set(&apic, 0x310, 5 << 24);
     let Effect::Send(message) = set(&apic, 0x300, 0x0000_48fd) else { panic!("nothing sent") };
-    assert_eq!(message.destination, Destination::Logical(super::super::message::Address::Narrow(5)));
+    assert_eq!(
+        message.destination,
+        Destination::Logical(super::super::message::Address::Narrow(5))
+    );
     assert_eq!((message.mode, message.vector), (DeliveryMode::Fixed, 0xfd));
     assert_eq!(set(&apic, 0x300, 0x8500), Effect::None, "INIT de-assert");
 }
@@ -174,7 +177,11 @@ fn startup_messages_wait_for_the_thread() {
     assert_eq!(apic.take_startup(), Startup { init: true, vector: Some(0x9a) });
     apic.post(DeliveryMode::Startup, 0x9b, Trigger::Edge);
     apic.post(DeliveryMode::Init, 0, Trigger::Edge);
-    assert_eq!(apic.take_startup(), Startup { init: true, vector: None }, "INIT discards an older startup");
+    assert_eq!(
+        apic.take_startup(),
+        Startup { init: true, vector: None },
+        "INIT discards an older startup"
+    );
     assert_eq!(apic.take_startup(), Startup::default());
 }
 
@@ -210,7 +217,9 @@ fn the_interface_is_the_one_selected() {
     for refused in [0x80b, 0x80e, 0x831, 0x83f, 0x804, 0x8ff] {
         assert!(apic.x2apic_read(refused).is_err(), "{refused:#x}");
     }
-    for (refused, value) in [(0x80b, 1), (0x802, 0), (0x80d, 0), (0x808, 0x100), (0x828, 1), (0x832, 1 << 20)] {
+    for (refused, value) in
+        [(0x80b, 1), (0x802, 0), (0x80d, 0), (0x808, 0x100), (0x828, 1), (0x832, 1 << 20)]
+    {
         assert!(apic.x2apic_write(refused, value).is_err(), "{refused:#x}");
     }
     assert!(matches!(apic.x2apic_write(0x83f, 0x77), Ok(Effect::Send(_))));

@@ -138,8 +138,11 @@ impl MsiMessage {
         let logical = self.address & (1 << 2) != 0;
         let mode = DeliveryMode::from_bits(self.data >> 8);
         // Without the redirection hint the destination mode is ignored: physical.
-        let destination =
-            if redirection_hint && logical { Destination::Logical(id) } else { Destination::Physical(id) };
+        let destination = if redirection_hint && logical {
+            Destination::Logical(id)
+        } else {
+            Destination::Physical(id)
+        };
         Some(InterruptMessage {
             destination,
             mode,
@@ -169,7 +172,10 @@ mod tests {
     fn msis_decode() {
         let plain = MsiMessage { address: 0xfee0_3000, data: 0x31 }.decode().unwrap();
         assert_eq!(plain.destination, Destination::Physical(Address::Narrow(3)));
-        assert_eq!((plain.mode, plain.vector, plain.trigger), (DeliveryMode::Fixed, 0x31, Trigger::Edge));
+        assert_eq!(
+            (plain.mode, plain.vector, plain.trigger),
+            (DeliveryMode::Fixed, 0x31, Trigger::Edge)
+        );
         let logical = MsiMessage { address: 0xfee0_100c, data: 0x8141 }.decode().unwrap();
         assert_eq!(logical.destination, Destination::Logical(Address::Narrow(1)));
         assert_eq!((logical.mode, logical.trigger), (DeliveryMode::LowestPriority, Trigger::Level));

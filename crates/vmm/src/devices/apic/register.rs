@@ -100,7 +100,10 @@ impl Register {
     /// Whether `rdmsr` reads it in x2APIC mode.
     #[must_use]
     pub const fn x2apic_readable(self) -> bool {
-        !matches!(self, Self::EndOfInterrupt | Self::SelfIpi | Self::DestinationFormat | Self::CommandHigh)
+        !matches!(
+            self,
+            Self::EndOfInterrupt | Self::SelfIpi | Self::DestinationFormat | Self::CommandHigh
+        )
     }
 
     /// The bits `wrmsr` may set in x2APIC mode, or `None` if it may not write at all.

@@ -114,7 +114,9 @@ impl ApicTimer {
     /// The current-count register.
     #[must_use]
     pub fn current_count(&self, now: u64) -> u32 {
-        let Some(deadline) = self.deadline.filter(|_| self.mode != TimerMode::TscDeadline) else { return 0 };
+        let Some(deadline) = self.deadline.filter(|_| self.mode != TimerMode::TscDeadline) else {
+            return 0;
+        };
         let nanos = self.frequency.nanos(deadline.saturating_sub(now));
         let count = nanos.checked_div(TICK_NANOS.saturating_mul(self.divisor())).unwrap_or(0);
         u32::try_from(count).unwrap_or(u32::MAX).min(self.initial)
@@ -158,7 +160,9 @@ impl ApicTimer {
 
     /// If the deadline has passed: disarms or starts the next period, and says `true`.
     pub fn expire(&mut self, now: u64) -> bool {
-        let Some(deadline) = self.deadline.filter(|deadline| *deadline <= now) else { return false };
+        let Some(deadline) = self.deadline.filter(|deadline| *deadline <= now) else {
+            return false;
+        };
         self.tsc_deadline = 0;
         self.deadline = (self.mode == TimerMode::Periodic && self.initial != 0).then(|| {
             // Periods that were missed altogether (a stopped machine) are not made up for.
@@ -229,7 +233,9 @@ mod tests {
     #[test]
     fn the_divisor_is_encoded_oddly() {
         let mut timer = timer();
-        for (bits, divisor) in [(0, 2), (1, 4), (2, 8), (3, 16), (8, 32), (9, 64), (10, 128), (11, 1)] {
+        for (bits, divisor) in
+            [(0, 2), (1, 4), (2, 8), (3, 16), (8, 32), (9, 64), (10, 128), (11, 1)]
+        {
             timer.set_divide_configuration(bits, 0);
             assert_eq!(timer.divisor(), divisor);
         }

@@ -63,7 +63,10 @@ pub struct PcConfig {
 
 impl fmt::Debug for PcConfig {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("PcConfig").field("epoch", &self.epoch).field("debug_exit", &self.debug_exit).finish_non_exhaustive()
+        f.debug_struct("PcConfig")
+            .field("epoch", &self.epoch)
+            .field("debug_exit", &self.debug_exit)
+            .finish_non_exhaustive()
     }
 }
 
@@ -178,7 +181,9 @@ impl Pc {
     fn write_byte(&self, port: u16, value: u8) -> Option<Request> {
         let now = || SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         match port {
-            port if COM1.contains(&port) => self.serial.write(port.wrapping_sub(COM1.start) as u8, value),
+            port if COM1.contains(&port) => {
+                self.serial.write(port.wrapping_sub(COM1.start) as u8, value)
+            }
             0x70 => lock(&self.rtc).write_index(value),
             0x71 => lock(&self.rtc).write_data(value, now()),
             I8042_DATA => return lock(&self.i8042).write_data(value),
@@ -206,32 +211,14 @@ mod tests {
     use crate::clock::TscFrequency;
     use crate::devices::apic::io::IoApic;
     use crate::devices::apic::local::{LocalApic, LocalApicConfig};
-    use softcpu::{GuestPhysAddr, RamRegion, VcpuHandle};
+    use crate::memory::{GuestRam, MIN_RAM};
+    use softcpu::VcpuHandle;
 
     #[derive(Clone, Debug, Default)]
     pub(super) struct Requests(pub(super) Arc<Mutex<Vec<Request>>>);
 
-    /// 64 KiB of RAM at zero.
     pub(crate) fn test_memory() -> Arc<PhysMemory> {
-        const LEN: usize = 0x1_0000;
-        struct Pages(*mut u8);
-        // SAFETY: a plain allocation, moved as a whole.
-        unsafe impl Send for Pages {}
-        // SAFETY: the pointer is only used through `PhysMemory`.
-        unsafe impl Sync for Pages {}
-        let layout = std::alloc::Layout::from_size_align(LEN, 0x1000).unwrap();
-        impl Drop for Pages {
-            fn drop(&mut self) {
-                let layout = std::alloc::Layout::from_size_align(LEN, 0x1000).unwrap();
-                // SAFETY: allocated below with the same layout.
-                unsafe { std::alloc::dealloc(self.0, layout) };
-            }
-        }
-        // SAFETY: the layout has a size.
-        let pages = Pages(unsafe { std::alloc::alloc_zeroed(layout) });
-        let region = RamRegion { start: GuestPhysAddr(0), len: LEN as u64, host: pages.0 };
-        // SAFETY: freshly allocated, page-aligned, owned by `pages`, no references to it.
-        Arc::new(unsafe { PhysMemory::new(&[region], Arc::new(pages)) }.unwrap())
+        Arc::new(GuestRam::new(MIN_RAM).unwrap().phys_memory().unwrap())
     }
 
     pub(crate) fn test_controller(vcpus: usize) -> Arc<InterruptController> {
@@ -240,7 +227,14 @@ mod tests {
         let local = |vcpu| {
             let deadlines = timers.clone();
             let handle = VcpuHandle::new();
-            let config = LocalApicConfig { id: vcpu as u32, vcpu, phys_bits: 40, frequency, handle, deadlines };
+            let config = LocalApicConfig {
+                id: vcpu as u32,
+                vcpu,
+                phys_bits: 40,
+                frequency,
+                handle,
+                deadlines,
+            };
             let local = LocalApic::new(config);
             let _ = local.mmio_write(0xf0, &0x1ff_u32.to_le_bytes());
             local

@@ -174,7 +174,8 @@ mod tests {
             }
             local
         };
-        let controller = InterruptController::new((0..vcpus).map(local).collect(), IoApic::default());
+        let controller =
+            InterruptController::new((0..vcpus).map(local).collect(), IoApic::default());
         Machine { timers, controller, frequency }
     }
 
@@ -198,7 +199,10 @@ mod tests {
             let limit = Some(start + Duration::from_secs(5));
             assert_eq!(second.handle().sleep(Event::INTERRUPT, limit), Event::INTERRUPT);
             let early = start.elapsed();
-            assert!(early >= Duration::from_millis(10) && early < Duration::from_millis(25), "{early:?}");
+            assert!(
+                early >= Duration::from_millis(10) && early < Duration::from_millis(25),
+                "{early:?}"
+            );
             assert_eq!(first.handle().pending(), Event::empty());
             assert_eq!(first.handle().sleep(Event::INTERRUPT, limit), Event::INTERRUPT);
             assert!(start.elapsed() >= Duration::from_millis(30));
@@ -238,7 +242,10 @@ mod tests {
                 let _ = local.end_of_interrupt();
             }
             let took = start.elapsed();
-            assert!(took >= Duration::from_millis(19) && took < Duration::from_millis(60), "{took:?}");
+            assert!(
+                took >= Duration::from_millis(19) && took < Duration::from_millis(60),
+                "{took:?}"
+            );
         });
     }
 }

@@ -191,7 +191,7 @@ mod tests {
         vcpu.port_write(0x64, &[0xfe]);
         vcpu.port_write(0xf4, &[0x10, 0, 0, 0]);
         let seen = requests.0.lock().unwrap().clone();
-        assert_eq!(seen, [Request::PowerOff, Request::Reset, Request::Reset, Request::Exit(0x21)]);
+        assert_eq!(seen, [Request::PowerOff, Request::Reset, Request::Reset, Request::Exit(0x10)]);
     }
 
     #[test]

@@ -54,7 +54,8 @@ mod tests {
 
     #[test]
     fn the_signature_reads_as_kvm() {
-        let [(_, [highest, words @ ..]), _, (_, timing)] = leaves(TscFrequency::from_hz(2_400_000_000));
+        let [(_, [highest, words @ ..]), _, (_, timing)] =
+            leaves(TscFrequency::from_hz(2_400_000_000));
         let text: Vec<u8> = words.iter().flat_map(|word| word.to_le_bytes()).collect();
         assert_eq!(text, b"KVMKVMKVM\0\0\0");
         assert_eq!((highest, timing[0], timing[1]), (TIMING_LEAF, 2_400_000, 1_000_000));

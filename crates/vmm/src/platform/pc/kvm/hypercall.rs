@@ -26,12 +26,16 @@ pub fn perform(call: &Hypercall, controller: &InterruptController) -> u64 {
     let [first, second, third, fourth] = call.args;
     match call.number {
         KICK_CPU => {
-            if let Some(local) = controller.locals().iter().find(|local| u64::from(local.id()) == second) {
+            if let Some(local) =
+                controller.locals().iter().find(|local| u64::from(local.id()) == second)
+            {
                 local.kick();
             }
             0
         }
-        SEND_IPI => send_ipi(controller, u128::from(second) << 64 | u128::from(first), third, fourth),
+        SEND_IPI => {
+            send_ipi(controller, u128::from(second) << 64 | u128::from(first), third, fourth)
+        }
         _ => ENOSYS,
     }
 }

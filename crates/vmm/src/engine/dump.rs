@@ -1,0 +1,41 @@
+//! A vCPU's registers as text, for whoever wonders what a guest is doing.
+
+use std::fmt::Write;
+
+use softcpu::Vcpu;
+use softcpu::state::segment::SegReg;
+
+const GPR_NAMES: [&str; 16] = [
+    "rax", "rcx", "rdx", "rbx", "rsp", "rbp", "rsi", "rdi", "r8 ", "r9 ", "r10", "r11", "r12",
+    "r13", "r14", "r15",
+];
+
+/// What `vcpu` holds now and what it has done so far.
+pub(crate) fn registers(vcpu: &Vcpu) -> String {
+    let state = &vcpu.state;
+    let cs = state.segment(SegReg::Cs);
+    let mut text = String::new();
+    // Writing to a string does not fail.
+    let _ = writeln!(
+        text,
+        "rip {:#018x}  cs {:#06x} base {:#x}  cpl {}  {:?}  flags {:?}",
+        state.rip,
+        cs.selector,
+        cs.base,
+        state.cpl(),
+        state.code_size(),
+        state.rflags
+    );
+    let named: Vec<_> = GPR_NAMES.iter().zip(&state.gpr).collect();
+    for row in named.chunks(4) {
+        let row: Vec<_> = row.iter().map(|(name, value)| format!("{name} {value:016x}")).collect();
+        let _ = writeln!(text, "{}", row.join("  "));
+    }
+    let _ = writeln!(
+        text,
+        "cr0 {:?}  cr2 {:#x}  cr3 {:#x}  cr4 {:?}  efer {:?}",
+        state.cr0, state.cr2, state.cr3, state.cr4, state.efer
+    );
+    let _ = writeln!(text, "{:?}", vcpu.counters());
+    text
+}

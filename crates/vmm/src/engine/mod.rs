@@ -1,0 +1,69 @@
+//! Engines: what executes vCPUs.
+//!
+//! There is one, the CPU in software. What was asked for by name is never silently
+//! replaced: asking for an engine this build has not is an error.
+
+use std::fmt;
+
+pub(crate) mod dump;
+pub(crate) mod soft;
+
+/// What executes a machine's vCPUs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Engine {
+    /// The CPU in software: no /dev/kvm, no privileges.
+    Soft,
+}
+
+impl fmt::Display for Engine {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Soft => "soft",
+        })
+    }
+}
+
+/// Which engine is wanted.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum EngineChoice {
+    /// The best that this build and this host have.
+    #[default]
+    Auto,
+    /// The CPU in software.
+    Soft,
+    /// The host's /dev/kvm.
+    Kvm,
+}
+
+/// Why the wanted engine cannot be had.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum EngineError {
+    /// Using /dev/kvm is not built yet.
+    #[error("this build has no kvm engine: give --engine soft, or leave it out")]
+    NoKvm,
+}
+
+impl EngineChoice {
+    /// The engine that is used for this choice. Looks at no device.
+    ///
+    /// # Errors
+    /// [`EngineError`] when it was asked for by name and is not there.
+    pub const fn select(self) -> Result<Engine, EngineError> {
+        match self {
+            Self::Auto | Self::Soft => Ok(Engine::Soft),
+            Self::Kvm => Err(EngineError::NoKvm),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_asked_for_is_never_replaced() {
+        assert_eq!(EngineChoice::Auto.select(), Ok(Engine::Soft));
+        assert_eq!(EngineChoice::Soft.select(), Ok(Engine::Soft));
+        assert_eq!(EngineChoice::Kvm.select(), Err(EngineError::NoKvm));
+    }
+}

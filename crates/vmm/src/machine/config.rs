@@ -1,0 +1,48 @@
+//! What a machine is made from.
+
+use std::fmt;
+use std::io::Write;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use softcpu::cpuid::CpuModel;
+
+use crate::engine::EngineChoice;
+
+/// Everything the user decides about a machine.
+pub struct MachineConfig {
+    /// Guest RAM, bytes.
+    pub memory: u64,
+    /// How many vCPUs.
+    pub cpus: u32,
+    /// Which CPU they claim to be.
+    pub cpu_model: CpuModel,
+    /// Which engine is wanted.
+    pub engine: EngineChoice,
+    /// The kernel's file.
+    pub kernel: PathBuf,
+    /// The initrds' files, in order.
+    pub initrds: Vec<PathBuf>,
+    /// The kernel command line, whole.
+    pub command_line: String,
+    /// Where the serial port's output goes. Written to from vCPU threads, byte by byte:
+    /// whoever is slow should buffer.
+    pub serial_output: Box<dyn Write + Send>,
+    /// Whether the guest may end the machine by the debug-exit port.
+    pub debug_exit: bool,
+    /// After how long the machine is stopped.
+    pub timeout: Option<Duration>,
+}
+
+impl fmt::Debug for MachineConfig {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("MachineConfig")
+            .field("memory", &self.memory)
+            .field("cpus", &self.cpus)
+            .field("engine", &self.engine)
+            .field("kernel", &self.kernel)
+            .field("initrds", &self.initrds)
+            .field("command_line", &self.command_line)
+            .finish_non_exhaustive()
+    }
+}
