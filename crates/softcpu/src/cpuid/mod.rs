@@ -48,7 +48,9 @@ pub(crate) fn cpuid(cpu: &mut Vcpu, _op: &Op) -> Step {
     let [eax, mut ebx, mut ecx, edx] = cpu.cpuid.get(leaf, subleaf);
     match (leaf, subleaf) {
         (1, _) if cpu.state.cr4.contains(Cr4::OSXSAVE) => ecx |= OSXSAVE,
-        (0xd, 0) if cpu.cpuid.has_xsave() => {
+        // The area for what XCR0 enables: the standard format's size in subleaf 0, the
+        // compacted one's in subleaf 1. Ours are the same, because nothing lies between.
+        (0xd, 0 | 1) if cpu.cpuid.has_xsave() => {
             let avx = cpu.state.xcr0 & XCR0_AVX != 0;
             ebx = if avx { XSAVE_LEGACY + XSAVE_AVX } else { XSAVE_LEGACY };
         }
