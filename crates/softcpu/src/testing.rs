@@ -50,6 +50,11 @@ impl TestMachine {
         // long as the memory.
         let memory = unsafe { PhysMemory::new(&[region], owner) };
         let memory = Arc::new(memory.expect("one aligned region is a valid layout"));
+        Self::on(memory)
+    }
+
+    /// Another CPU at reset on `memory`.
+    fn on(memory: Arc<PhysMemory>) -> Self {
         let devices = DeviceLog::default();
         let vcpu = Vcpu::new(VcpuConfig {
             memory: Arc::clone(&memory),
@@ -60,6 +65,15 @@ impl TestMachine {
         })
         .expect("the host has memory for code");
         Self { vcpu, memory, devices }
+    }
+
+    /// A second CPU on the same memory, in the same mode and with the same registers.
+    #[must_use]
+    pub fn sibling(&self) -> Self {
+        let mut machine = Self::on(Arc::clone(&self.memory));
+        machine.vcpu.state = self.vcpu.state.clone();
+        machine.vcpu.state_changed();
+        machine
     }
 
     /// 64-bit mode at CPL 0, the first GiB mapped one to one, every unit switched on.

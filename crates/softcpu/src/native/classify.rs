@@ -209,10 +209,14 @@ pub(super) fn plan(
     }
     traits |= kind(&instruction, !vectors.is_empty(), traits);
     let status = RFlags::STATUS.bits();
-    let flags_out = rflags(instruction.rflags_modified()) & status;
+    let mut flags_out = rflags(instruction.rflags_modified()) & status;
     // Undefined flags shall be as the host leaves them, which may be unchanged; the
     // same goes for shifts by zero.
-    let flags_in = rflags(instruction.rflags_read() | instruction.rflags_undefined()) & status != 0;
+    let mut flags_in = rflags(instruction.rflags_read() | instruction.rflags_undefined()) & status != 0;
+    if shifts(instruction.mnemonic()) {
+        // Which flags these change depends on the count in ways no table has.
+        (flags_in, flags_out) = (true, status);
+    }
     Ok(Plan { instruction, gprs, vectors, wide, flags_in, flags_out, traits, size, alignment })
 }
 
@@ -338,6 +342,13 @@ fn note(uses: &mut Vec<Use>, number: usize, written: bool) {
     }
 }
 
+fn shifts(mnemonic: M) -> bool {
+    matches!(
+        mnemonic,
+        M::Rcl | M::Rcr | M::Rol | M::Ror | M::Sal | M::Sar | M::Shl | M::Shr | M::Shld | M::Shrd
+    )
+}
+
 /// The unit an instruction belongs to.
 fn kind(instruction: &Instruction, vectors: bool, so_far: Traits) -> Traits {
     let mut traits = Traits::empty();
@@ -347,6 +358,8 @@ fn kind(instruction: &Instruction, vectors: bool, so_far: Traits) -> Traits {
     if vex {
         traits |= Traits::VEX;
     }
+    // Conversions from memory to general or MMX registers name no vector register.
+    let vectors = vectors || is_conversion(mnemonic);
     if vectors {
         traits |= if vex { Traits::AVX } else { Traits::SSE };
     }
@@ -368,6 +381,11 @@ fn kind(instruction: &Instruction, vectors: bool, so_far: Traits) -> Traits {
         traits |= Traits::SIMD_FP;
     }
     traits
+}
+
+fn is_conversion(mnemonic: M) -> bool {
+    let name = format!("{mnemonic:?}");
+    name.starts_with("Cvt") || name.starts_with("Vcvt")
 }
 
 fn is_x87(instruction: &Instruction) -> bool {

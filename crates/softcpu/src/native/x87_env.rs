@@ -136,9 +136,7 @@ fn load_environment(cpu: &mut Vcpu, image: &[u8; LARGEST], wide: bool) {
         },
     };
     let fpu = &mut cpu.state.fpu;
-    fpu.set_control(word(0) as u16);
-    fpu.set_status(word(1) as u16);
-    fpu.set_tags(abridged_tags(word(2) as u16));
+    fpu.set_environment(word(0) as u16, word(1) as u16, abridged_tags(word(2) as u16));
     fpu.set_pointers(pointers);
 }
 
@@ -188,6 +186,6 @@ mod tests {
         assert_eq!(classify(&[1, 0, 0, 0, 0, 0, 0, 0, 0, 0]), 2);
         assert_eq!(classify(&[0, 0, 0, 0, 0, 0, 0, 0x80, 0xff, 0x7f]), 2);
         assert_eq!(abridged_tags(0xffff), 0);
-        assert_eq!(abridged_tags(0b0111), 0xfd | 0b1);
+        assert_eq!(abridged_tags(0b0111), 0xfe);
     }
 }

@@ -236,27 +236,36 @@ impl FpuState {
     /// Every MMX instruction but EMMS leaves TOP at zero and all tags valid
     /// (SDM vol. 1, 9.5.1).
     pub fn enter_mmx(&mut self) {
-        let top = self.top();
-        if top != 0 {
-            // The image is in ST order: what was MM(i) at ST(i - top) moves to ST(i).
-            let old: [[u8; 10]; 8] = std::array::from_fn(|i| self.st(i as u8));
-            for i in 0..8_u8 {
-                let from = usize::from(i.wrapping_sub(top) & 7);
-                if let Some(value) = old.get(from) {
-                    self.set_st(i, value);
-                }
-            }
-        }
-        let status = self.status() & !(7 << 11);
-        put(&mut self.fxsave, image::FSW, &status.to_le_bytes());
+        self.move_top(0);
         self.set_tags(0xff);
     }
 
-    /// FNINIT.
+    /// Makes physical register `top` ST0. Registers stay where they are, so in the
+    /// image, which is in ST order, they move.
+    fn move_top(&mut self, top: u8) {
+        let old: [[u8; 10]; 8] = std::array::from_fn(|i| self.st(i as u8));
+        let shift = top.wrapping_sub(self.top());
+        for i in 0..8_u8 {
+            let from = usize::from(i.wrapping_add(shift) & 7);
+            if let Some(value) = old.get(from) {
+                self.set_st(i, value);
+            }
+        }
+        let status = self.status() & !(7 << 11) | u16::from(top & 7) << 11;
+        put(&mut self.fxsave, image::FSW, &status.to_le_bytes());
+    }
+
+    /// What FLDENV loads: control, status (with another TOP) and tags, but no registers.
+    pub fn set_environment(&mut self, fcw: u16, fsw: u16, tags: u8) {
+        self.move_top((fsw >> 11) as u8 & 7);
+        self.set_control(fcw);
+        self.set_status(fsw);
+        self.set_tags(tags);
+    }
+
+    /// FNINIT: the registers become empty, but keep their contents.
     pub fn init(&mut self) {
-        self.set_control(FCW_RESET);
-        self.set_status(0);
-        self.set_tags(0);
+        self.set_environment(FCW_RESET, 0, 0);
         self.set_pointers(Pointers::default());
     }
 }

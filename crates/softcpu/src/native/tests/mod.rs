@@ -1,1 +1,107 @@
+//! The stubs against the host CPU itself.
+//!
+//! [`oracle`] runs an instruction on the host with nothing of ours around it but "load
+//! every register, run these bytes, save every register"; [`generate`] makes
+//! instructions of every encoding and random states to run them on; [`property`]
+//! compares. The other modules assert outcomes where the host cannot be asked: mode
+//! checks, page crossings, devices, atomicity.
 
+mod atomic;
+mod generate;
+mod memory;
+mod modes;
+mod oracle;
+mod property;
+mod save;
+
+use iced_x86::{Instruction, OpKind, Register};
+
+use super::features::FeatureSet;
+use super::{Lowered, Refused};
+use crate::decode::op::{Op, OpFlags};
+use crate::state::{GPR_ZERO, SEG_FLAT};
+use crate::testing::TestMachine;
+use crate::vcpu::{Abort, Step};
+
+/// Lowers `instruction` for model v3.
+fn lower(machine: &mut TestMachine, instruction: &Instruction, bytes: &[u8]) -> Result<Lowered, Refused> {
+    lower_for(machine, instruction, bytes, &FeatureSet::v3())
+}
+
+fn lower_for(
+    machine: &mut TestMachine,
+    instruction: &Instruction,
+    bytes: &[u8],
+    features: &FeatureSet,
+) -> Result<Lowered, Refused> {
+    let native = &mut machine.vcpu.native;
+    match native.lower(instruction, bytes, features) {
+        Err(Refused::Full) => {
+            native.reset();
+            native.lower(instruction, bytes, features)
+        }
+        other => other,
+    }
+}
+
+/// The op for `instruction` as the decoder fills it, its memory operand included.
+fn op(instruction: &Instruction, lowered: &Lowered) -> Op {
+    let slot = |register: Register| {
+        if register.is_gpr() { register.full_register().number() as u8 } else { GPR_ZERO }
+    };
+    let implied = instruction.op_kinds().any(|kind| kind == OpKind::MemorySegRDI);
+    let rip_relative = instruction.is_ip_rel_memory_operand();
+    Op {
+        run: lowered.run,
+        rip: 0x1000,
+        imm: lowered.imm,
+        disp: instruction.memory_displacement64(),
+        addr_mask: u64::MAX,
+        base: if implied { 7 } else if rip_relative { GPR_ZERO } else { slot(instruction.memory_base()) },
+        index: slot(instruction.memory_index()),
+        scale: instruction.memory_index_scale().trailing_zeros() as u8,
+        seg: SEG_FLAT,
+        dst: 0,
+        src: 0,
+        aux: 0,
+        len: 4,
+        code: instruction.code() as u16,
+        flags: OpFlags::LONG,
+        size: 0,
+    }
+}
+
+/// Runs one 64-bit instruction given as bytes.
+fn run(machine: &mut TestMachine, bytes: &[u8]) -> Step {
+    let instruction = iced_x86::Decoder::with_ip(64, bytes, 0x1000, 0).decode();
+    let lowered = lower(machine, &instruction, bytes).unwrap_or_else(|why| panic!("{instruction:?}: {why}"));
+    let op = op(&instruction, &lowered);
+    (op.run)(&mut machine.vcpu, &op)
+}
+
+/// Asserts that the last step ended in the exception with this vector.
+#[track_caller]
+fn assert_fault(machine: &TestMachine, step: Step, vector: crate::exception::Vector) {
+    assert_eq!(step, Err(Abort::Fault));
+    assert_eq!(machine.vcpu.fault.vector, vector);
+}
+
+/// A small generator of random numbers: tests must be the same every time.
+struct Random(u64);
+
+impl Random {
+    fn next(&mut self) -> u64 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        self.0.wrapping_mul(0x2545_f491_4f6c_dd1d)
+    }
+
+    fn below(&mut self, n: u64) -> u64 {
+        (self.next() >> 16) % n
+    }
+
+    fn pick<T: Copy>(&mut self, from: &[T]) -> T {
+        from[self.below(from.len() as u64) as usize]
+    }
+}
