@@ -21,6 +21,7 @@ const ELFMAG: &[u8] = b"\x7fELF";
 const ELFCLASS32: u8 = 1;
 const ELFCLASS64: u8 = 2;
 const ELFDATA2LSB: u8 = 1;
+const ELFOSABI_GNU: u8 = 3;
 const ET_EXEC: u16 = 2;
 const EM_386: u16 = 3;
 const EM_X86_64: u16 = 62;
@@ -80,9 +81,11 @@ pub(super) fn machine(head: &[u8]) -> Result<Machine, KernelError> {
     })
 }
 
-/// Whether it is an executable that is linked to fixed addresses.
+/// Whether it is an executable that is linked to fixed addresses, and not marked as a
+/// program for Linux's user space (as statically linked ones usually are).
 pub(super) fn is_executable(head: &[u8]) -> bool {
-    u16_at(head, 16).is_ok_and(|kind| kind == ET_EXEC)
+    let user_space = head.get(7) == Some(&ELFOSABI_GNU);
+    !user_space && u16_at(head, 16).is_ok_and(|kind| kind == ET_EXEC)
 }
 
 fn u16_at(head: &[u8], offset: usize) -> Result<u16, KernelError> {
@@ -262,8 +265,6 @@ impl<R: Read> Executable<R> {
 
     /// Copies all segments to their physical addresses. RAM is zero beforehand, so what
     /// a segment has beyond its part of the file (bss) is only claimed.
-    ///
-    /// Returns the stream, positioned behind the last byte that was needed.
     pub(super) fn load(&mut self, placer: &mut Placer<'_>) -> Result<(), KernelError> {
         let mut segments: Vec<Segment> = self.loaded().copied().collect();
         if segments.is_empty() {
@@ -274,7 +275,12 @@ impl<R: Read> Executable<R> {
         // it than the guest has memory is not a kernel but a decompression bomb.
         let file_limit = ram_end.saturating_mul(2);
         for segment in &segments {
-            segment.check(ram_end, file_limit)?;
+            segment.check(file_limit)?;
+        }
+        if self.end() > ram_end {
+            return Err(KernelError::TooBig { needed: self.end() });
+        }
+        for segment in &segments {
             placer.claim(segment.paddr, segment.memsz, "kernel")?;
         }
         segments.sort_by_key(|segment| segment.offset);
@@ -343,19 +349,15 @@ impl Segment {
         })
     }
 
-    fn check(&self, ram_end: u64, file_limit: u64) -> Result<(), KernelError> {
+    fn check(&self, file_limit: u64) -> Result<(), KernelError> {
         if self.filesz > self.memsz {
             return Err(KernelError::Malformed("a segment is larger in the file than in memory"));
         }
-        let end = self.paddr.checked_add(self.memsz).filter(|end| *end <= HOLE_START.0);
-        let end = end.ok_or(KernelError::LinkedElsewhere(self.paddr))?;
-        if end > ram_end {
-            return Err(KernelError::TooBig { needed: end });
+        if self.paddr.checked_add(self.memsz).is_none_or(|end| end > HOLE_START.0) {
+            return Err(KernelError::LinkedElsewhere(self.paddr));
         }
-        if self.offset.saturating_add(self.filesz) > file_limit {
-            return Err(KernelError::TooBig { needed: self.offset.saturating_add(self.filesz) });
-        }
-        Ok(())
+        let end = self.offset.saturating_add(self.filesz);
+        if end > file_limit { Err(KernelError::TooBig { needed: end }) } else { Ok(()) }
     }
 }
 

@@ -167,6 +167,8 @@ mod tests {
         assert!(says(&elf).contains("a kernel for arm64"));
         elf[18] = 62;
         assert_eq!(identify(&elf).unwrap(), KernelKind::Elf);
+        elf[7] = 3;
+        assert!(says(&elf).contains("not linked as a kernel"));
         for shared_or_object in [1, 3, 4] {
             elf[16] = shared_or_object;
             assert!(says(&elf).contains("not linked as a kernel"));
