@@ -417,7 +417,7 @@ fn required_alignment(instruction: &Instruction, size: usize) -> usize {
         M::Cmpxchg16b => 16,
         M::Vmovaps | M::Vmovapd | M::Vmovdqa | M::Vmovntps | M::Vmovntpd | M::Vmovntdq | M::Vmovntdqa => size,
         M::Movups | M::Movupd | M::Movdqu | M::Lddqu => 1,
-        M::Pcmpestri | M::Pcmpestrm | M::Pcmpistri | M::Pcmpistrm => 1,
+        M::Pcmpestri | M::Pcmpestri64 | M::Pcmpestrm | M::Pcmpestrm64 | M::Pcmpistri | M::Pcmpistrm => 1,
         _ if instruction.encoding() == EncodingKind::Legacy && size == 16 => 16,
         _ => 1,
     }

@@ -238,6 +238,10 @@ impl Before {
 /// Runs a stub for a guest that has unmasked SIMD floating-point exceptions. The host
 /// runs it masked, on copies; if a flag comes up that the guest has unmasked,
 /// everything is taken back and `#XM` raised (SDM vol. 1, 11.5).
+///
+/// One bit may differ from hardware: together with an unmasked overflow or underflow,
+/// the precision flag tells here whether the *masked* result was inexact, there whether
+/// one with unbounded exponent would have been.
 #[cold]
 #[inline(never)]
 fn exec_unmasked(cpu: &mut Vcpu, op: &Op, stub: &Stub) -> Step {

@@ -9,7 +9,7 @@
 use iced_x86::{Code, EncodingKind, Instruction, Mnemonic as M, OpKind, Register};
 
 use super::Lowered;
-use super::classify::Traits;
+use super::classify::{Refused, Traits};
 use super::exec::{require, x87_error};
 use crate::decode::op::Op;
 use crate::mmu::Access;
@@ -46,30 +46,32 @@ impl Operands {
     }
 }
 
-/// How `instruction` is run if it is one of these. Gathers that name a register twice
-/// are not: they raise `#UD`.
-pub(super) fn lower(instruction: &Instruction) -> Option<Lowered> {
+/// How `instruction` is run if it is one of these.
+///
+/// # Errors
+/// For gathers that name a register twice, which raise `#UD`.
+pub(super) fn lower(instruction: &Instruction) -> Result<Option<Lowered>, Refused> {
     let (a, b, c) = (instruction.op0_register(), instruction.op1_register(), instruction.op2_register());
     let vex = instruction.encoding() == EncodingKind::VEX;
     match instruction.code() {
         Code::Maskmovq_rDI_mm_mm => {
             let operands = Operands { data: number(b), mask: number(c), indices: 0, count: 8, size: 1, index_size: 0 };
-            return Some(Lowered { run: maskmovq, imm: operands.pack() });
+            return Ok(Some(Lowered { run: maskmovq, imm: operands.pack() }));
         }
         Code::Maskmovdqu_rDI_xmm_xmm | Code::VEX_Vmaskmovdqu_rDI_xmm_xmm => {
             let operands = Operands { data: number(b), mask: number(c), indices: 0, count: 16, size: 1, index_size: 0 };
             let run = if vex { store::<true> } else { store::<false> };
-            return Some(Lowered { run, imm: operands.pack() });
+            return Ok(Some(Lowered { run, imm: operands.pack() }));
         }
-        _ if !vex => return None,
+        _ if !vex => return Ok(None),
         _ => {}
     }
     let size = match instruction.mnemonic() {
         M::Vmaskmovps | M::Vpmaskmovd => 4,
         M::Vmaskmovpd | M::Vpmaskmovq => 8,
-        M::Vpgatherdd | M::Vgatherdps | M::Vpgatherqd | M::Vgatherqps => return gather_of(instruction, 4),
-        M::Vpgatherdq | M::Vgatherdpd | M::Vpgatherqq | M::Vgatherqpd => return gather_of(instruction, 8),
-        _ => return None,
+        M::Vpgatherdd | M::Vgatherdps | M::Vpgatherqd | M::Vgatherqps => return gather_of(instruction, 4).map(Some),
+        M::Vpgatherdq | M::Vgatherdpd | M::Vpgatherqq | M::Vgatherqpd => return gather_of(instruction, 8).map(Some),
+        _ => return Ok(None),
     };
     let operands = |data: Register, mask: Register| Operands {
         data: number(data),
@@ -79,14 +81,14 @@ pub(super) fn lower(instruction: &Instruction) -> Option<Lowered> {
         size: size as u8,
         index_size: 0,
     };
-    Some(if instruction.op0_kind() == OpKind::Memory {
+    Ok(Some(if instruction.op0_kind() == OpKind::Memory {
         Lowered { run: store::<true>, imm: operands(c, b).pack() }
     } else {
         Lowered { run: load, imm: operands(a, b).pack() }
-    })
+    }))
 }
 
-fn gather_of(instruction: &Instruction, size: usize) -> Option<Lowered> {
+fn gather_of(instruction: &Instruction, size: usize) -> Result<Lowered, Refused> {
     let index_size = match instruction.mnemonic() {
         M::Vpgatherdd | M::Vgatherdps | M::Vpgatherdq | M::Vgatherdpd => 4,
         _ => 8,
@@ -95,12 +97,12 @@ fn gather_of(instruction: &Instruction, size: usize) -> Option<Lowered> {
         (instruction.op0_register(), instruction.memory_index(), instruction.op2_register());
     let (d, i, m) = (number(data), number(indices), number(mask));
     if d == i || d == m || i == m || !indices.is_vector_register() {
-        return None;
+        return Err(Refused::Encoding);
     }
     let count = (data.size() / size).min(indices.size() / index_size) as u8;
     let operands =
         Operands { data: d, mask: m, indices: i, count, size: size as u8, index_size: index_size as u8 };
-    Some(Lowered { run: gather, imm: operands.pack() })
+    Ok(Lowered { run: gather, imm: operands.pack() })
 }
 
 fn number(register: Register) -> u8 {

@@ -21,7 +21,7 @@ pub(super) fn lower(instruction: &Instruction, features: &FeatureSet) -> Result<
     if is_hint(instruction) {
         return Ok(Some(Lowered { run: hint, imm: 0 }));
     }
-    if let Some(lowered) = masked::lower(instruction) {
+    if let Some(lowered) = masked::lower(instruction)? {
         offered(instruction, features)?;
         return Ok(Some(lowered));
     }

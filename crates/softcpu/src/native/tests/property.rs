@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use iced_x86::{Code, EncodingKind, Instruction, Mnemonic as M, OpKind};
+use iced_x86::{Code, CpuidFeature as F, EncodingKind, Instruction, Mnemonic as M, OpKind};
 
 use super::oracle::Oracle;
 use super::{Random, generate, lower, op};
@@ -183,7 +183,14 @@ fn compare(
             // CPUs differ in whether a conversion to MMX registers that faults has made
             // them MMX registers already.
             expected.fpu = machine.vcpu.state.fpu.clone();
+            // See `exec_unmasked` for what it cannot know of the precision flag.
+            let range = expected.mxcsr & !(expected.mxcsr >> 7) & 0b11000;
+            if range != 0 {
+                expected.mxcsr = expected.mxcsr & !0x20 | machine.vcpu.state.mxcsr & 0x20;
+            }
         }
+        // AMD's SHA instructions take misaligned operands, Intel's do not; so ours do not.
+        (Err(Abort::Fault), Ok(())) if instruction.cpuid_features() == [F::SHA] && shift % 16 != 0 => return,
         _ => panic!("{what}: {ours:?} {:?} here, signal {theirs:?} on the host", machine.vcpu.fault),
     }
     assert_eq!(machine.get(GUEST, SPAN), oracle.data()[..SPAN], "{what}: memory was {memory:02x?}");
