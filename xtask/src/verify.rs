@@ -7,6 +7,7 @@ use crate::guests::{self, Guest};
 use crate::{initramfs, paths};
 use anyhow::{Context, Result, bail};
 use clap::Args;
+use std::ffi::OsStr;
 use std::fs;
 use std::path::PathBuf;
 use std::process::Command;
@@ -165,18 +166,14 @@ fn fuzz(time: u32) -> Result<()> {
             .env("CARGO_TARGET_DIR", &target_directory)
             .env("CARGO_ENCODED_RUSTFLAGS", FLAGS.join("\x1f")),
     )?;
-    let seeds = paths::workspace().join("fuzz/seeds");
-    let mut names: Vec<PathBuf> = fs::read_dir(paths::workspace().join("fuzz/fuzz_targets"))?
+    let mut sources: Vec<PathBuf> = fs::read_dir(paths::workspace().join("fuzz/fuzz_targets"))?
         .filter_map(|entry| Some(entry.ok()?.path()))
         .filter(|path| path.extension().is_some_and(|extension| extension == "rs"))
         .collect();
-    names.sort();
-    for source in names {
+    sources.sort();
+    for source in sources {
         let name = source.file_stem().unwrap_or_default();
-        let seeds = seeds.join(name);
-        if fs::read_dir(&seeds).map_or(0, Iterator::count) == 0 {
-            bail!("{} has no seeds in {}", name.display(), seeds.display());
-        }
+        let seeds = seeds(name)?;
         // New inputs are kept from run to run, outside the checkout's sources.
         let corpus = target_directory.join("corpus").join(name);
         let artifacts = target_directory.join("artifacts").join(name);
@@ -193,4 +190,17 @@ fn fuzz(time: u32) -> Result<()> {
         )?;
     }
     Ok(())
+}
+
+/// The committed seeds of a target: `fuzz_corpus/` of the crate it tries.
+fn seeds(target: &OsStr) -> Result<PathBuf> {
+    for crate_name in ["vmm", "softcpu"] {
+        let corpus = paths::workspace().join("crates").join(crate_name).join("fuzz_corpus");
+        for directory in [corpus.join(target), corpus.join("devices").join(target)] {
+            if fs::read_dir(&directory).is_ok_and(|mut entries| entries.next().is_some()) {
+                return Ok(directory);
+            }
+        }
+    }
+    bail!("the fuzz target {} has no seeds in any fuzz_corpus/", target.display())
 }

@@ -60,11 +60,13 @@ macro_rules! missing {
 fn levels() -> String {
     let v2 = missing!("cmpxchg16b", "popcnt", "sse3", "sse4.1", "sse4.2", "ssse3");
     let v3 = missing!("avx", "avx2", "bmi1", "bmi2", "f16c", "fma", "lzcnt", "movbe", "xsave");
-    let extra: Vec<&str> =
-        [("aes", std::is_x86_feature_detected!("aes")), ("sha", std::is_x86_feature_detected!("sha"))]
-            .into_iter()
-            .filter_map(|(name, there)| there.then_some(name))
-            .collect();
+    let extra: Vec<&str> = [
+        ("aes", std::is_x86_feature_detected!("aes")),
+        ("sha", std::is_x86_feature_detected!("sha")),
+    ]
+    .into_iter()
+    .filter_map(|(name, there)| there.then_some(name))
+    .collect();
     let level = |name: &str, missing: &[&str]| {
         if missing.is_empty() {
             format!("{name} yes")
@@ -88,7 +90,10 @@ fn kvm() -> String {
         Ok(kvm) => kvm,
         Err(rustix::io::Errno::NOENT) => return "not there (not needed)".into(),
         Err(error) => {
-            return format!("there, but not for this user: {} (not needed)", io::Error::from(error));
+            return format!(
+                "there, but not for this user: {} (not needed)",
+                io::Error::from(error)
+            );
         }
     };
     match call(kvm.as_fd(), GET_API_VERSION) {

@@ -54,23 +54,23 @@ pub(crate) struct RunOptions {
     #[arg(long, value_name = "SIZE", default_value = "512M", value_parser = size::parse)]
     pub(crate) mem: u64,
     /// Number of vCPUs
-    #[arg(long, value_name = "N", default_value = "1")]
+    #[arg(long, value_name = "N", default_value = "1", allow_negative_numbers = true)]
     pub(crate) cpus: u32,
     /// More kernel command line; your words come last
     #[arg(long, value_name = "TEXT", default_value = "", hide_default_value = true)]
     #[arg(allow_hyphen_values = true)]
     pub(crate) append: String,
-    /// What executes the guest: auto, soft or kvm
+    /// Engine: auto, soft or kvm
     #[arg(long, value_name = "NAME", default_value = "auto", hide_possible_values = true)]
     pub(crate) engine: EngineChoice,
     /// CPU model: v2, v3 or max
     #[arg(long, value_name = "MODEL", default_value = "max", hide_possible_values = true)]
     pub(crate) cpu: CpuChoice,
-    /// Serial console: stdio, null or a file
+    /// Console: stdio, null or a file
     #[arg(long, value_name = "WHERE", default_value = "stdio")]
     pub(crate) serial: SerialChoice,
     /// End the run after so many seconds
-    #[arg(long, value_name = "SECONDS")]
+    #[arg(long, value_name = "SECONDS", allow_negative_numbers = true)]
     pub(crate) timeout: Option<f64>,
     /// Let the guest end the run by port 0xf4 (test kernels)
     #[arg(long)]
@@ -163,7 +163,8 @@ mod tests {
     #[test]
     fn every_help_fits_a_screen() {
         Cli::command().debug_assert();
-        for words in [&["lguest", "--help"][..], &["lguest", "run", "--help"], &["lguest", "check", "-h"]]
+        for words in
+            [&["lguest", "--help"][..], &["lguest", "run", "--help"], &["lguest", "check", "-h"]]
         {
             let help = Cli::try_parse_from(words).unwrap_err().to_string();
             assert!(help.lines().count() <= 24, "{words:?} has {} lines", help.lines().count());

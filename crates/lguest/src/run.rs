@@ -53,7 +53,7 @@ pub(crate) fn run(options: &RunOptions) -> Result<Status, Error> {
         engine: engine(options.engine),
         kernel: options.kernel.clone(),
         initrds: options.initrd.clone(),
-        command_line: format!("{COMMAND_LINE} {}", options.append).trim_end().to_owned(),
+        command_line: command_line(options),
         serial_output: Box::new(output.clone()),
         debug_exit: options.debug_exit,
         timeout,
@@ -79,6 +79,15 @@ pub(crate) fn run(options: &RunOptions) -> Result<Status, Error> {
     let status = conclude(outcome.map_err(machine_error)?, &ender, &output);
     tracing::info!(status = status.code(), "the run is over");
     Ok(status)
+}
+
+/// Test kernels, which end by the debug-exit port, count their words: they get the user's
+/// alone.
+fn command_line(options: &RunOptions) -> String {
+    if options.debug_exit {
+        return options.append.clone();
+    }
+    format!("{COMMAND_LINE} {}", options.append).trim_end().to_owned()
 }
 
 /// What a choice on the command line comes to on this host.
@@ -285,6 +294,7 @@ fn conclude(outcome: Outcome, ender: &Ender, output: &Output) -> Status {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use clap::Parser;
 
     #[test]
     fn impossible_numbers_are_refused_with_a_remedy() {
@@ -297,6 +307,19 @@ mod tests {
         assert!(check_cpus(0).is_err() && check_cpus(1).is_ok() && check_cpus(65).is_err());
         assert!(check_memory(1 << 20).is_ok());
         assert!(check_memory(1 << 60).unwrap_err().to_string().contains("smaller --mem"));
+    }
+
+    #[test]
+    fn test_kernels_get_the_users_words_alone() {
+        let line = |words: &[&str]| {
+            let words = ["lguest", "run", "--kernel", "k"].iter().chain(words);
+            match crate::cli::Cli::try_parse_from(words).unwrap().command {
+                crate::cli::Command::Run(options) => command_line(&options),
+                crate::cli::Command::Check(_) => panic!("that was `run`"),
+            }
+        };
+        assert_eq!(line(&["--append", "quiet"]), "console=ttyS0 panic=-1 quiet");
+        assert_eq!(line(&["--append", "a b", "--debug-exit"]), "a b");
     }
 
     #[test]

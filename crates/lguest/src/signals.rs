@@ -30,8 +30,7 @@ pub(crate) fn watch(mut obey: impl FnMut(Request) + Send + 'static) -> io::Resul
     // initialised `OnceLock` and makes one ioctl. abort() then ends the process.
     unsafe { signal_hook::low_level::register(SIGABRT, terminal::restore)? };
 
-    let mut signals =
-        Signals::new([SIGINT, SIGTERM, SIGHUP, SIGQUIT, SIGTSTP, SIGCONT, SIGUSR1])?;
+    let mut signals = Signals::new([SIGINT, SIGTERM, SIGHUP, SIGQUIT, SIGTSTP, SIGCONT, SIGUSR1])?;
     thread::Builder::new().name("signals".into()).spawn(move || {
         for signal in &mut signals {
             match signal {

@@ -24,8 +24,8 @@ pub(crate) enum Status {
     TimedOut,
     /// A signal ended the run; the number is 128 plus the signal's, as a shell has it.
     Signal(u8),
-    /// The guest ended the run by the debug-exit port, with this status: `2 * value + 1` for
-    /// the value it wrote, as test kernels written for QEMU's `isa-debug-exit` expect.
+    /// The guest wrote this value to the debug-exit port; the status is `2 * value + 1`, as
+    /// test kernels written for QEMU's `isa-debug-exit` expect.
     DebugExit(u8),
 }
 
@@ -42,7 +42,7 @@ impl Status {
             Self::Quit => 6,
             Self::TimedOut => 124,
             Self::Signal(number) => number.saturating_add(128),
-            Self::DebugExit(status) => status,
+            Self::DebugExit(value) => value.wrapping_shl(1) | 1,
         }
     }
 }
@@ -69,5 +69,11 @@ mod tests {
         codes.sort_unstable();
         codes.dedup();
         assert_eq!(codes.len(), all.len());
+    }
+
+    #[test]
+    fn debug_exit_is_odd_and_doubled() {
+        let code = |value| Status::DebugExit(value).code();
+        assert_eq!((code(0), code(1), code(38), code(0x80)), (1, 3, 77, 1));
     }
 }
