@@ -85,7 +85,7 @@ const LEAF_7_ECX: &[Bit] = &[
     (8, Some(F::GFNI)),
     (9, Some(F::VAES)),
     (10, Some(F::VPCLMULQDQ)),
-    (22, Some(F::RDPID)),
+    (22, ALWAYS), // RDPID: done in software
 ];
 
 const LEAF_7_EDX: &[Bit] = &[
@@ -105,9 +105,9 @@ const LEAF_8000_0001_ECX: &[Bit] = &[
 /// Of leaf 8000_0001h EDX, what is not a copy of leaf 1 EDX.
 const LEAF_8000_0001_EDX: &[Bit] = &[
     (11, Some(F::SYSCALL)),
-    (20, ALWAYS), // NX
+    (20, ALWAYS),       // NX
     (22, Some(F::SSE)), // MMX extensions, part of SSE
-    (26, ALWAYS), // 1 GiB pages
+    (26, ALWAYS),       // 1 GiB pages
     (27, Some(F::RDTSCP)),
     (29, Some(F::X64)),
 ];
@@ -120,7 +120,8 @@ const LEAF_8000_0008_EBX: &[Bit] = &[(14, ALWAYS), (26, ALWAYS), (29, ALWAYS)];
 
 /// Leaf 8000_0021h EAX: no nested data breakpoints, LFENCE always serialising, null
 /// selectors clear bases, automatic IBRS, not affected by SRSO.
-const LEAF_8000_0021_EAX: &[Bit] = &[(0, ALWAYS), (2, ALWAYS), (6, ALWAYS), (8, ALWAYS), (29, ALWAYS)];
+const LEAF_8000_0021_EAX: &[Bit] =
+    &[(0, ALWAYS), (2, ALWAYS), (6, ALWAYS), (8, ALWAYS), (29, ALWAYS)];
 
 /// Leaf 8000_0021h ECX: not affected by transient scheduler attacks.
 const LEAF_8000_0021_ECX: &[Bit] = &[(1, ALWAYS), (2, ALWAYS)];
@@ -132,7 +133,12 @@ fn word(bits: &[Bit], features: &FeatureSet) -> u32 {
 }
 
 /// Puts every leaf of `model` into `table`.
-pub(super) fn fill(table: &mut CpuidTable, model: CpuModel, features: &FeatureSet, topology: &Topology) {
+pub(super) fn fill(
+    table: &mut CpuidTable,
+    model: CpuModel,
+    features: &FeatureSet,
+    topology: &Topology,
+) {
     let [ebx, edx, ecx] = identity::VENDOR;
     table.insert(0, None, [0, ebx, ecx, edx]);
     table.insert(0x8000_0000, None, [0x8000_0000, ebx, ecx, edx]);
@@ -146,10 +152,15 @@ fn basic(table: &mut CpuidTable, features: &FeatureSet, topology: &Topology) {
     // Cache line of 8 quadwords, number of logical processors, initial APIC ID.
     let ebx = 8 << 8 | cpus << 16 | topology.apic_id << 24;
     let ecx = word(LEAF_1_ECX, features);
-    table.insert(1, None, [identity::SIGNATURE, ebx, ecx, word(LEAF_1_EDX, features) | multithreaded]);
+    table.insert(
+        1,
+        None,
+        [identity::SIGNATURE, ebx, ecx, word(LEAF_1_EDX, features) | multithreaded],
+    );
     // Leaf 6: the APIC timer never stops.
     table.insert(6, None, [1 << 2, 0, 0, 0]);
-    let (ebx, ecx, edx) = (word(LEAF_7_EBX, features), word(LEAF_7_ECX, features), word(LEAF_7_EDX, features));
+    let (ebx, ecx, edx) =
+        (word(LEAF_7_EBX, features), word(LEAF_7_ECX, features), word(LEAF_7_EDX, features));
     table.insert(7, Some(0), [0, ebx, ecx, edx]);
     // Leaf B: one level of threads (one each), one of cores, then nothing.
     let id = topology.apic_id;
@@ -180,14 +191,27 @@ fn xsave(table: &mut CpuidTable, features: &FeatureSet) {
 fn extended(table: &mut CpuidTable, model: CpuModel, features: &FeatureSet, topology: &Topology) {
     let repeated = word(LEAF_1_EDX, features) & REPEATED_EDX;
     let edx = word(LEAF_8000_0001_EDX, features) | repeated;
-    table.insert(0x8000_0001, None, [identity::SIGNATURE, 0, word(LEAF_8000_0001_ECX, features), edx]);
+    table.insert(
+        0x8000_0001,
+        None,
+        [identity::SIGNATURE, 0, word(LEAF_8000_0001_ECX, features), edx],
+    );
     for (leaf, registers) in (0x8000_0002..).zip(identity::brand(model.name())) {
         table.insert(leaf, None, registers);
     }
     // Caches in the old form: L1 of 32 KiB, 8 ways, 64-byte lines; L2 of 1 MiB; L3 of 32 MiB.
     let l1 = 32 << 24 | 8 << 16 | 1 << 8 | 64;
     table.insert(0x8000_0005, None, [0xff48_ff40, 0xff48_ff40, l1, l1]);
-    table.insert(0x8000_0006, None, [0x5c00_2200, 0x6c00_4200, 1024 << 16 | 6 << 12 | 1 << 8 | 64, 64 << 18 | 9 << 12 | 1 << 8 | 64]);
+    table.insert(
+        0x8000_0006,
+        None,
+        [
+            0x5c00_2200,
+            0x6c00_4200,
+            1024 << 16 | 6 << 12 | 1 << 8 | 64,
+            64 << 18 | 9 << 12 | 1 << 8 | 64,
+        ],
+    );
     // Invariant TSC.
     table.insert(0x8000_0007, None, [0, 0, 0, 1 << 8]);
     let sizes = PHYS_BITS | 48 << 8;
@@ -246,8 +270,10 @@ mod tests {
         let [_, ebx, ecx, edx] = table.get(0, 0);
         let vendor = [ebx, edx, ecx].map(u32::to_le_bytes).concat();
         assert_eq!(vendor, b"AuthenticAMD");
-        let brand: Vec<u8> =
-            (0x8000_0002..=0x8000_0004).flat_map(|leaf| table.get(leaf, 0)).flat_map(u32::to_le_bytes).collect();
+        let brand: Vec<u8> = (0x8000_0002..=0x8000_0004)
+            .flat_map(|leaf| table.get(leaf, 0))
+            .flat_map(u32::to_le_bytes)
+            .collect();
         assert!(brand.starts_with(b"lguest x86-64-v2\0"));
         assert_eq!(table.signature() >> 20 & 0xff, 0xa);
         assert_ne!(table.get(1, 0)[2] >> 31, 0, "hypervisor bit");

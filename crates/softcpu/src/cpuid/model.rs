@@ -97,7 +97,11 @@ impl Topology {
     /// Bits of an APIC ID that number cores within the package.
     #[must_use]
     pub const fn core_bits(&self) -> u32 {
-        if self.cpus <= 1 { 0 } else { u32::BITS.wrapping_sub(self.cpus.wrapping_sub(1).leading_zeros()) }
+        if self.cpus <= 1 {
+            0
+        } else {
+            u32::BITS.wrapping_sub(self.cpus.wrapping_sub(1).leading_zeros())
+        }
     }
 }
 

@@ -10,7 +10,7 @@ use crate::mmu::Access;
 use crate::state::CodeSize;
 use crate::state::regs::Gpr;
 use crate::state::segment::SegReg;
-use crate::vcpu::{Abort, Step, Vcpu};
+use crate::vcpu::{Abort, Shadow, Step, Vcpu};
 
 impl Vcpu {
     /// Which bits of RSP address the stack.
@@ -97,6 +97,9 @@ pub(crate) fn pop_segment<T: Scalar>(cpu: &mut Vcpu, op: &Op) -> Step {
     let Some(reg) = SegReg::from_number(op.imm as u8) else { return Err(cpu.ud()) };
     cpu.load_segment(reg, value.zero_extend() as u16)?;
     cpu.state.set_reg(Gpr::Rsp, after);
+    if reg == SegReg::Ss {
+        cpu.cast_shadow(Shadow::MovSs);
+    }
     cpu.state.rip = op.next_rip();
     Err(Abort::EndBlock)
 }
@@ -106,6 +109,9 @@ pub(crate) fn move_to_segment<S: Source>(cpu: &mut Vcpu, op: &Op) -> Step {
     let selector = S::get::<u16>(cpu, op)?;
     let Some(reg) = SegReg::from_number(op.imm as u8) else { return Err(cpu.ud()) };
     cpu.load_segment(reg, selector)?;
+    if reg == SegReg::Ss {
+        cpu.cast_shadow(Shadow::MovSs);
+    }
     cpu.state.rip = op.next_rip();
     Err(Abort::EndBlock)
 }

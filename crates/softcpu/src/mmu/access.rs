@@ -181,6 +181,10 @@ impl Vcpu {
 
     /// Translates an access that may cross into a second page.
     fn places(&mut self, view: View, addr: u64, len: u64, access: Access) -> Result<Places, Abort> {
+        // With breakpoints in force nothing is cached, so every access comes by here.
+        if self.debug_active() {
+            self.note_data_access(addr, len, access);
+        }
         let room = PAGE_SIZE - (addr & PAGE_OFFSET);
         let first_len = len.min(room);
         let mut next = addr.wrapping_add(room);
@@ -211,8 +215,10 @@ impl Vcpu {
             return Ok(Place::Device(found.addr));
         };
         let writable = found.writable && found.dirty && !self.memory.code().is_marked(frame);
-        let fill = Fill { host: page as u64, frame, writable, global: found.global, size: found.size };
-        self.mmu.fill_data(view, addr.0, &fill);
+        if !self.data_breakpoints_active() {
+            let fill = Fill { host: page as u64, frame, writable, global: found.global, size: found.size };
+            self.mmu.fill_data(view, addr.0, &fill);
+        }
         Ok(Place::Ram { host: page.wrapping_add(addr.offset() as usize), frame })
     }
 

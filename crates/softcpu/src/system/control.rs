@@ -6,11 +6,11 @@
 use crate::addr::GuestPhysAddr;
 use crate::decode::op::{Op, OpFlags};
 use crate::mmu::PHYS_BITS;
+use crate::state::CodeSize;
 use crate::state::control::{Cr0, Cr4, Efer};
 use crate::state::fpu::{XCR0_AVX, XCR0_SSE, XCR0_X87};
 use crate::state::regs::Gpr;
 use crate::state::segment::{Access, SegReg};
-use crate::state::CodeSize;
 use crate::vcpu::{Exit, Step, Vcpu};
 
 /// CR3 bit 63, with CR4.PCIDE: keep the translations of the new PCID.

@@ -110,7 +110,8 @@ impl Descriptor {
     /// Data, or code that may be read.
     pub(crate) const fn is_readable(&self) -> bool {
         self.is_segment()
-            && (!self.access().contains(Access::CODE) || self.access().contains(Access::WRITE_OR_READ))
+            && (!self.access().contains(Access::CODE)
+                || self.access().contains(Access::WRITE_OR_READ))
     }
 
     /// The type of a system descriptor; `None` for code and data.

@@ -94,7 +94,8 @@ impl Vcpu {
 
     /// Flags as the handler starts with them.
     fn handler_flags(&self, interrupt_gate: bool) -> RFlags {
-        let mut flags = self.state.rflags.difference(RFlags::TF | RFlags::NT | RFlags::RF | RFlags::VM);
+        let mut flags =
+            self.state.rflags.difference(RFlags::TF | RFlags::NT | RFlags::RF | RFlags::VM);
         if interrupt_gate {
             flags.remove(RFlags::IF);
         }
@@ -134,7 +135,9 @@ impl Vcpu {
         let gate = Descriptor { raw, high, at };
         match gate.system_type() {
             Some(system_type::INTERRUPT_GATE | system_type::TRAP_GATE) => {}
-            Some(system_type::INTERRUPT_GATE16 | system_type::TRAP_GATE16 | system_type::TASK_GATE) if !long => {}
+            Some(
+                system_type::INTERRUPT_GATE16 | system_type::TRAP_GATE16 | system_type::TASK_GATE,
+            ) if !long => {}
             _ => return Err(self.gp(code)),
         }
         if delivery.software && gate.dpl() < self.state.cpl() {
@@ -171,7 +174,10 @@ impl Vcpu {
         }
         self.mark_accessed(&code)?;
         let new_cpl = if inner { code.dpl() } else { cpl };
-        let wide = matches!(gate.system_type(), Some(system_type::INTERRUPT_GATE | system_type::TRAP_GATE));
+        let wide = matches!(
+            gate.system_type(),
+            Some(system_type::INTERRUPT_GATE | system_type::TRAP_GATE)
+        );
         let segment = code.segment(target.with_rpl(new_cpl));
         let rip = self.check_entry(&segment, gate.gate_offset(wide))?;
         let size = match (long, wide) {
@@ -227,7 +233,8 @@ impl Vcpu {
         self.push_frame(&mut stack, delivery, 8, true)?;
         self.state.set_reg(Gpr::Rsp, stack.pointer);
         if entry.inner {
-            *self.state.segment_mut(SegReg::Ss) = Segment::null_stack(u16::from(entry.cpl), entry.cpl);
+            *self.state.segment_mut(SegReg::Ss) =
+                Segment::null_stack(u16::from(entry.cpl), entry.cpl);
         }
         self.enter_handler(&entry);
         Ok(())

@@ -93,9 +93,13 @@ impl Vcpu {
     ) -> Step {
         let long = self.state.long_mode();
         match system {
-            system_type::CALL_GATE => self.call_gate(op, kind, selector, descriptor, if long { 8 } else { 4 }),
+            system_type::CALL_GATE => {
+                self.call_gate(op, kind, selector, descriptor, if long { 8 } else { 4 })
+            }
             system_type::CALL_GATE16 if !long => self.call_gate(op, kind, selector, descriptor, 2),
-            system_type::TASK_GATE | system_type::TSS16_AVAILABLE | system_type::TSS_AVAILABLE if !long => {
+            system_type::TASK_GATE | system_type::TSS16_AVAILABLE | system_type::TSS_AVAILABLE
+                if !long =>
+            {
                 self.note_task_switch();
                 Err(self.gp(selector.code()))
             }

@@ -32,7 +32,11 @@ impl Vcpu {
             return Err(self.raise(Exception::segment_not_present(selector.code())));
         }
         let long = size == 8;
-        let gate = if long { self.widen_descriptor(selector, gate, Exception::general_protection)? } else { gate };
+        let gate = if long {
+            self.widen_descriptor(selector, gate, Exception::general_protection)?
+        } else {
+            gate
+        };
         let target = gate.gate_selector();
         if target.is_null() {
             return Err(self.gp(0));

@@ -64,8 +64,13 @@ impl Vcpu {
     /// # Errors
     /// [`Shutdown`] for a triple fault.
     pub(crate) fn deliver_interrupt(&mut self, vector: u8) -> Result<(), Shutdown> {
-        let delivery =
-            Delivery { vector, error_code: None, software: false, rip: self.state.rip, resume: false };
+        let delivery = Delivery {
+            vector,
+            error_code: None,
+            software: false,
+            rip: self.state.rip,
+            resume: false,
+        };
         match self.deliver(&delivery) {
             Ok(()) => Ok(()),
             Err(_) => self.deliver_exception(self.fault),

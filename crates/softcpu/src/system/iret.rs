@@ -74,9 +74,13 @@ impl Vcpu {
         let [ss, es, ds, fs, gs] = selectors;
         let mask = self.iret_mask(4) | RFlags::VM;
         self.restore_flags(image, mask);
-        for (reg, value) in
-            [(SegReg::Ss, ss), (SegReg::Es, es), (SegReg::Ds, ds), (SegReg::Fs, fs), (SegReg::Gs, gs)]
-        {
+        for (reg, value) in [
+            (SegReg::Ss, ss),
+            (SegReg::Es, es),
+            (SegReg::Ds, ds),
+            (SegReg::Fs, fs),
+            (SegReg::Gs, gs),
+        ] {
             *self.state.segment_mut(reg) = Segment::virtual_8086(value);
         }
         self.state.set_reg(Gpr::Rsp, pointer & 0xffff_ffff);

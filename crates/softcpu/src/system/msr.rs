@@ -39,9 +39,9 @@ pub(crate) mod index {
 }
 
 use index::{
-    CSTAR, EFER, FMASK, FS_BASE, GS_BASE, IA32_DEBUGCTL, IA32_MISC_ENABLE, IA32_MTRR_DEF_TYPE, IA32_PAT,
-    IA32_SPEC_CTRL, IA32_SYSENTER_CS, IA32_SYSENTER_EIP, IA32_SYSENTER_ESP, IA32_TSC, IA32_TSC_ADJUST,
-    KERNEL_GS_BASE, LSTAR, STAR, TSC_AUX,
+    CSTAR, EFER, FMASK, FS_BASE, GS_BASE, IA32_DEBUGCTL, IA32_MISC_ENABLE, IA32_MTRR_DEF_TYPE,
+    IA32_PAT, IA32_SPEC_CTRL, IA32_SYSENTER_CS, IA32_SYSENTER_EIP, IA32_SYSENTER_ESP, IA32_TSC,
+    IA32_TSC_ADJUST, KERNEL_GS_BASE, LSTAR, STAR, TSC_AUX,
 };
 
 /// IA32_SPEC_CTRL bits kept: IBRS, STIBP, SSBD. They change nothing.
@@ -97,7 +97,8 @@ impl Vcpu {
     /// [`MsrRefused`] for a register that does not exist or a value it does not take;
     /// nothing has changed then.
     pub fn write_msr(&mut self, index: u32, value: u64) -> Result<(), MsrRefused> {
-        let canonical = if GuestVirtAddr(value).is_canonical() { Ok(value) } else { Err(MsrRefused) };
+        let canonical =
+            if GuestVirtAddr(value).is_canonical() { Ok(value) } else { Err(MsrRefused) };
         let within = |mask: u64| if value & !mask == 0 { Ok(value) } else { Err(MsrRefused) };
         let when = |valid: bool| if valid { Ok(value) } else { Err(MsrRefused) };
         let msr = &mut self.state.msr;

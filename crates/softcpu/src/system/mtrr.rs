@@ -16,7 +16,8 @@ pub(crate) const VARIABLE_COUNT: u64 = 8;
 pub(crate) const CAPABILITIES: u64 = VARIABLE_COUNT | 1 << 8 | 1 << 10;
 
 /// The fixed-range registers, in address order.
-const FIXED: [u32; 11] = [0x250, 0x258, 0x259, 0x268, 0x269, 0x26a, 0x26b, 0x26c, 0x26d, 0x26e, 0x26f];
+const FIXED: [u32; 11] =
+    [0x250, 0x258, 0x259, 0x268, 0x269, 0x26a, 0x26b, 0x26c, 0x26d, 0x26e, 0x26f];
 /// Physical address bits of a base or mask register.
 const ADDRESS: u64 = ((1 << PHYS_BITS) - 1) & !0xfff;
 /// Valid bit of a mask register.

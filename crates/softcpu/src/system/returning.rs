@@ -22,13 +22,21 @@ pub(crate) struct Landing {
 
 impl Vcpu {
     /// Checks the code segment a return names.
-    pub(crate) fn return_code(&mut self, selector: Selector, offset: u64) -> Result<Landing, Abort> {
+    pub(crate) fn return_code(
+        &mut self,
+        selector: Selector,
+        offset: u64,
+    ) -> Result<Landing, Abort> {
         if selector.is_null() {
             return Err(self.gp(0));
         }
         let descriptor = self.descriptor(selector, Exception::general_protection)?;
         let cpl = selector.rpl();
-        let privilege = if descriptor.is_conforming() { descriptor.dpl() <= cpl } else { descriptor.dpl() == cpl };
+        let privilege = if descriptor.is_conforming() {
+            descriptor.dpl() <= cpl
+        } else {
+            descriptor.dpl() == cpl
+        };
         let reserved = self.state.long_mode() && descriptor.is_long_and_big();
         if !descriptor.is_code() || cpl < self.state.cpl() || !privilege || reserved {
             return Err(self.gp(selector.code()));
@@ -43,7 +51,11 @@ impl Vcpu {
     }
 
     /// Checks the stack segment a return pops along with its stack pointer.
-    pub(crate) fn return_stack(&mut self, selector: Selector, landing: &Landing) -> Result<Segment, Abort> {
+    pub(crate) fn return_stack(
+        &mut self,
+        selector: Selector,
+        landing: &Landing,
+    ) -> Result<Segment, Abort> {
         if selector.is_null() {
             let long = self.state.long_mode() && landing.segment.is_long();
             if long && landing.cpl != 3 && selector.rpl() == landing.cpl {
@@ -59,7 +71,13 @@ impl Vcpu {
 
     /// Arrives at `landing` with a new stack, `skip` bytes above `pointer`. Data segments
     /// that the outer ring may not use become null.
-    pub(crate) fn land_outside(&mut self, landing: &Landing, stack: Segment, pointer: u64, skip: u64) {
+    pub(crate) fn land_outside(
+        &mut self,
+        landing: &Landing,
+        stack: Segment,
+        pointer: u64,
+        skip: u64,
+    ) {
         self.set_returned_stack(landing, stack, pointer.wrapping_add(skip));
         let outer = landing.cpl > self.state.cpl();
         *self.state.segment_mut(SegReg::Ss) = stack;

@@ -76,7 +76,9 @@ impl Vcpu {
         if !descriptor.is_readable() {
             return Err(self.gp(selector.code()));
         }
-        if !descriptor.is_conforming() && (selector.rpl() > descriptor.dpl() || cpl > descriptor.dpl()) {
+        if !descriptor.is_conforming()
+            && (selector.rpl() > descriptor.dpl() || cpl > descriptor.dpl())
+        {
             return Err(self.gp(selector.code()));
         }
         if !descriptor.is_present() {
@@ -90,8 +92,13 @@ impl Vcpu {
         let cpl = self.state.cpl();
         if selector.is_null() {
             // 64-bit mode has no stack segment to speak of, but ring 3 must name one.
-            let allowed = self.state.code_size() == CodeSize::Bits64 && cpl != 3 && selector.rpl() == cpl;
-            return if allowed { Ok(Segment::null_stack(selector.0, cpl)) } else { Err(self.gp(0)) };
+            let allowed =
+                self.state.code_size() == CodeSize::Bits64 && cpl != 3 && selector.rpl() == cpl;
+            return if allowed {
+                Ok(Segment::null_stack(selector.0, cpl))
+            } else {
+                Err(self.gp(0))
+            };
         }
         let descriptor = self.descriptor(selector, Exception::general_protection)?;
         self.check_stack(&descriptor, selector, cpl, Exception::general_protection)?;
@@ -178,20 +185,21 @@ pub(crate) fn lar(cpu: &mut Vcpu, op: &Op) -> Step {
     }
     let selector = cpu.selector_operand(op, op.src)?;
     let long = cpu.state.long_mode();
-    let rights = cpu.visible_descriptor(selector)?.filter(|descriptor| match descriptor.system_type() {
-        None => true,
-        Some(kind) => match kind {
-            system_type::LDT
-            | system_type::TSS_AVAILABLE
-            | system_type::TSS_BUSY
-            | system_type::CALL_GATE => true,
-            system_type::TSS16_AVAILABLE
-            | system_type::TSS16_BUSY
-            | system_type::CALL_GATE16
-            | system_type::TASK_GATE => !long,
-            _ => false,
-        },
-    });
+    let rights =
+        cpu.visible_descriptor(selector)?.filter(|descriptor| match descriptor.system_type() {
+            None => true,
+            Some(kind) => match kind {
+                system_type::LDT
+                | system_type::TSS_AVAILABLE
+                | system_type::TSS_BUSY
+                | system_type::CALL_GATE => true,
+                system_type::TSS16_AVAILABLE
+                | system_type::TSS16_BUSY
+                | system_type::CALL_GATE16
+                | system_type::TASK_GATE => !long,
+                _ => false,
+            },
+        });
     if let Some(descriptor) = rights {
         cpu.store_sized(op.dst, op.size, (descriptor.raw >> 32) & 0x00ff_ff00);
     }
@@ -206,14 +214,15 @@ pub(crate) fn lsl(cpu: &mut Vcpu, op: &Op) -> Step {
     }
     let selector = cpu.selector_operand(op, op.src)?;
     let long = cpu.state.long_mode();
-    let found = cpu.visible_descriptor(selector)?.filter(|descriptor| match descriptor.system_type() {
-        None => true,
-        Some(kind) => match kind {
-            system_type::LDT | system_type::TSS_AVAILABLE | system_type::TSS_BUSY => true,
-            system_type::TSS16_AVAILABLE | system_type::TSS16_BUSY => !long,
-            _ => false,
-        },
-    });
+    let found =
+        cpu.visible_descriptor(selector)?.filter(|descriptor| match descriptor.system_type() {
+            None => true,
+            Some(kind) => match kind {
+                system_type::LDT | system_type::TSS_AVAILABLE | system_type::TSS_BUSY => true,
+                system_type::TSS16_AVAILABLE | system_type::TSS16_BUSY => !long,
+                _ => false,
+            },
+        });
     if let Some(descriptor) = found {
         cpu.store_sized(op.dst, op.size, u64::from(descriptor.segment(selector).limit));
     }

@@ -32,7 +32,11 @@ impl Cursor {
     /// The value the whole RSP register takes from this cursor, given what it held:
     /// a 16-bit stack leaves the upper bits alone.
     pub(crate) const fn merge(&self, rsp: u64) -> u64 {
-        if self.mask == 0xffff { rsp & !0xffff | self.pointer & 0xffff } else { self.pointer & self.mask }
+        if self.mask == 0xffff {
+            rsp & !0xffff | self.pointer & 0xffff
+        } else {
+            self.pointer & self.mask
+        }
     }
 
     /// Moves over `bytes` without reading them.
@@ -94,7 +98,12 @@ impl Vcpu {
     }
 
     /// Pushes the low `size` bytes (2, 4 or 8) of `value`.
-    pub(crate) fn push_to(&mut self, stack: &mut Cursor, size: u8, value: u64) -> Result<(), Abort> {
+    pub(crate) fn push_to(
+        &mut self,
+        stack: &mut Cursor,
+        size: u8,
+        value: u64,
+    ) -> Result<(), Abort> {
         let pointer = stack.pointer.wrapping_sub(u64::from(size)) & stack.mask;
         let addr = self.stack_address(stack, pointer, size)?;
         match size {

@@ -29,18 +29,32 @@ impl Vcpu {
         self.state.set_reg(reg, new);
     }
 
-    fn string_address(&mut self, op: &Op, slot: u8, offset: u64, access: Access) -> Result<u64, Abort> {
+    fn string_address(
+        &mut self,
+        op: &Op,
+        slot: u8,
+        offset: u64,
+        access: Access,
+    ) -> Result<u64, Abort> {
         let size = u64::from(op.size);
         if op.flags.contains(OpFlags::LEGACY) {
             self.check_segment(slot, offset, size, access)?;
         }
-        let base = self.state.seg.get(usize::from(slot) & (SEG_SLOTS - 1)).map_or(0, |segment| segment.base);
+        let base = self
+            .state
+            .seg
+            .get(usize::from(slot) & (SEG_SLOTS - 1))
+            .map_or(0, |segment| segment.base);
         Ok(self.wrap_linear(base.wrapping_add(offset)))
     }
 
     fn input_item(&mut self, op: &Op, port: u16) -> Step {
         let offset = self.state.reg(Gpr::Rdi) & op.addr_mask;
-        let slot = if op.flags.contains(OpFlags::LONG) { crate::state::SEG_FLAT } else { SegReg::Es as u8 };
+        let slot = if op.flags.contains(OpFlags::LONG) {
+            crate::state::SEG_FLAT
+        } else {
+            SegReg::Es as u8
+        };
         let addr = self.string_address(op, slot, offset, Access::Write)?;
         // The device must not be read if the store cannot be made.
         self.probe_write(addr, u64::from(op.size))?;

@@ -6,11 +6,11 @@
 use super::mask_of;
 use crate::addr::GuestVirtAddr;
 use crate::decode::op::{Op, OpFlags};
+use crate::state::CodeSize;
 use crate::state::control::{Cr4, Efer};
 use crate::state::regs::Gpr;
 use crate::state::rflags::RFlags;
 use crate::state::segment::{Access, SegReg, Segment};
-use crate::state::CodeSize;
 use crate::vcpu::{Abort, Step, Vcpu};
 
 /// A flat segment as these instructions make them, without reading any table.
@@ -91,7 +91,8 @@ pub(crate) fn syscall(cpu: &mut Vcpu, op: &Op) -> Step {
     cpu.state.set_reg(Gpr::R11, flags.difference(RFlags::RF).bits());
     let kept = flags.bits() & !cpu.state.msr.fmask;
     cpu.set_rflags((RFlags::from_bits_truncate(kept) | RFlags::FIXED).difference(RFlags::RF));
-    cpu.system.step_inhibited = flags.contains(RFlags::TF) && !cpu.state.rflags.contains(RFlags::TF);
+    cpu.system.step_inhibited =
+        flags.contains(RFlags::TF) && !cpu.state.rflags.contains(RFlags::TF);
     cpu.enter_flat(code, FlatKind::Code64, stack, 0, target)
 }
 
@@ -114,7 +115,8 @@ pub(crate) fn sysret(cpu: &mut Vcpu, op: &Op) -> Step {
         return Err(cpu.gp(0));
     }
     let image = cpu.state.reg(Gpr::R11) & RFlags::all().bits();
-    let flags = RFlags::from_bits_truncate(image).difference(RFlags::RF | RFlags::VM) | RFlags::FIXED;
+    let flags =
+        RFlags::from_bits_truncate(image).difference(RFlags::RF | RFlags::VM) | RFlags::FIXED;
     cpu.set_rflags(flags);
     if op.size == 8 {
         cpu.enter_flat(base.wrapping_add(16) | 3, FlatKind::Code64, stack, 3, rcx)
@@ -130,8 +132,11 @@ pub(crate) fn sysenter(cpu: &mut Vcpu, _op: &Op) -> Step {
         return Err(cpu.gp(0));
     }
     cpu.set_rflags(cpu.state.rflags.difference(RFlags::VM | RFlags::IF | RFlags::RF));
-    let (kind, mask) =
-        if cpu.state.long_mode() { (FlatKind::Code64, u64::MAX) } else { (FlatKind::Code32, 0xffff_ffff) };
+    let (kind, mask) = if cpu.state.long_mode() {
+        (FlatKind::Code64, u64::MAX)
+    } else {
+        (FlatKind::Code32, 0xffff_ffff)
+    };
     cpu.state.set_reg(Gpr::Rsp, cpu.state.msr.sysenter_esp & mask);
     let rip = cpu.state.msr.sysenter_eip & mask;
     cpu.enter_flat(code, kind, code.wrapping_add(8), 0, rip)

@@ -43,7 +43,9 @@ impl Vcpu {
         let base_size = if op.flags.contains(OpFlags::LONG) { 8 } else { 4_usize };
         let len = base_size.saturating_add(2);
         let mut image = [0_u8; 10];
-        for (slot, byte) in image.iter_mut().zip(table.limit.to_le_bytes().into_iter().chain(table.base.to_le_bytes()))
+        for (slot, byte) in image
+            .iter_mut()
+            .zip(table.limit.to_le_bytes().into_iter().chain(table.base.to_le_bytes()))
         {
             *slot = byte;
         }
@@ -58,7 +60,11 @@ impl Vcpu {
         let addr = self.linear(op, len, MemAccess::Read)?;
         let limit = self.read::<u16>(addr)?;
         let at = addr.wrapping_add(2);
-        let base = if long { self.read::<u64>(at)? } else { u64::from(self.read::<u32>(self.wrap_linear(at))?) };
+        let base = if long {
+            self.read::<u64>(at)?
+        } else {
+            u64::from(self.read::<u32>(self.wrap_linear(at))?)
+        };
         if long && !GuestVirtAddr(base).is_canonical() {
             return Err(self.gp(0));
         }
@@ -82,7 +88,8 @@ impl Vcpu {
             return Err(self.raise(Exception::segment_not_present(selector.code())));
         }
         if self.state.long_mode() {
-            descriptor = self.widen_descriptor(selector, descriptor, Exception::general_protection)?;
+            descriptor =
+                self.widen_descriptor(selector, descriptor, Exception::general_protection)?;
         }
         let segment = descriptor.system_segment(selector);
         if self.state.long_mode() && !GuestVirtAddr(segment.base).is_canonical() {
@@ -112,7 +119,8 @@ impl Vcpu {
             return Err(self.raise(Exception::segment_not_present(selector.code())));
         }
         if long {
-            descriptor = self.widen_descriptor(selector, descriptor, Exception::general_protection)?;
+            descriptor =
+                self.widen_descriptor(selector, descriptor, Exception::general_protection)?;
         }
         let mut segment = descriptor.system_segment(selector);
         if long && !GuestVirtAddr(segment.base).is_canonical() {
