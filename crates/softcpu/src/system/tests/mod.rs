@@ -4,6 +4,7 @@
 mod control;
 mod debug;
 mod events;
+mod hostile;
 mod io;
 mod rings;
 mod segments;
