@@ -1,6 +1,6 @@
 //! Everything a user can get wrong: one line, naming the thing and the remedy, status 2.
 
-#[expect(dead_code, reason = "each of the test programs uses a part of it")]
+#[allow(dead_code, reason = "each of the test programs uses a part of it")]
 mod support;
 
 use std::fs;

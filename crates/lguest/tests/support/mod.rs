@@ -4,6 +4,8 @@
 //! `target/guests` (or `LGUEST_GUESTS`). The tests that need them are ignored in a plain
 //! `cargo test`; `cargo verify` fetches them and runs those too.
 
+pub(crate) mod tiny;
+
 use std::fs;
 use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
@@ -173,6 +175,14 @@ impl Running {
                 text(&self.messages)
             );
             thread::sleep(Duration::from_millis(50));
+        }
+    }
+
+    /// Waits until lguest itself has said `wanted`.
+    pub(crate) fn wait_for_message(&self, wanted: &str) {
+        while !text(&self.messages).contains(wanted) {
+            assert!(self.started.elapsed() < Duration::from_secs(60), "lguest did not say {wanted:?}");
+            thread::sleep(Duration::from_millis(20));
         }
     }
 
