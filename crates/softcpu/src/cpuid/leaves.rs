@@ -115,8 +115,8 @@ const LEAF_8000_0001_EDX: &[Bit] = &[
 /// The bits of leaf 1 EDX that leaf 8000_0001h EDX repeats on AMD's processors.
 const REPEATED_EDX: u32 = 0x0183_f3ff;
 
-/// Leaf 8000_0008h EBX: IBRS, SSB_NO (a CPU that does not speculate stores), BTC_NO.
-const LEAF_8000_0008_EBX: &[Bit] = &[(14, ALWAYS), (26, ALWAYS), (29, ALWAYS)];
+/// Leaf 8000_0008h EBX: x87 error pointers always saved and restored, IBRS, SSB_NO (a CPU that does not speculate stores), BTC_NO.
+const LEAF_8000_0008_EBX: &[Bit] = &[(2, ALWAYS), (14, ALWAYS), (26, ALWAYS), (29, ALWAYS)];
 
 /// Leaf 8000_0021h EAX: no nested data breakpoints, LFENCE always serialising, null
 /// selectors clear bases, automatic IBRS, not affected by SRSO.
@@ -182,7 +182,7 @@ fn xsave(table: &mut CpuidTable, features: &FeatureSet) {
     let avx = features.contains(F::AVX);
     let most = if avx { XSAVE_LEGACY + XSAVE_AVX } else { XSAVE_LEGACY };
     table.insert(0xd, Some(0), [supported, XSAVE_LEGACY, most, 0]);
-    table.insert(0xd, Some(1), [word(LEAF_D_1_EAX, features), 0, 0, 0]);
+    table.insert(0xd, Some(1), [word(LEAF_D_1_EAX, features), XSAVE_LEGACY, 0, 0]);
     if avx {
         table.insert(0xd, Some(2), [XSAVE_AVX, XSAVE_LEGACY, 0, 0]);
     }

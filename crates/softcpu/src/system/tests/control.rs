@@ -229,6 +229,12 @@ fn extended_control_registers_are_checked() {
     guest.set(Gpr::Rcx, 0);
     assert_eq!(guest.run(&[mov_eax(0xd), vec![0x0f, 0xa2]].concat()), End::Done);
     assert_eq!(guest.reg(Gpr::Rbx), 832);
+    guest.machine.vcpu.state.xcr0 = 3;
+    for subleaf in [0, 1] {
+        guest.set(Gpr::Rcx, subleaf);
+        assert_eq!(guest.run(&[mov_eax(0xd), vec![0x0f, 0xa2]].concat()), End::Done);
+        assert_eq!(guest.reg(Gpr::Rbx), 576, "sub-leaf {subleaf}");
+    }
     for osxsave in [true, false] {
         guest.machine.vcpu.state.cr4.set(Cr4::OSXSAVE, osxsave);
         assert_eq!(guest.run(&[mov_eax(1), vec![0x0f, 0xa2]].concat()), End::Done);

@@ -87,7 +87,8 @@ fn run_with_watchdog(guest: &mut Guest) {
     let (done, wait) = mpsc::channel::<()>();
     std::thread::scope(|scope| {
         scope.spawn(move || {
-            if wait.recv_timeout(Duration::from_millis(10)) == Err(mpsc::RecvTimeoutError::Timeout) {
+            if wait.recv_timeout(Duration::from_millis(10)) == Err(mpsc::RecvTimeoutError::Timeout)
+            {
                 handle.raise(Event::STOP);
             }
         });
@@ -131,7 +132,7 @@ fn one_case(seed: u64) {
 
 #[test]
 fn tables_of_noise_never_break_the_cpu() {
-    for seed in 0..1000 {
+    for seed in 0..500 {
         one_case(seed);
     }
 }
