@@ -115,7 +115,8 @@ const LEAF_8000_0001_EDX: &[Bit] = &[
 /// The bits of leaf 1 EDX that leaf 8000_0001h EDX repeats on AMD's processors.
 const REPEATED_EDX: u32 = 0x0183_f3ff;
 
-/// Leaf 8000_0008h EBX: x87 error pointers always saved and restored, IBRS, SSB_NO (a CPU that does not speculate stores), BTC_NO.
+/// Leaf 8000_0008h EBX: x87 error pointers always saved and restored, IBRS, SSB_NO (a CPU
+/// that does not speculate stores), BTC_NO.
 const LEAF_8000_0008_EBX: &[Bit] = &[(2, ALWAYS), (14, ALWAYS), (26, ALWAYS), (29, ALWAYS)];
 
 /// Leaf 8000_0021h EAX: no nested data breakpoints, LFENCE always serialising, null
