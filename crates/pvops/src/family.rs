@@ -1,0 +1,311 @@
+//! Families of operations, and the states a family goes through.
+//!
+//! The table starts out bound to its defaults, so sites work from the first instruction.
+//! Whoever [claims](Family::claim) the family holds the only [`Unpatched`] there is and
+//! may bind; [`Unpatched::apply`] turns it into a [`Patched`], which can only be re-bound
+//! together with its sites. A table that changed without its sites cannot be expressed.
+
+use core::sync::atomic::{AtomicBool, AtomicPtr, Ordering};
+
+use crate::binding::{Binding, Erase, Erased};
+use crate::convention::{CallKind, Width};
+use crate::engine::{self, State};
+use crate::error::{BindError, PatchError};
+use crate::pointer::unbound;
+use crate::report::{Outcome, Report};
+use crate::site::Sites;
+use crate::text::Text;
+
+/// What the patcher knows of an op.
+#[derive(Clone, Copy, Debug)]
+pub struct OpInfo {
+    /// Its name.
+    pub name: &'static str,
+    /// How its sites call it; `None` for direct ops, whose calls are not recorded.
+    pub sites: Option<CallKind>,
+    /// Number of arguments.
+    pub args: usize,
+    /// Whether it has a result.
+    pub returns: bool,
+}
+
+/// The slots of a family's ops, in the order of declaration. Made by
+/// [`family!`](crate::family!).
+#[derive(Debug)]
+#[repr(C)]
+pub struct Table<const N: usize> {
+    // First: call sites address slots from the table's start.
+    slots: [AtomicPtr<()>; N],
+    claimed: AtomicBool,
+}
+
+impl<const N: usize> Table<N> {
+    /// A table bound to its defaults. Ops without one lead to an undefined instruction.
+    #[must_use]
+    pub const fn new(defaults: &[Option<Erased>; N]) -> Self {
+        let mut slots = [const { AtomicPtr::new(core::ptr::null_mut()) }; N];
+        let mut i = 0;
+        while i < N {
+            let target = match &defaults[i] {
+                Some(bound) => bound.target,
+                None => unbound as *const (),
+            };
+            slots[i] = AtomicPtr::new(target.cast_mut());
+            i += 1;
+        }
+        Self { slots, claimed: AtomicBool::new(false) }
+    }
+
+    /// The slots, without their number in the type.
+    #[must_use]
+    pub const fn slots(&'static self) -> Slots {
+        Slots { slots: &self.slots, claimed: &self.claimed }
+    }
+
+    /// What a slot holds.
+    #[must_use]
+    pub fn load(&self, index: usize) -> *const () {
+        self.slots.get(index).map_or(unbound as *const (), |slot| slot.load(Ordering::Acquire))
+    }
+}
+
+/// A family's slots. Opaque: only the state types store there.
+#[derive(Clone, Copy, Debug)]
+pub struct Slots {
+    slots: &'static [AtomicPtr<()>],
+    claimed: &'static AtomicBool,
+}
+
+impl Slots {
+    /// The op whose slot lies at `address`.
+    fn index_of(self, address: u64) -> Option<usize> {
+        let offset = address.checked_sub(self.slots.as_ptr().addr() as u64)?;
+        let index = usize::try_from(offset / 8).ok()?;
+        (offset % 8 == 0 && index < self.slots.len()).then_some(index)
+    }
+
+    fn store(self, bound: &[Option<Erased>]) {
+        for (slot, bound) in self.slots.iter().zip(bound) {
+            if let Some(bound) = bound {
+                slot.store(bound.target.cast_mut(), Ordering::Release);
+            }
+        }
+    }
+}
+
+/// A family, as [`family!`](crate::family!) declares it.
+///
+/// # Safety
+/// Sites in the program that name one of `slots` must be calls of the op at that index.
+pub unsafe trait Family: Copy + 'static {
+    /// One entry for each op.
+    type Bound: AsRef<[Option<Erased>]> + AsMut<[Option<Erased>]> + Copy;
+    /// The family's name.
+    const NAME: &'static str;
+    /// Its ops, in order.
+    const OPS: &'static [OpInfo];
+    /// The bindings it starts with.
+    const DEFAULTS: Self::Bound;
+    /// Its slots.
+    fn slots() -> Slots;
+
+    /// Takes the right to bind this family: there is one.
+    ///
+    /// # Errors
+    /// [`BindError::Claimed`] when somebody has it.
+    fn claim() -> Result<Unpatched<Self>, BindError> {
+        if Self::slots().claimed.swap(true, Ordering::AcqRel) {
+            return Err(BindError::Claimed { family: Self::NAME });
+        }
+        Ok(Unpatched { bound: Self::DEFAULTS })
+    }
+}
+
+/// An op of a family: a name for its slot and the type of what goes there.
+pub trait Op: Copy {
+    /// The family.
+    type Family: Family;
+    /// What the slot holds: a [`CalleeSave`](crate::CalleeSave), a
+    /// [`Plain`](crate::Plain) or a [`JumpTarget`](crate::JumpTarget).
+    type Pointer: Copy;
+    /// Its place in the table.
+    const INDEX: usize;
+}
+
+/// What a backend binds in a family, collected op by op.
+#[derive(Clone, Copy, Debug)]
+pub struct Bindings<F: Family> {
+    backend: &'static str,
+    bound: F::Bound,
+}
+
+impl<F: Family> Bindings<F> {
+    /// Nothing bound yet. `backend` is the name that errors and reports will use.
+    #[must_use]
+    pub fn new(backend: &'static str) -> Self {
+        let mut bound = F::DEFAULTS;
+        bound.as_mut().fill(None);
+        Self { backend, bound }
+    }
+
+    /// Binds one op.
+    ///
+    /// # Errors
+    /// [`BindError::Twice`] when it is bound already.
+    pub fn bind<O>(&mut self, op: O, binding: Binding<O::Pointer>) -> Result<&mut Self, BindError>
+    where
+        O: Op<Family = F>,
+        Binding<O::Pointer>: Erase,
+    {
+        let _ = op;
+        if let Some(slot) = self.bound.as_mut().get_mut(O::INDEX) {
+            if slot.is_some() {
+                let op = F::OPS.get(O::INDEX).map_or("?", |info| info.name);
+                return Err(BindError::Twice { family: F::NAME, op, backend: self.backend });
+            }
+            *slot = Some(binding.erased());
+        }
+        Ok(self)
+    }
+
+    /// These bindings over the defaults.
+    fn complete(&self) -> Result<F::Bound, BindError> {
+        let mut complete = F::DEFAULTS;
+        for ((slot, bound), info) in
+            complete.as_mut().iter_mut().zip(self.bound.as_ref()).zip(F::OPS)
+        {
+            *slot = bound.or(*slot);
+            if slot.is_none() {
+                return Err(BindError::Missing {
+                    family: F::NAME,
+                    op: info.name,
+                    backend: self.backend,
+                });
+            }
+        }
+        Ok(complete)
+    }
+}
+
+/// A claimed family whose sites are as the compiler made them: indirect calls.
+#[derive(Debug)]
+pub struct Unpatched<F: Family> {
+    bound: F::Bound,
+}
+
+impl<F: Family> Unpatched<F> {
+    /// Binds the family: `bindings` where they say something, its defaults elsewhere.
+    ///
+    /// Other threads may be calling: each call finds the old callee or the new one.
+    ///
+    /// # Errors
+    /// [`BindError::Missing`] when an op has neither; nothing is changed then.
+    pub fn bind(&mut self, bindings: &Bindings<F>) -> Result<(), BindError> {
+        self.bound = bindings.complete()?;
+        F::slots().store(self.bound.as_ref());
+        Ok(())
+    }
+
+    /// Rewrites the family's sites to what is bound. `log` sees every site.
+    ///
+    /// # Errors
+    /// With the family as it was: the text is not changed, or changed back.
+    pub fn apply<T: Text>(
+        self,
+        sites: Sites<'_>,
+        text: &mut T,
+        log: impl FnMut(&Outcome),
+    ) -> Result<(Patched<F>, Report), (Self, PatchError)> {
+        let new = |op| State::of(&self.bound, op);
+        match change::<F, T>(sites, text, |_| State::Original, new, log) {
+            Ok(report) => Ok((Patched { bound: self.bound }, report)),
+            Err(error) => Err((self, error)),
+        }
+    }
+
+    /// Gives the right to bind back. What is bound stays bound.
+    pub fn release(self) {
+        F::slots().claimed.store(false, Ordering::Release);
+    }
+}
+
+/// A claimed family whose sites were rewritten to what is bound.
+#[derive(Debug)]
+pub struct Patched<F: Family> {
+    bound: F::Bound,
+}
+
+impl<F: Family> Patched<F> {
+    /// Binds anew, table and sites together.
+    ///
+    /// # Errors
+    /// As [`Unpatched::bind`] and [`Unpatched::apply`]; the family is as it was then.
+    pub fn rebind<T: Text>(
+        &mut self,
+        bindings: &Bindings<F>,
+        sites: Sites<'_>,
+        text: &mut T,
+        log: impl FnMut(&Outcome),
+    ) -> Result<Report, PatchError> {
+        let bound = bindings.complete()?;
+        // Sites that stay indirect read the slot, so it must not lag behind the text.
+        F::slots().store(bound.as_ref());
+        let old = |op| State::of(&self.bound, op);
+        match change::<F, T>(sites, text, old, |op| State::of(&bound, op), log) {
+            Ok(report) => {
+                self.bound = bound;
+                Ok(report)
+            }
+            Err(error) => {
+                F::slots().store(self.bound.as_ref());
+                Err(error)
+            }
+        }
+    }
+
+    /// Patches sites that were loaded later: a module's own records.
+    ///
+    /// # Errors
+    /// As [`Unpatched::apply`].
+    pub fn apply_late<T: Text>(
+        &self,
+        sites: Sites<'_>,
+        text: &mut T,
+        log: impl FnMut(&Outcome),
+    ) -> Result<Report, PatchError> {
+        change::<F, T>(sites, text, |_| State::Original, |op| State::of(&self.bound, op), log)
+    }
+
+    /// Makes the sites indirect calls again; the bindings stay.
+    ///
+    /// # Errors
+    /// As [`Unpatched::apply`].
+    pub fn undo<T: Text>(
+        self,
+        sites: Sites<'_>,
+        text: &mut T,
+    ) -> Result<Unpatched<F>, (Self, PatchError)> {
+        let old = |op| State::of(&self.bound, op);
+        match change::<F, T>(sites, text, old, |_| State::Original, |_| ()) {
+            Ok(_) => Ok(Unpatched { bound: self.bound }),
+            Err(error) => Err((self, error)),
+        }
+    }
+}
+
+/// One rewrite of a family's sites from one state to another.
+fn change<F: Family, T: Text>(
+    sites: Sites<'_>,
+    text: &mut T,
+    old: impl Fn(usize) -> State,
+    new: impl Fn(usize) -> State,
+    log: impl FnMut(&Outcome),
+) -> Result<Report, PatchError> {
+    let subject = engine::Subject {
+        family: F::NAME,
+        ops: F::OPS,
+        width: Width::Bits64,
+        index_of: |slot| F::slots().index_of(slot),
+    };
+    engine::rewrite(&subject, sites, text, old, new, log)
+}

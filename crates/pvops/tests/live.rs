@@ -1,0 +1,184 @@
+//! A family of its own: called through its table, patched, re-bound, undone, also while
+//! other threads are calling.
+
+use pvops::user::{DualMapping, Threads};
+use pvops::{Binding, Bindings, CalleeSave, Family, Form, Sites, callee_save};
+use std::hint::black_box;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Mutex, MutexGuard};
+
+pvops::family! {
+    /// Arithmetic, for want of hardware.
+    mod sums {
+        use super::{add, add_one, twice};
+        /// a + b
+        callee_save fn plus(a: u64, b: u64) -> u64 = pvops::Binding::call(add::CALLEE_SAVE);
+        /// a + 1, by default.
+        callee_save fn step(a: u64) -> u64 = pvops::Binding::call(add_one::CALLEE_SAVE);
+        /// Through the whole convention.
+        plain fn scale(a: u64) -> u64 = pvops::Binding::call(pvops::Plain::new(twice));
+        /// May do nothing.
+        callee_save fn note(a: u64) = pvops::Binding::<pvops::CalleeSave<_>>::nop();
+        /// Never patched.
+        direct fn slow(a: u64) -> u64 = pvops::Binding::call(pvops::Plain::new(twice));
+    }
+}
+
+#[callee_save]
+fn add(a: u64, b: u64) -> u64 {
+    a.wrapping_add(b)
+}
+
+#[callee_save]
+fn add_one(a: u64) -> u64 {
+    a.wrapping_add(1)
+}
+
+#[callee_save]
+fn add_two(a: u64) -> u64 {
+    a.wrapping_add(2)
+}
+
+extern "sysv64" fn twice(a: u64) -> u64 {
+    a.wrapping_mul(2)
+}
+
+static NOTED: AtomicU64 = AtomicU64::new(0);
+
+#[callee_save]
+fn noted(a: u64) {
+    NOTED.store(a, Ordering::SeqCst);
+}
+
+#[inline(never)]
+fn compute(n: u64) -> u64 {
+    let a = black_box(n);
+    let b = sums::plus(a, 3);
+    sums::note(b);
+    let c = sums::step(b);
+    sums::scale(c) + a + b + sums::slow(1)
+}
+
+fn expected(n: u64, step: u64) -> u64 {
+    (n + 3 + step) * 2 + n + n + 3 + 2
+}
+
+/// The family is one for the whole program: tests take turns.
+fn turn() -> MutexGuard<'static, ()> {
+    static TURN: Mutex<()> = Mutex::new(());
+    TURN.lock().unwrap_or_else(|e| e.into_inner())
+}
+
+const SIGNAL: i32 = 40;
+
+/// a + 5 without a call.
+fn inline_five() -> Binding<CalleeSave<extern "sysv64" fn(u64) -> u64>> {
+    #[unsafe(naked)]
+    extern "sysv64" fn five(a: u64) -> u64 {
+        core::arch::naked_asm!("lea rax, [rdi + 5]", "ret")
+    }
+    let code = pvops::Code {
+        bytes: &[0x48, 0x8d, 0x47, 0x05],
+        clobbers: pvops::RegSet::of(&[pvops::Gpr::Rax]),
+        fixups: &[],
+    };
+    // SAFETY: the same instruction as the function's, which changes RAX only.
+    unsafe { Binding::inline(CalleeSave::promise(five), code) }
+}
+
+#[test]
+fn apply_rebind_undo() {
+    let _turn = turn();
+    let sites = Sites::of_program();
+    let mut text = DualMapping::around(sites, Threads::stop(SIGNAL)).expect("a window");
+    let mut family = sums::Family::claim().expect("nobody has it");
+    assert!(sums::Family::claim().is_err());
+    assert_eq!(compute(10), expected(10, 1));
+
+    // Bound but not patched: the sites read the table.
+    let mut bindings = Bindings::new("two");
+    bindings.bind(sums::op::Step, Binding::call(add_two::CALLEE_SAVE)).expect("once");
+    bindings.bind(sums::op::Note, Binding::call(noted::CALLEE_SAVE)).expect("once");
+    family.bind(&bindings).expect("complete");
+    assert_eq!(compute(10), expected(10, 2));
+    assert_eq!(NOTED.swap(0, Ordering::SeqCst), 13);
+
+    let mut left = vec![];
+    let (mut patched, report) = family
+        .apply(sites, &mut text, |o| {
+            if matches!(o.form, Form::Indirect(_)) {
+                left.push(*o);
+            }
+        })
+        .expect("patched");
+    println!("{report}");
+    assert_eq!((report.indirect, left.len()), (0, 0), "{left:?}");
+    assert_eq!(report.direct, report.sites());
+    assert!(report.sites() >= 4);
+    assert_eq!(compute(10), expected(10, 2));
+
+    // Back to the defaults, which do nothing for `note`, with one op in line.
+    let mut bindings = Bindings::new("five");
+    bindings.bind(sums::op::Step, inline_five()).expect("once");
+    let report = patched.rebind(&bindings, sites, &mut text, |_| ()).expect("patched");
+    assert!(report.nop >= 1 && report.inline >= 1, "{report}");
+    assert_eq!(report.indirect, 0);
+    NOTED.store(0, Ordering::SeqCst);
+    assert_eq!(compute(10), expected(10, 5));
+    assert_eq!(NOTED.load(Ordering::SeqCst), 0);
+
+    let family = patched.undo(sites, &mut text).expect("undone");
+    assert_eq!(compute(10), expected(10, 5));
+    let (patched, again) = family.apply(sites, &mut text, |_| ()).expect("again");
+    assert_eq!(again.inline, report.inline);
+    let mut family = patched.undo(sites, &mut text).expect("undone again");
+    family.bind(&Bindings::new("default")).expect("all have defaults");
+    family.release();
+    assert_eq!(compute(10), expected(10, 1));
+}
+
+/// Re-patched between all three forms while four threads call without pause.
+#[test]
+fn live_under_threads() {
+    let _turn = turn();
+    let sites = Sites::of_program();
+    let mut text = DualMapping::around(sites, Threads::stop(SIGNAL)).expect("a window");
+    let mut family = sums::Family::claim().expect("nobody has it");
+    family.bind(&Bindings::new("default")).expect("defaults");
+    let stop = AtomicBool::new(false);
+    let calls = AtomicU64::new(0);
+    let mut family = std::thread::scope(|scope| {
+        for seed in 0..4u64 {
+            let (stop, calls) = (&stop, &calls);
+            scope.spawn(move || {
+                let mut n = seed;
+                while !stop.load(Ordering::Relaxed) {
+                    let got = compute(n);
+                    assert!([1, 2, 5].iter().any(|s| got == expected(n, *s)), "{n}: {got}");
+                    n = n.wrapping_add(1) % 1000;
+                    calls.fetch_add(1, Ordering::Relaxed);
+                }
+            });
+        }
+        let mut two = Bindings::new("two");
+        two.bind(sums::op::Step, Binding::call(add_two::CALLEE_SAVE)).expect("once");
+        let mut five = Bindings::new("five");
+        five.bind(sums::op::Step, inline_five()).expect("once");
+        let mut rounds = 0;
+        let start = std::time::Instant::now();
+        while rounds < 60 && start.elapsed().as_secs() < 20 {
+            let (mut patched, _) = family.apply(sites, &mut text, |_| ()).expect("patched");
+            for bindings in [&two, &five, &two] {
+                patched.rebind(bindings, sites, &mut text, |_| ()).expect("patched");
+            }
+            family = patched.undo(sites, &mut text).expect("undone");
+            rounds += 1;
+        }
+        assert!(rounds > 3, "only {rounds} rounds");
+        stop.store(true, Ordering::Relaxed);
+        family
+    });
+    assert!(calls.load(Ordering::Relaxed) > 100);
+    family.bind(&Bindings::new("default")).expect("defaults");
+    family.release();
+}
