@@ -59,15 +59,18 @@ pub(crate) fn expand(attribute: TokenStream, item: TokenStream) -> Result<TokenS
                     #(word::<#types>();)*
                     #(word::<#returned>();)*
                 };
-                #[unsafe(naked)]
-                #[allow(unused_variables, clippy::missing_safety_doc)]
-                #unsafety extern "sysv64" fn thunk(#(#names: #types),*) #(-> #ret2)* {
-                    ::core::arch::naked_asm!(#(#lines,)* callee = sym #name)
-                }
                 // SAFETY: the thunk's text saves exactly the set that the table of
                 // conventions says the caller keeps, and keeps the stack aligned.
-                unsafe { ::pvops::CalleeSave::promise(thunk) }
+                unsafe { ::pvops::CalleeSave::promise(Self::thunk) }
             };
+
+            /// The thunk, as a name for `sym` operands of assembler.
+            #[doc(hidden)]
+            #[unsafe(naked)]
+            #[allow(unused_variables, clippy::missing_safety_doc)]
+            #vis #unsafety extern "sysv64" fn thunk(#(#names: #types),*) #(-> #ret2)* {
+                ::core::arch::naked_asm!(#(#lines,)* callee = sym #name)
+            }
         }
     })
 }

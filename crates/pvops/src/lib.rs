@@ -5,11 +5,13 @@
 // The macros name this crate from the outside; so do the families it ships.
 extern crate self as pvops;
 
+pub mod backend;
 pub mod binding;
 pub mod convention;
 pub mod dynamic;
 pub mod engine;
 pub mod error;
+pub mod families;
 pub mod family;
 pub mod plan;
 pub mod pointer;

@@ -1,0 +1,124 @@
+//! Xen: a byte in shared memory masks events.
+//!
+//! `vcpu_info` begins with `evtchn_upcall_pending` and `evtchn_upcall_mask`; the mask is
+//! 1 when events are off, the opposite of IF. Order matters: unmask, then look for
+//! pending events (the other way round loses one), and a callback is forced exactly when
+//! one is pending and unmasked (Linux had that branch the wrong way round from 2.6.30 to
+//! 2012). A callback is any hypercall: Xen delivers on the way back.
+
+use core::sync::atomic::{AtomicPtr, AtomicU8, Ordering};
+
+use super::IrqOps;
+use crate::pointer::nothing;
+use crate::{Binding, CalleeSave, Code, Fixup, RegSet};
+
+/// The first two bytes of `vcpu_info`.
+#[derive(Debug)]
+#[repr(C, align(8))]
+pub struct VcpuInfo {
+    /// 1 while an event waits. Xen's to set.
+    pub upcall_pending: AtomicU8,
+    /// 1 while events are masked.
+    pub upcall_mask: AtomicU8,
+}
+
+/// The boot CPU's, registered with Xen at start.
+pub static VCPU_INFO: VcpuInfo =
+    VcpuInfo { upcall_pending: AtomicU8::new(0), upcall_mask: AtomicU8::new(1) };
+
+/// The function that makes a hypercall, behind a thunk.
+#[doc(hidden)]
+pub static FORCE_CALLBACK: AtomicPtr<()> = AtomicPtr::new(nothing as *mut ());
+
+/// Sets the function that makes a harmless hypercall (`xen_version`). Call it before any of
+/// the ops runs.
+pub fn on_pending(hypercall: CalleeSave<extern "sysv64" fn()>) {
+    FORCE_CALLBACK.store(hypercall.address().cast_mut(), Ordering::Release);
+}
+
+/// Emits Xen's four interrupt ops for a `vcpu_info` that is found by an addressing mode.
+///
+/// The first argument opens a memory operand, the second gives `{info}` its meaning:
+/// `xen_irq_ops!("[rip + {info}", sym VCPU_INFO)` for one CPU's, or
+/// `xen_irq_ops!("gs:[{info}", const 0x40)` for that of the CPU it runs on.
+#[macro_export]
+macro_rules! xen_irq_ops {
+    ($open:literal, $($info:tt)+) => {
+        #[unsafe(naked)]
+        unsafe extern "sysv64" fn save_fl() -> usize {
+            ::core::arch::naked_asm!(
+                "endbr64",
+                "xor eax, eax",
+                concat!("cmp byte ptr ", $open, " + 1], 0"),
+                // Unmasked: 1 in AH, doubled, is bit 9 of EAX.
+                "sete ah",
+                "add ah, ah",
+                "ret",
+                info = $($info)+,
+            )
+        }
+
+        #[unsafe(naked)]
+        unsafe extern "sysv64" fn irq_disable() {
+            ::core::arch::naked_asm!(
+                "endbr64",
+                concat!("mov byte ptr ", $open, " + 1], 1"),
+                "ret",
+                info = $($info)+,
+            )
+        }
+
+        #[unsafe(naked)]
+        unsafe extern "sysv64" fn irq_enable() {
+            ::core::arch::naked_asm!(
+                "endbr64",
+                concat!("mov byte ptr ", $open, " + 1], 0"),
+                concat!("cmp byte ptr ", $open, "], 0"),
+                "jne 2f",
+                "ret",
+                "2:",
+                "jmp [rip + {force}]",
+                info = $($info)+,
+                force = sym $crate::backend::xen::FORCE_CALLBACK,
+            )
+        }
+
+        #[unsafe(naked)]
+        unsafe extern "sysv64" fn restore_fl(flags: usize) {
+            ::core::arch::naked_asm!(
+                "endbr64",
+                "test edi, 0x200",
+                concat!("sete byte ptr ", $open, " + 1]"),
+                // Both bytes at once: pending 1, mask 0.
+                concat!("cmp word ptr ", $open, "], 1"),
+                "je 2f",
+                "ret",
+                "2:",
+                "jmp [rip + {force}]",
+                info = $($info)+,
+                force = sym $crate::backend::xen::FORCE_CALLBACK,
+            )
+        }
+    };
+}
+
+xen_irq_ops!("[rip + {info}", sym VCPU_INFO);
+
+/// Xen's interrupt flag on the boot CPU. `irq_disable` goes in line.
+pub const IRQ: IrqOps = {
+    const DISABLE: Code = Code {
+        bytes: &[0xc6, 0x05, 0, 0, 0, 0, 1], // mov byte ptr [rip + mask], 1
+        clobbers: RegSet::EMPTY,
+        fixups: &[Fixup { at: 2, end: 7, target: (&raw const VCPU_INFO.upcall_mask).cast() }],
+    };
+    // SAFETY: naked; only RAX changes; the hypercall they jump to keeps the same promise,
+    // by its type. The template is the function's own instruction.
+    unsafe {
+        IrqOps {
+            save_fl: Binding::call(CalleeSave::promise(save_fl)),
+            restore_fl: Binding::call(CalleeSave::promise(restore_fl)),
+            irq_disable: Binding::inline(CalleeSave::promise(irq_disable), DISABLE),
+            irq_enable: Binding::call(CalleeSave::promise(irq_enable)),
+        }
+    }
+};
