@@ -22,7 +22,6 @@ pub struct Frame {
     vectors_before: [[u64; 2]; VECTORS],
     vectors_after: [[u64; 2]; VECTORS],
     target: *const (),
-    stack: u64,
     flags: u64,
 }
 
@@ -86,7 +85,6 @@ pub unsafe fn observe(target: *const (), args: &[usize]) -> Findings {
         vectors_before: core::array::from_fn(|i| [!(i as u64), 0x5a5a_0000 + i as u64]),
         vectors_after: [[0; 2]; VECTORS],
         target,
-        stack: 0,
         flags: 0,
     };
     for (register, value) in NATIVE.args.iter().zip(args) {
@@ -135,13 +133,11 @@ const DIRECTION: u64 = 1 << 10;
 unsafe extern "sysv64" fn run(frame: *mut Frame) {
     naked_asm!(
         "push rbx", "push rbp", "push r12", "push r13", "push r14", "push r15",
-        // With the return address seven words: two more and one of padding keep the
-        // stack aligned. [rsp] is the target, [rsp + 8] the frame.
-        "sub rsp, 8",
+        // With the return address seven words; these two and one of padding keep the
+        // stack aligned.
         "push rdi",
         "push qword ptr [rdi + {target}]",
         "sub rsp, 8",
-        "mov [rdi + {stack}], rsp",
         "movups xmm0, [rdi + {vb} + 0]", "movups xmm1, [rdi + {vb} + 16]",
         "movups xmm2, [rdi + {vb} + 32]", "movups xmm3, [rdi + {vb} + 48]",
         "movups xmm4, [rdi + {vb} + 64]", "movups xmm5, [rdi + {vb} + 80]",
@@ -159,14 +155,13 @@ unsafe extern "sysv64" fn run(frame: *mut Frame) {
         "movups [rdi + {va} + 160], xmm10", "movups [rdi + {va} + 176], xmm11",
         "movups [rdi + {va} + 192], xmm12", "movups [rdi + {va} + 208], xmm13",
         "movups [rdi + {va} + 224], xmm14", "movups [rdi + {va} + 240], xmm15",
-        "add rsp, 32",
+        "add rsp, 24",
         "pop r15", "pop r14", "pop r13", "pop r12", "pop rbp", "pop rbx",
         "ret",
         general = sym general,
         vb = const offset_of!(Frame, vectors_before),
         va = const offset_of!(Frame, vectors_after),
         target = const offset_of!(Frame, target),
-        stack = const offset_of!(Frame, stack),
     )
 }
 
@@ -176,18 +171,15 @@ unsafe extern "sysv64" fn run(frame: *mut Frame) {
 unsafe extern "sysv64" fn run(frame: *mut Frame) {
     naked_asm!(
         "push rbx", "push rbp", "push r12", "push r13", "push r14", "push r15",
-        "sub rsp, 8",
         "push rdi",
         "push qword ptr [rdi + {target}]",
         "sub rsp, 8",
-        "mov [rdi + {stack}], rsp",
         "call {general}",
-        "add rsp, 32",
+        "add rsp, 24",
         "pop r15", "pop r14", "pop r13", "pop r12", "pop rbp", "pop rbx",
         "ret",
         general = sym general,
         target = const offset_of!(Frame, target),
-        stack = const offset_of!(Frame, stack),
     )
 }
 
