@@ -1,0 +1,152 @@
+//! `cargo bench -p pvops`: what the layer costs, in bytes, registers and time. With
+//! `-- --report` the results are written to `docs/pvops/` as a table and a plot.
+
+mod disasm;
+mod measure;
+mod pages;
+mod plot;
+mod styles;
+
+use measure::Ticks;
+use pvops::user::{DualMapping, Threads};
+use pvops::{Family, Report, Sites};
+use std::fmt::Write as _;
+use std::time::Instant;
+use styles::STYLES;
+
+/// Patches a family for good.
+fn patch<F: Family>(text: &mut DualMapping) -> Report {
+    let family = F::claim().expect("nobody has it");
+    let (_, report) = family.apply(Sites::of_program(), text, |_| ()).expect("patched");
+    assert_eq!(report.indirect, 0);
+    report
+}
+
+fn main() -> std::io::Result<()> {
+    let report = std::env::args().any(|a| a == "--report");
+    // `cargo test --benches` runs this too: then only look whether it works.
+    let quick = !std::env::args().any(|a| a == "--bench");
+    let rounds = if quick { 10_000 } else { 20_000_000 };
+    let runs = if quick { 3 } else { 7 };
+
+    let sites = Sites::of_program();
+    // SAFETY: this program has one thread.
+    let alone = unsafe { Threads::assume_alone() };
+    let mut text = DualMapping::around(sites, alone).expect("a window");
+    let start = Instant::now();
+    let patched = [
+        patch::<styles::direct::ops::Family>(&mut text),
+        patch::<styles::direct_thunk::ops::Family>(&mut text),
+        patch::<styles::patched::ops::Family>(&mut text),
+        patch::<pvops::families::mmu::Family>(&mut text),
+    ];
+    let took = start.elapsed();
+    let count: usize = patched.iter().map(Report::sites).sum();
+    let bytes: usize = patched.iter().map(|r| r.bytes).sum();
+
+    let mut out = String::from("# pvops: measurements\n\n");
+    out += "Made by `cargo bench -p pvops -- --report`. Ticks are those of the time-stamp\n\
+            counter, best (median) of several interleaved runs; instructions are counted by\n\
+            single-stepping; bytes, spills and reloads are read from the disassembly.\n";
+    code_table(&mut out);
+    let hot = time_table(&mut out, rounds, runs);
+    cold_table(&mut out, if quick { 2 } else { 200 });
+    let _ = write!(
+        out,
+        "\n## Patching\n\n{count} sites, {bytes} bytes in {:.2} ms: {:.0} sites a millisecond, \
+         one batch for each family.\nRecords: {} of {} bytes, {} bytes in all. A 64-bit thunk: 38 bytes.\n",
+        took.as_secs_f64() * 1e3,
+        count as f64 / (took.as_secs_f64() * 1e3),
+        sites.len(),
+        pvops::site::RECORD,
+        sites.len() * pvops::site::RECORD,
+    );
+    out += &pages::table(quick);
+    println!("{out}");
+    if report {
+        let dir = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/pvops");
+        std::fs::create_dir_all(dir)?;
+        std::fs::write(format!("{dir}/measurements.md"), &out)?;
+        std::fs::write(format!("{dir}/ticks.svg"), plot::bars(&hot))?;
+        println!("written to docs/pvops/measurements.md and docs/pvops/ticks.svg");
+    }
+    Ok(())
+}
+
+/// Sizes, spills, reloads.
+fn code_table(out: &mut String) {
+    *out += "\n## Code of the callers\n\nThe corpus is 21 functions with 0 to 12 values alive \
+             across one to three ops; `hungry` is a\nloop with 12 live values. Spills and reloads \
+             are beyond what native code needs itself.\n\n";
+    *out += "| style | corpus bytes | corpus spills | corpus reloads | saved registers | \
+             hungry bytes | hungry spills | hungry reloads |\n|---|---|---|---|---|---|---|---|\n";
+    let mut floor = None;
+    for style in STYLES {
+        let mut sum = disasm::Shape::default();
+        for (_, caller) in &style.corpus {
+            let shape = disasm::shape(*caller);
+            sum.bytes += shape.bytes;
+            sum.spills += shape.spills;
+            sum.reloads += shape.reloads;
+            sum.saved += shape.saved;
+        }
+        let hungry = disasm::shape(style.hungry);
+        let (f, fh) = *floor.get_or_insert((sum, hungry));
+        let more = |a: usize, b: usize| a as i64 - b as i64;
+        let _ = writeln!(
+            out,
+            "| {} | {} | {:+} | {:+} | {} | {} | {:+} | {:+} |",
+            style.name,
+            sum.bytes,
+            more(sum.spills, f.spills),
+            more(sum.reloads, f.reloads),
+            sum.saved,
+            hungry.bytes,
+            more(hungry.spills, fh.spills),
+            more(hungry.reloads, fh.reloads),
+        );
+        if style.name != "plain C through table" {
+            // The promise of the whole crate. The build must fail when it is broken.
+            assert_eq!(more(sum.spills, f.spills).max(0), 0, "{} spills", style.name);
+            assert_eq!(more(hungry.spills, fh.spills).max(0), 0, "{} spills", style.name);
+        }
+    }
+}
+
+/// Hot loops.
+fn time_table(out: &mut String, rounds: u64, runs: usize) -> Vec<(&'static str, [Ticks; 3])> {
+    let of = |pick: fn(&styles::Style) -> styles::Caller| {
+        let callers: Vec<_> = STYLES.iter().map(pick).collect();
+        measure::ticks(&callers, rounds, runs)
+    };
+    let (bare, typical, hungry) = (of(|s| s.bare), of(|s| s.typical), of(|s| s.hungry));
+    *out += "\n## Time and instructions a round\n\n`bare` does one `save`, `typical` pushes to a \
+             ring between `save` and `quiet`, `hungry` is as above.\n\n\
+             | style | bare | typical | hungry | instructions: bare | typical | hungry |\n\
+             |---|---|---|---|---|---|---|\n";
+    let mut all = vec![];
+    for (i, style) in STYLES.iter().enumerate() {
+        let row = [bare[i], typical[i], hungry[i]];
+        let _ = write!(out, "| {} |", style.name);
+        for t in row {
+            let _ = write!(out, " {:.2} ({:.2}) |", t.best, t.median);
+        }
+        for caller in [style.bare, style.typical, style.hungry] {
+            let _ = write!(out, " {:.0} |", measure::instructions(caller));
+        }
+        *out += "\n";
+        all.push((style.name, row));
+    }
+    all
+}
+
+/// Many sites, each once a round.
+fn cold_table(out: &mut String, runs: usize) {
+    let callers: Vec<_> = STYLES.iter().map(|s| s.cold).collect();
+    let times = measure::ticks(&callers, 1, runs);
+    *out += "\n## 4096 sites in a row\n\n| style | ticks a site |\n|---|---|\n";
+    for (style, t) in STYLES.iter().zip(times) {
+        let (best, median) = (t.best / 4096.0, t.median / 4096.0);
+        let _ = writeln!(out, "| {} | {best:.2} ({median:.2}) |", style.name);
+    }
+}

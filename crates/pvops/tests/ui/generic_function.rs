@@ -1,0 +1,4 @@
+#[pvops::callee_save]
+fn generic<T: Copy>(a: T) {}
+
+fn main() {}
