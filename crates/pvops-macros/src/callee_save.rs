@@ -32,14 +32,15 @@ pub(crate) fn expand(attribute: TokenStream, item: TokenStream) -> Result<TokenS
             ));
         }
     }
-    let (name, vis, unsafety) =
-        (&function.sig.ident, &function.vis, &function.sig.safety);
+    let (name, vis, unsafety) = (&function.sig.ident, &function.vis, &function.sig.safety);
     let (names, types) = (&parts.names, &parts.types);
     let ret = parts.ret.iter();
     let ret2 = parts.ret.iter();
     let returned = parts.ret.iter();
     let lines = thunk::lines(&X86_64, "{callee}");
-    let about = format!("The thunk around [`{name}()`]: every argument and scratch register survives a call.");
+    let about = format!(
+        "The thunk around [`{name}()`]: every argument and scratch register survives a call."
+    );
     Ok(quote! {
         #function
 

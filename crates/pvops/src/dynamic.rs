@@ -312,7 +312,10 @@ mod tests {
         let long = DynamicThunk { width: Width::Bits64, saves, target: 1 << 60 };
         let mut memory = [0; DynamicThunk::MAX];
         let len = long.write(&mut memory, 0).expect("fits");
-        assert_eq!(long.write(&mut memory[..len - 1], 0), Err(ThunkError::NoRoom { given: len - 1 }));
+        assert_eq!(
+            long.write(&mut memory[..len - 1], 0),
+            Err(ThunkError::NoRoom { given: len - 1 })
+        );
     }
 
     #[test]

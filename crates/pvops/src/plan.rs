@@ -97,10 +97,10 @@ pub fn plan(site: &Site, bound: &Erased, width: Width) -> Plan {
             let mut plan = Plan::new(Form::Identity);
             let convention = Convention::of(width);
             // mov ret, first argument: none needed where they are the same register.
-            if let ([from, ..], [to, ..]) = (convention.args, convention.ret) {
-                if from != to {
-                    plan.push(&[0x48, 0x89, 0xc0 | (*from as u8) << 3 | *to as u8]);
-                }
+            if let ([from, ..], [to, ..]) = (convention.args, convention.ret)
+                && from != to
+            {
+                plan.push(&[0x48, 0x89, 0xc0 | (*from as u8) << 3 | *to as u8]);
             }
             return plan.nops(site);
         }

@@ -165,10 +165,18 @@ fn thunk_keeps_what_its_callee_does_not() {
     #[unsafe(naked)]
     extern "sysv64" fn trasher(a: usize) -> usize {
         core::arch::naked_asm!(
-            "xor ecx, ecx", "xor edx, edx", "xor esi, esi", "xor edi, edi", "xor r8d, r8d",
-            "xor r9d, r9d", "xor r10d, r10d", "xor r11d, r11d",
+            "xor ecx, ecx",
+            "xor edx, edx",
+            "xor esi, esi",
+            "xor edi, edi",
+            "xor r8d, r8d",
+            "xor r9d, r9d",
+            "xor r10d, r10d",
+            "xor r11d, r11d",
             // The stack's alignment where the callee finds its return address.
-            "mov rax, rsp", "and eax, 15", "ret",
+            "mov rax, rsp",
+            "and eax, 15",
+            "ret",
         )
     }
     #[callee_save]

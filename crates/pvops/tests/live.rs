@@ -169,7 +169,8 @@ fn live_under_threads() {
         while rounds < 60 && start.elapsed().as_secs() < 20 {
             let (mut patched, _) = family.apply(sites, &mut text, |_| ()).expect("patched");
             for bindings in [&two, &five, &two] {
-                patched.rebind(bindings, sites, &mut text, |_| ()).expect("patched");
+                let report = patched.rebind(bindings, sites, &mut text, |_| ()).expect("patched");
+                assert_eq!(report.indirect, 0);
             }
             family = patched.undo(sites, &mut text).expect("undone");
             rounds += 1;

@@ -331,11 +331,12 @@ fn dynamic_thunks_keep_what_they_are_told() {
         callee.extend([0x48 | n >> 3, 0xc7, 0xc0 | n & 7, 0xff, 0xff, 0xff, 0xff]);
     }
     for n in 0..16u8 {
-        let rex = 0x40 | (n >> 3) * 5;
-        callee.extend([0x66, rex, 0x0f, 0x76, 0xc0 | (n & 7) * 9]);
+        let rex = 0x40 | ((n >> 3) * 5);
+        callee.extend([0x66, rex, 0x0f, 0x76, 0xc0 | ((n & 7) * 9)]);
     }
     callee.push(0xc3);
-    let saves = SaveSet { vectors: Vectors::Xmm, flags: true, ..SaveSet::callee_save(Width::Bits64) };
+    let saves =
+        SaveSet { vectors: Vectors::Xmm, flags: true, ..SaveSet::callee_save(Width::Bits64) };
     let thunk = DynamicThunk { width: Width::Bits64, saves, target: CODE + 0x1000 };
     let mut memory = [0; DynamicThunk::MAX];
     let len = thunk.write(&mut memory, CODE).expect("written");

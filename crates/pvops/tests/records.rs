@@ -1,13 +1,13 @@
 //! The parser of site records against any bytes, the sites of this very program against
 //! its disassembly, and misuse: typed errors, and the text as it was.
 
+use proptest::prelude::*;
 use pvops::engine::{State, Subject, rewrite};
 use pvops::family::OpInfo;
 use pvops::plan::original;
 use pvops::{
-    CallKind, Erased, PatchError, RegSet, Site, Sites, Spans, Template, Text, TextError, Width, Why,
+    CallKind, Erased, PatchError, RegSet, Site, Sites, Spans, Template, Text, TextError, Why, Width,
 };
-use proptest::prelude::*;
 
 proptest! {
     #[test]
@@ -185,7 +185,8 @@ fn misuse_is_named_and_changes_nothing() {
     );
     assert_eq!(page.map(|_| ()), Err(TextError::OutsideWindow));
     // SAFETY: refused before anything is done.
-    let odd = unsafe { pvops::user::DualMapping::new(0x1001, 0x2000, pvops::user::Threads::stop(42)) };
+    let odd =
+        unsafe { pvops::user::DualMapping::new(0x1001, 0x2000, pvops::user::Threads::stop(42)) };
     assert_eq!(odd.map(|_| ()), Err(TextError::Unaligned { address: 0x1001 }));
 }
 

@@ -16,8 +16,7 @@ pub(crate) struct Shape {
 }
 
 /// Decodes up to the `ret` that no branch passes over.
-pub(crate) fn function(caller: Caller) -> Vec<Instruction> {
-    let start = caller as *const ();
+pub(crate) fn function(start: *const ()) -> Vec<Instruction> {
     // SAFETY: text of this program; the longest caller is shorter, and the text is longer.
     let bytes = unsafe { std::slice::from_raw_parts(start.cast::<u8>(), 1 << 10) };
     let mut furthest = 0;
@@ -37,21 +36,28 @@ pub(crate) fn function(caller: Caller) -> Vec<Instruction> {
 
 pub(crate) fn shape(caller: Caller) -> Shape {
     let mut shape = Shape::default();
-    for instruction in function(caller) {
+    for instruction in function(caller as *const ()) {
         shape.bytes += instruction.len();
         match instruction.mnemonic() {
             // Of RAX: no value is kept, only the stack aligned.
             Mnemonic::Push if instruction.op0_register() == Register::RAX => {}
             Mnemonic::Push if instruction.op_kind(0) == OpKind::Register => {
-                let kept = [Register::RBX, Register::RBP, Register::R12, Register::R13,
-                    Register::R14, Register::R15];
+                let kept = [
+                    Register::RBX,
+                    Register::RBP,
+                    Register::R12,
+                    Register::R13,
+                    Register::R14,
+                    Register::R15,
+                ];
                 shape.saved += usize::from(kept.contains(&instruction.op0_register()));
             }
             _ if instruction.memory_base() == Register::RSP
                 && instruction.mnemonic() != Mnemonic::Lea =>
             {
+                let store = [Mnemonic::Mov, Mnemonic::Movaps, Mnemonic::Movups];
                 if instruction.op_kind(0) == OpKind::Memory
-                    && instruction.mnemonic() == Mnemonic::Mov
+                    && store.contains(&instruction.mnemonic())
                 {
                     shape.spills += 1;
                 } else {
@@ -62,4 +68,9 @@ pub(crate) fn shape(caller: Caller) -> Shape {
         }
     }
     shape
+}
+
+/// Bytes of a function without branches past its `ret`.
+pub(crate) fn length(start: *const ()) -> usize {
+    function(start).iter().map(Instruction::len).sum()
 }

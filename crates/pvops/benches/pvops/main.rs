@@ -17,7 +17,10 @@ use styles::STYLES;
 /// Patches a family for good.
 fn patch<F: Family>(text: &mut DualMapping) -> Report {
     let family = F::claim().expect("nobody has it");
-    let (_, report) = family.apply(Sites::of_program(), text, |_| ()).expect("patched");
+    let (_, report) = family
+        .apply(Sites::of_program(), text, |_| ())
+        .map_err(|(_, error)| error)
+        .expect("patched");
     assert_eq!(report.indirect, 0);
     report
 }
@@ -54,12 +57,13 @@ fn main() -> std::io::Result<()> {
     let _ = write!(
         out,
         "\n## Patching\n\n{count} sites, {bytes} bytes in {:.2} ms: {:.0} sites a millisecond, \
-         one batch for each family.\nRecords: {} of {} bytes, {} bytes in all. A 64-bit thunk: 38 bytes.\n",
+         one batch for each family.\nRecords: {} of {} bytes, {} bytes in all. A 64-bit thunk: {} bytes.\n",
         took.as_secs_f64() * 1e3,
         count as f64 / (took.as_secs_f64() * 1e3),
         sites.len(),
         pvops::site::RECORD,
         sites.len() * pvops::site::RECORD,
+        disasm::length(styles::WRAPPED.0.address()),
     );
     out += &pages::table(quick);
     println!("{out}");

@@ -3,10 +3,11 @@
 
 use pvops::families::mmu;
 use pvops::families::types::Pte;
+use std::cell::RefCell;
 use std::hint::black_box;
 
 /// Pages copied in a round of "fork", each with its entry.
-const PAGES: usize = 2048;
+const PAGES: usize = 8192;
 
 /// Copies an address space, page by page: entry read, made read-only, written to both
 /// tables, and the page's content copied.
@@ -19,7 +20,7 @@ macro_rules! fork {
                 let read_only = $make(value & !2);
                 $set(&raw mut from[i], read_only);
                 $set(&raw mut to[i], $make($val(read_only) | 0x20));
-                let page = i % 16 * 4096;
+                let page = i * 4096;
                 copy[page..page + 4096].copy_from_slice(&data[page..page + 4096]);
             }
         }
@@ -52,45 +53,61 @@ entries!(entries_raw, |p: Pte| p.0, Pte, |p: *mut Pte, v| {
     unsafe { p.write_volatile(v) }
 });
 
-/// Best times of two functions, run in turn.
-fn race(mut a: impl FnMut(), mut b: impl FnMut(), runs: usize) -> (f64, f64) {
-    let (mut best_a, mut best_b) = (f64::MAX, f64::MAX);
-    for _ in 0..runs {
-        for (f, best) in
-            [(&mut a as &mut dyn FnMut(), &mut best_a), (&mut b as &mut dyn FnMut(), &mut best_b)]
-        {
-            let start = std::time::Instant::now();
-            f();
-            *best = best.min(start.elapsed().as_secs_f64());
-        }
+/// Median times of two functions, run in turn, and the median ratio of neighbours.
+fn race(mut a: impl FnMut(), mut b: impl FnMut(), runs: usize) -> (f64, f64, f64) {
+    let time = |f: &mut dyn FnMut()| {
+        let start = std::time::Instant::now();
+        f();
+        start.elapsed().as_secs_f64()
+    };
+    let (mut first, mut second, mut ratios) = (vec![], vec![], vec![]);
+    for run in 0..runs {
+        // Whoever comes second finds warmer caches: they take turns at that.
+        let (x, y) = if run % 2 == 0 {
+            let x = time(&mut a);
+            (x, time(&mut b))
+        } else {
+            let y = time(&mut b);
+            (time(&mut a), y)
+        };
+        first.push(x);
+        second.push(y);
+        ratios.push(y / x);
     }
-    (best_a, best_b)
+    let median = |mut values: Vec<f64>| {
+        values.sort_by(f64::total_cmp);
+        values[values.len() / 2]
+    };
+    (median(first), median(second), median(ratios))
 }
 
 /// The section of the report.
 pub(crate) fn table(quick: bool) -> String {
-    let runs = if quick { 3 } else { 2000 };
-    let (mut from, mut to) = (vec![Pte(0x1063); PAGES], vec![Pte(0); PAGES]);
-    let (data, mut copy) = (vec![1u8; 16 * 4096], vec![0u8; 16 * 4096]);
-    let (mut from2, mut to2, mut copy2) = (from.clone(), to.clone(), copy.clone());
-    let fork = race(
-        || fork_raw(&mut from, &mut to, &data, black_box(&mut copy)),
-        || fork_pv(&mut from2, &mut to2, &data, black_box(&mut copy2)),
-        runs,
-    );
-    let entries = race(
-        || entries_raw(black_box(&mut from), &mut to),
-        || entries_pv(black_box(&mut from2), &mut to2),
-        runs,
-    );
-    let row = |name, (raw, pv): (f64, f64)| {
-        let (raw_ns, pv_ns) = (raw * 1e9 / PAGES as f64, pv * 1e9 / PAGES as f64);
-        format!("| {name} | {raw_ns:.3} | {pv_ns:.3} | {:+.2} % |\n", (pv / raw - 1.0) * 100.0)
+    let tables = || RefCell::new((vec![Pte(0x1063); PAGES], vec![Pte(0); PAGES]));
+    let data = vec![1u8; PAGES * 4096];
+    let copy = RefCell::new(vec![0u8; PAGES * 4096]);
+    let both = tables();
+    let run = |f: fn(&mut [Pte], &mut [Pte], &[u8], &mut [u8])| {
+        let (from, to) = &mut *both.borrow_mut();
+        f(from, to, black_box(&data), black_box(&mut copy.borrow_mut()));
+    };
+    let runs = if quick { 3 } else { 401 };
+    let fork = race(|| run(fork_raw), || run(fork_pv), runs);
+    let run = |f: fn(&mut [Pte], &mut [Pte])| {
+        let (from, to) = &mut *both.borrow_mut();
+        f(black_box(from), to);
+    };
+    let entries = race(|| run(entries_raw), || run(entries_pv), runs * 10);
+    let row = |name, (raw, pv, ratio): (f64, f64, f64)| {
+        let (raw, pv) = (raw * 1e9 / PAGES as f64, pv * 1e9 / PAGES as f64);
+        let overhead = (ratio - 1.0) * 100.0;
+        format!("| {name} | {raw:.3} | {pv:.3} | {overhead:+.2} % |\n")
     };
     format!(
-        "\n## Page tables, patched native\n\n| loop | no table, ns a page | pvops, ns a page | \
+        "\n## Page tables, patched native\n\nMedians of alternating runs; the overhead is the \
+         median ratio of neighbouring runs.\n\n| loop | no table, ns a page | pvops, ns a page | \
          overhead |\n|---|---|---|---|\n{}{}",
         row("copy an address space (entries and pages)", fork),
-        row("entries alone", entries)
+        row("entries alone, nothing around them", entries)
     )
 }

@@ -103,10 +103,13 @@ macro_rules! callers {
     (@fn $name:ident, [$($v:ident $i:literal)*], $ops:block) => {
         #[inline(never)]
         pub(crate) extern "sysv64" fn $name(p: &mut [u64; 16]) {
-            $(let $v = p[$i];)*
+            // Volatile: the kernels this is for have no vector registers to load into.
+            // SAFETY (both): a reference.
+            $(let $v = unsafe { (&raw const p[$i]).read_volatile() };)*
             $ops
-            $(p[$i] = $v ^ ($i + 1);)*
-            core::hint::black_box(p);
+            // SAFETY: as above.
+            $(unsafe { (&raw mut p[$i]).write_volatile($v ^ ($i + 1)) };)*
+            let _ = p;
         }
     };
 }
@@ -171,15 +174,24 @@ macro_rules! cold {
         #[inline(never)]
         pub(crate) extern "sysv64" fn cold(p: &mut [u64; 16]) {
             macro_rules! x16 {
-                ($e:block) => {{
-                    $e $e $e $e $e $e $e $e $e $e $e $e $e $e $e $e
-                }};
-            }
+                                                ($e:block) => {{
+                                                    $e $e $e $e $e $e $e $e $e $e $e $e $e $e $e $e
+                                                }};
+                                            }
             macro_rules! x256 {
-                () => { x16!({ x16!({ ops::quiet(); p[0] = p[0].wrapping_add(1); }) }) };
+                () => {
+                    x16!({
+                        x16!({
+                            ops::quiet();
+                            p[0] = p[0].wrapping_add(1);
+                        })
+                    })
+                };
             }
             macro_rules! x4096 {
-                () => { x16!({ x256!() }) };
+                () => {
+                    x16!({ x256!() })
+                };
             }
             x4096!();
         }
@@ -203,12 +215,48 @@ macro_rules! style {
     };
 }
 
-style!(plain, plain, pvops::Binding::call(crate::styles::PLAIN.0), pvops::Binding::call(crate::styles::PLAIN.1), pvops::Binding::call(crate::styles::PLAIN.2));
-style!(thunk, callee_save, pvops::Binding::call(crate::styles::WRAPPED.0), pvops::Binding::call(crate::styles::WRAPPED.1), pvops::Binding::call(crate::styles::WRAPPED.2));
-style!(assembler, callee_save, pvops::Binding::call(crate::styles::ASM.0), pvops::Binding::call(crate::styles::ASM.1), pvops::Binding::call(crate::styles::ASM.2));
-style!(direct, callee_save, pvops::Binding::call(crate::styles::ASM.0), pvops::Binding::call(crate::styles::ASM.1), pvops::Binding::call(crate::styles::ASM.2));
-style!(direct_thunk, callee_save, pvops::Binding::call(crate::styles::WRAPPED.0), pvops::Binding::call(crate::styles::WRAPPED.1), pvops::Binding::call(crate::styles::WRAPPED.2));
-style!(patched, callee_save, crate::styles::INLINE.0, crate::styles::INLINE.1, crate::styles::INLINE.2);
+style!(
+    plain,
+    plain,
+    pvops::Binding::call(crate::styles::PLAIN.0),
+    pvops::Binding::call(crate::styles::PLAIN.1),
+    pvops::Binding::call(crate::styles::PLAIN.2)
+);
+style!(
+    thunk,
+    callee_save,
+    pvops::Binding::call(crate::styles::WRAPPED.0),
+    pvops::Binding::call(crate::styles::WRAPPED.1),
+    pvops::Binding::call(crate::styles::WRAPPED.2)
+);
+style!(
+    assembler,
+    callee_save,
+    pvops::Binding::call(crate::styles::ASM.0),
+    pvops::Binding::call(crate::styles::ASM.1),
+    pvops::Binding::call(crate::styles::ASM.2)
+);
+style!(
+    direct,
+    callee_save,
+    pvops::Binding::call(crate::styles::ASM.0),
+    pvops::Binding::call(crate::styles::ASM.1),
+    pvops::Binding::call(crate::styles::ASM.2)
+);
+style!(
+    direct_thunk,
+    callee_save,
+    pvops::Binding::call(crate::styles::WRAPPED.0),
+    pvops::Binding::call(crate::styles::WRAPPED.1),
+    pvops::Binding::call(crate::styles::WRAPPED.2)
+);
+style!(
+    patched,
+    callee_save,
+    crate::styles::INLINE.0,
+    crate::styles::INLINE.1,
+    crate::styles::INLINE.2
+);
 
 pub(crate) const PLAIN: (Plain<Save>, Plain<Restore>, Plain<Quiet>) =
     (Plain::new(save_c), Plain::new(restore_c), Plain::new(quiet_c));

@@ -70,7 +70,7 @@ fn scale(ticks: u64, shift: i8, mul: u32) -> u64 {
     } else {
         ticks.checked_shl(distance).unwrap_or(0)
     };
-    (u128::from(shifted) * u128::from(mul) >> 32) as u64
+    ((u128::from(shifted) * u128::from(mul)) >> 32) as u64
 }
 
 static CLOCK: AtomicPtr<ClockPage> = AtomicPtr::new(core::ptr::null_mut());

@@ -9,7 +9,7 @@ use core::sync::atomic::Ordering;
 
 use crate::binding::{Binding, Code};
 use crate::convention::{Gpr, RegSet};
-use crate::families::types::{Pgd, Pmd, Pte, Pud, Lock, TablePointer, Tss};
+use crate::families::types::{Lock, Pgd, Pmd, Pte, Pud, TablePointer, Tss};
 use crate::pointer::{CalleeSave, JumpTarget, Plain};
 
 /// One naked function with its template, for the test that compares them.
@@ -312,7 +312,13 @@ unsafe extern "sysv64" fn write_idt_entry(table: *mut u64, index: usize, entry: 
 #[unsafe(naked)]
 unsafe extern "sysv64" fn set_iopl_mask(mask: u32) {
     naked_asm!(
-        "pushfq", "pop rax", "and eax, 0xffffcfff", "or eax, edi", "push rax", "popfq", "ret"
+        "pushfq",
+        "pop rax",
+        "and eax, 0xffffcfff",
+        "or eax, edi",
+        "push rax",
+        "popfq",
+        "ret"
     )
 }
 
@@ -404,9 +410,8 @@ mod tests {
         for Twin { name, function, template } in TWINS {
             let expected = [&ENDBR64[..], template, &[0xc3]].concat();
             // SAFETY: text of this program, at least that long: `ret` is its last byte.
-            let text = unsafe {
-                core::slice::from_raw_parts(function.cast::<u8>(), expected.len())
-            };
+            let text =
+                unsafe { core::slice::from_raw_parts(function.cast::<u8>(), expected.len()) };
             assert_eq!(text, expected, "{name}");
         }
     }

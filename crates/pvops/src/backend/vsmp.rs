@@ -13,11 +13,14 @@ use crate::{Binding, CalleeSave};
 #[unsafe(naked)]
 unsafe extern "sysv64" fn save_fl() -> usize {
     naked_asm!(
-        "endbr64", "pushfq", "pop rax",
+        "endbr64",
+        "pushfq",
+        "pop rax",
         "test eax, 0x40000",
         "je 2f",
         "and rax, -0x201",
-        "2:", "ret",
+        "2:",
+        "ret",
     )
 }
 
@@ -30,25 +33,38 @@ unsafe extern "sysv64" fn restore_fl(flags: usize) {
         "test eax, 0x200",
         "jne 2f",
         "or eax, 0x40000",
-        "2:", "push rax", "popfq", "ret",
+        "2:",
+        "push rax",
+        "popfq",
+        "ret",
     )
 }
 
 #[unsafe(naked)]
 unsafe extern "sysv64" fn irq_disable() {
     naked_asm!(
-        "endbr64", "pushfq", "pop rax",
-        "and rax, -0x201", "or eax, 0x40000",
-        "push rax", "popfq", "ret",
+        "endbr64",
+        "pushfq",
+        "pop rax",
+        "and rax, -0x201",
+        "or eax, 0x40000",
+        "push rax",
+        "popfq",
+        "ret",
     )
 }
 
 #[unsafe(naked)]
 unsafe extern "sysv64" fn irq_enable() {
     naked_asm!(
-        "endbr64", "pushfq", "pop rax",
-        "and rax, -0x40001", "or eax, 0x200",
-        "push rax", "popfq", "ret",
+        "endbr64",
+        "pushfq",
+        "pop rax",
+        "and rax, -0x40001",
+        "or eax, 0x200",
+        "push rax",
+        "popfq",
+        "ret",
     )
 }
 

@@ -124,11 +124,7 @@ impl DualMapping {
             sys::ask("ftruncate", sys::FTRUNCATE, [fd, len, 0, 0, 0, 0])?;
             let alias = sys::ask("mmap", sys::MMAP, [0, len, rw, sys::MAP_SHARED, fd, 0])?;
             let writable: *mut u8 = core::ptr::with_exposed_provenance_mut(alias);
-            core::ptr::copy_nonoverlapping(
-                core::ptr::with_exposed_provenance(text),
-                writable,
-                len,
-            );
+            core::ptr::copy_nonoverlapping(core::ptr::with_exposed_provenance(text), writable, len);
             let fixed = sys::MAP_SHARED | sys::MAP_FIXED;
             match sys::ask("mmap", sys::MMAP, [text, len, rx, fixed, fd, 0]) {
                 Ok(_) => Ok(writable),
@@ -200,8 +196,6 @@ unsafe impl Text for DualMapping {
 impl Drop for DualMapping {
     fn drop(&mut self) {
         // SAFETY: its own mapping; nobody else has the address.
-        let _ = unsafe {
-            sys::call(sys::MUNMAP, [self.writable.addr(), self.len, 0, 0, 0, 0])
-        };
+        let _ = unsafe { sys::call(sys::MUNMAP, [self.writable.addr(), self.len, 0, 0, 0, 0]) };
     }
 }

@@ -3,10 +3,10 @@
 use pvops::engine::{State, Subject, rewrite};
 use pvops::family::OpInfo;
 use pvops::plan::original;
-use pvops::{CallKind, Erased, Report, Site, Sites, Text, TextError, Width, Why};
+use pvops::{CallKind, Erased, Report, Site, Sites, Text, TextError, Why, Width};
+use softcpu::Exit;
 use softcpu::state::rflags::RFlags;
 use softcpu::testing::TestMachine;
-use softcpu::Exit;
 
 pub(crate) const SITE: u64 = 0x1_0000;
 pub(crate) const SLOT: u64 = 0x1_2000;
