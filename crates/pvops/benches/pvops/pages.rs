@@ -40,18 +40,25 @@ macro_rules! entries {
     };
 }
 
-// SAFETY: native `set_pte` is a store, here to a live entry.
-fork!(fork_pv, mmu::pte_val, mmu::make_pte, |p: *mut Pte, v| unsafe { mmu::set_pte(p, v) });
-fork!(fork_raw, |p: Pte| p.0, Pte, |p: *mut Pte, v| {
+#[inline(always)]
+fn set_pv(entry: *mut Pte, value: Pte) {
+    // SAFETY: native: a store, to a live entry.
+    unsafe { mmu::set_pte(entry, value) }
+}
+
+#[inline(always)]
+fn set_raw(entry: *mut Pte, value: Pte) {
     // SAFETY: a store to a live entry.
-    unsafe { p.write_volatile(v) }
-});
-// SAFETY: as above.
-entries!(entries_pv, mmu::pte_val, mmu::make_pte, |p: *mut Pte, v| unsafe { mmu::set_pte(p, v) });
-entries!(entries_raw, |p: Pte| p.0, Pte, |p: *mut Pte, v| {
-    // SAFETY: a store to a live entry.
-    unsafe { p.write_volatile(v) }
-});
+    unsafe { entry.write_volatile(value) }
+}
+
+fork!(fork_pv, mmu::pte_val, mmu::make_pte, set_pv);
+fork!(fork_raw, |p: Pte| p.0, Pte, set_raw);
+entries!(entries_pv, mmu::pte_val, mmu::make_pte, set_pv);
+entries!(entries_raw, |p: Pte| p.0, Pte, set_raw);
+
+/// A loop over entries and pages.
+type Fork = fn(&mut [Pte], &mut [Pte], &[u8], &mut [u8]);
 
 /// Median times of two functions, run in turn, and the median ratio of neighbours.
 fn race(mut a: impl FnMut(), mut b: impl FnMut(), runs: usize) -> (f64, f64, f64) {
@@ -87,7 +94,7 @@ pub(crate) fn table(quick: bool) -> String {
     let data = vec![1u8; PAGES * 4096];
     let copy = RefCell::new(vec![0u8; PAGES * 4096]);
     let both = tables();
-    let run = |f: fn(&mut [Pte], &mut [Pte], &[u8], &mut [u8])| {
+    let run = |f: Fork| {
         let (from, to) = &mut *both.borrow_mut();
         f(from, to, black_box(&data), black_box(&mut copy.borrow_mut()));
     };

@@ -56,7 +56,7 @@ const fn code(bytes: &'static [u8], clobbers: RegSet) -> Code {
     Code { bytes, clobbers, fixups: &[] }
 }
 
-// SAFETY (all): naked functions that change RAX at most, and their own instructions.
+// SAFETY: a naked function that changes RAX at most.
 const SAVE_ASM: CalleeSave<Save> = unsafe { CalleeSave::promise(save_asm) };
 // SAFETY: as above.
 const RESTORE_ASM: CalleeSave<Restore> = unsafe { CalleeSave::promise(restore_asm) };
@@ -71,6 +71,20 @@ const RESTORE_INLINE: Binding<CalleeSave<Restore>> =
 const QUIET_INLINE: Binding<CalleeSave<Quiet>> =
     // SAFETY: as above.
     unsafe { Binding::inline(QUIET_ASM, code(&[0xfc], RegSet::EMPTY)) };
+
+/// A load that stays one: the kernels this is for have no vector registers to load into.
+#[inline(always)]
+pub(crate) fn get(word: &u64) -> u64 {
+    // SAFETY: a reference.
+    unsafe { core::ptr::from_ref(word).read_volatile() }
+}
+
+/// A store that stays one.
+#[inline(always)]
+pub(crate) fn put(word: &mut u64, value: u64) {
+    // SAFETY: a reference.
+    unsafe { core::ptr::from_mut(word).write_volatile(value) }
+}
 
 /// Callers with some values alive across one to three ops. Each loads its values, does
 /// the ops, and stores every value changed: all of them live through all ops.
@@ -102,13 +116,12 @@ macro_rules! callers {
     };
     (@fn $name:ident, [$($v:ident $i:literal)*], $ops:block) => {
         #[inline(never)]
+        #[allow(unused_imports)]
         pub(crate) extern "sysv64" fn $name(p: &mut [u64; 16]) {
-            // Volatile: the kernels this is for have no vector registers to load into.
-            // SAFETY (both): a reference.
-            $(let $v = unsafe { (&raw const p[$i]).read_volatile() };)*
+            use $crate::styles::{get, put};
+            $(let $v = get(&p[$i]);)*
             $ops
-            // SAFETY: as above.
-            $(unsafe { (&raw mut p[$i]).write_volatile($v ^ ($i + 1)) };)*
+            $(put(&mut p[$i], $v ^ ($i + 1));)*
             let _ = p;
         }
     };

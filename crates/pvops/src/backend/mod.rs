@@ -1,6 +1,6 @@
 //! Backends: who carries the operations out.
 //!
-//! Each adds its ops to a kernel's [`Bindings`](crate::Bindings); what it leaves alone
+//! Each adds its ops to a kernel's [`Bindings`]; what it leaves alone
 //! stays native. What they promise for interrupts is the same for all: [`save_fl`] tells
 //! in bit 9 whether interrupts are on, [`restore_fl`] and [`irq_enable`] deliver what
 //! became pending while they were off, [`irq_disable`] delivers nothing.
