@@ -69,6 +69,8 @@ pub enum TextError {
     },
     /// The other CPUs or threads could not be brought to a halt outside the sites.
     NotStopped,
+    /// The text no longer comes from the mapping that was written: somebody mapped over it.
+    Replaced,
     /// More threads than the stopper has room for.
     TooManyThreads,
 }
@@ -82,6 +84,7 @@ impl fmt::Display for TextError {
             }
             Self::Refused { call, errno } => write!(f, "{call} failed with error {errno}"),
             Self::NotStopped => write!(f, "the other threads could not be stopped outside it"),
+            Self::Replaced => write!(f, "somebody else has mapped over it"),
             Self::TooManyThreads => write!(f, "there are too many threads to stop"),
         }
     }

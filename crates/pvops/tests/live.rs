@@ -183,3 +183,21 @@ fn live_under_threads() {
     family.bind(&Bindings::new("default")).expect("defaults");
     family.release();
 }
+
+/// A second window takes the text over; the first one notices instead of lying.
+#[test]
+fn a_window_mapped_over_says_so() {
+    let _turn = turn();
+    let sites = Sites::of_program();
+    let mut first = DualMapping::around(sites, Threads::stop(SIGNAL)).expect("a window");
+    let mut second = DualMapping::around(sites, Threads::stop(SIGNAL)).expect("a window");
+    let family = sums::Family::claim().expect("nobody has it");
+    let (family, error) = family.apply(sites, &mut first, |_| ()).expect_err("cut off");
+    assert!(error.to_string().contains("sums."), "{error}");
+    assert!(error.to_string().ends_with("somebody else has mapped over it"), "{error}");
+    assert_eq!(compute(10), expected(10, 1));
+    let (patched, _) = family.apply(sites, &mut second, |_| ()).map_err(|e| e.1).expect("patched");
+    assert_eq!(compute(10), expected(10, 1));
+    let family = patched.undo(sites, &mut second).map_err(|e| e.1).expect("undone");
+    family.release();
+}

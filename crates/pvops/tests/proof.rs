@@ -419,3 +419,69 @@ fn native_ops_are_the_same_in_every_form() {
     assert!(checked > 60, "{checked}");
     let _ = (native::SAVE_FL, Form::Inline);
 }
+
+/// The ROM may say that a call needs nothing, or leave it native.
+#[test]
+fn vmi_rom_may_ask_for_nops() {
+    struct Rom(vmi::Relocation);
+    impl vmi::Rom for Rom {
+        fn relocation(&self, _: vmi::Call) -> vmi::Relocation {
+            self.0
+        }
+    }
+    let native = guest(0x1234, Template::Call);
+    for (kind, expected) in [(0, Form::Direct), (1, Form::Direct), (3, Form::Nop)] {
+        let answer = vmi::Relocation::decode(CODE as u32, kind).expect("a known type");
+        let bound = vmi::binding(&Rom(answer), vmi::Call::EnableInterrupts, native, CODE as u32);
+        let target = if kind == 0 { 0x1234 } else { CODE as usize };
+        assert_eq!(bound.target.addr(), target);
+        let mut rig = Rig::new(Width::Bits32, CallKind::CalleeSave, 6, CODE);
+        rig.machine.put(CODE, &[0xc3]);
+        let report = rig.patch(bound);
+        assert_eq!(
+            (report.nop, report.direct),
+            match expected {
+                Form::Nop => (1, 0),
+                _ => (0, 1),
+            }
+        );
+    }
+    assert_eq!(vmi::Relocation::decode(0, 4), None);
+}
+
+/// Jump sites: `iretq` reached by an indirect jump, a direct one, and in line, with every
+/// register as the site left it.
+#[test]
+fn jumps_reach_their_target_with_all_registers() {
+    use pvops::families::cpu;
+    let index = cpu::Family::OPS.iter().position(|op| op.name == "iret").expect("an op");
+    let bound = cpu::Family::DEFAULTS[index].expect("native");
+    // SAFETY: a naked function of this program without addresses in it.
+    let text = unsafe { core::slice::from_raw_parts(bound.target.cast::<u8>(), 64) };
+    for form in 0..3 {
+        let mut rig = Rig::new(Width::Bits64, CallKind::Jump, 6, CODE);
+        rig.machine.put(CODE, text);
+        // Where iret finds its selectors: Linux's kernel code and data.
+        let gdt = [0, 0, 0x00af_9b00_0000_ffff_u64, 0x00cf_9300_0000_ffff];
+        for (i, entry) in gdt.iter().enumerate() {
+            rig.machine.put(0x7000 + i as u64 * 8, &entry.to_le_bytes());
+        }
+        rig.machine.vcpu.state.gdtr.base = 0x7000;
+        rig.machine.vcpu.state.gdtr.limit = 31;
+        let frame = [rig::SITE + 6, 0x10, 0x2d5, rig::STACK, 0x18];
+        for (i, word) in frame.iter().enumerate() {
+            rig.machine.put(rig::STACK + i as u64 * 8, &word.to_le_bytes());
+        }
+        if form > 0 {
+            let template = if form == 1 { Template::Call } else { bound.template };
+            let report = rig.patch(guest(CODE, template));
+            assert_eq!(
+                (report.jump, report.inline),
+                (usize::from(form == 1), usize::from(form == 2))
+            );
+        }
+        let (before, after) = rig.run(&[], RFlags::from_bits_retain(2));
+        assert_eq!(changed(&before, &after), RegSet::EMPTY);
+        assert_eq!(after.flags, RFlags::from_bits_retain(0x2d7));
+    }
+}

@@ -155,11 +155,12 @@ unsafe impl Text for DualMapping {
     }
 
     fn read(&self, address: u64, bytes: &mut [u8]) -> Result<(), TextError> {
-        let offset = self.offset(address, bytes.len())?;
+        self.offset(address, bytes.len())?;
+        let text = core::ptr::with_exposed_provenance::<u8>(address as usize);
         for (i, byte) in bytes.iter_mut().enumerate() {
-            // SAFETY: inside the mapping, checked above; volatile, because the text is
-            // also reached by its other address.
-            *byte = unsafe { self.writable.add(offset + i).read_volatile() };
+            // SAFETY: inside the window, checked above, which is readable text; volatile,
+            // because it changes by its other address. What executes is what counts.
+            *byte = unsafe { text.add(i).read_volatile() };
         }
         Ok(())
     }
@@ -169,6 +170,15 @@ unsafe impl Text for DualMapping {
         for (i, byte) in bytes.iter().enumerate() {
             // SAFETY: inside the mapping, checked above.
             unsafe { self.writable.add(offset + i).write_volatile(*byte) };
+        }
+        // A second window over the same pages cuts this one off from the text.
+        let mut arrived = [0; crate::site::SITE_MAX as usize];
+        for (i, bytes) in bytes.chunks(arrived.len()).enumerate() {
+            let arrived = arrived.get_mut(..bytes.len()).ok_or(TextError::Replaced)?;
+            self.read(address + (i * crate::site::SITE_MAX as usize) as u64, arrived)?;
+            if arrived != bytes {
+                return Err(TextError::Replaced);
+            }
         }
         Ok(())
     }
