@@ -485,3 +485,41 @@ fn jumps_reach_their_target_with_all_registers() {
         assert_eq!(after.flags, RFlags::from_bits_retain(0x2d7));
     }
 }
+
+/// Xen's ops for the `vcpu_info` of the CPU they run on, addressed through GS.
+mod per_cpu {
+    pvops::xen_irq_ops!("gs:[{info}", const 0x1010);
+
+    /// In the order of `OPS`.
+    pub(crate) fn entries() -> [*const (); 4] {
+        [
+            save_fl as *const (),
+            restore_fl as *const (),
+            irq_disable as *const (),
+            irq_enable as *const (),
+        ]
+    }
+}
+
+#[test]
+fn xen_ops_find_their_cpu_through_gs() {
+    use softcpu::state::segment::SegReg;
+    for (op, entry) in per_cpu::entries().into_iter().enumerate() {
+        // SAFETY: naked functions of this program; what refers to its own addresses is the
+        // callback, which is not taken while nothing is pending.
+        let text = unsafe { core::slice::from_raw_parts(entry.cast::<u8>(), 64) };
+        let mut rig = Rig::new(Width::Bits64, CallKind::CalleeSave, 6, CODE);
+        rig.machine.put(CODE, text);
+        rig.machine.vcpu.state.segment_mut(SegReg::Gs).base = INFO - 0x1010;
+        for enabled in [false, true] {
+            let flags = Keeper::Bytes.set(&rig, enabled, false);
+            let (before, after) = rig.run(&[0x200], flags);
+            assert!(changed(&before, &after).is_subset(RegSet::of(&[Gpr::Rax])));
+            let now = Keeper::Bytes.enabled(&rig, after.flags);
+            assert_eq!(now, [enabled, true, false, true][op], "{}", OPS[op]);
+            if op == 0 {
+                assert_eq!(after.gpr[0] & 0x200 != 0, enabled);
+            }
+        }
+    }
+}

@@ -5,6 +5,7 @@ mod disasm;
 mod measure;
 mod pages;
 mod plot;
+mod retpoline;
 mod styles;
 
 use measure::Ticks;
@@ -53,6 +54,7 @@ fn main() -> std::io::Result<()> {
             single-stepping; bytes, spills and reloads are read from the disassembly.\n";
     code_table(&mut out);
     let hot = time_table(&mut out, rounds, runs);
+    other_forms(&mut out, rounds, runs);
     cold_table(&mut out, if quick { 2 } else { 200 });
     let _ = write!(
         out,
@@ -142,6 +144,16 @@ fn time_table(out: &mut String, rounds: u64, runs: usize) -> Vec<(&'static str, 
         all.push((style.name, row));
     }
     all
+}
+
+/// Forms that need no family to be measured.
+fn other_forms(out: &mut String, rounds: u64, runs: usize) {
+    *out += "\n## Other forms\n\nThe loop of `bare` around other things.\n\n\
+             | form | ticks |\n|---|---|\n";
+    let callers = retpoline::ROWS.map(|(_, caller)| caller);
+    for ((name, _), t) in retpoline::ROWS.iter().zip(measure::ticks(&callers, rounds, runs)) {
+        let _ = writeln!(out, "| {name} | {:.2} ({:.2}) |", t.best, t.median);
+    }
 }
 
 /// Many sites, each once a round.
