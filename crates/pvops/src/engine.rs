@@ -5,7 +5,7 @@
 //! written; a failure on the way puts back what was written.
 
 use crate::binding::Erased;
-use crate::convention::Width;
+use crate::convention::{Convention, Width};
 use crate::error::{PatchError, TextError};
 use crate::family::OpInfo;
 use crate::plan::{self, Plan};
@@ -115,7 +115,9 @@ pub fn rewrite<T: Text, I: Fn(u64) -> Option<usize>>(
 
     for target in subject.targets(&sites) {
         let target = target?;
-        if target.info.sites != Some(target.site.kind) {
+        let kind = target.site.kind;
+        let gives_up = Convention::of(width).clobbers(kind);
+        if target.info.sites != Some(kind) || target.site.clobbers != gives_up {
             let (site, op) = (target.site.address, target.info.name);
             return Err(PatchError::Kind { site, family: subject.family, op });
         }
@@ -164,8 +166,12 @@ fn write_all<T: Text, I: Fn(u64) -> Option<usize>>(
             for target in subject.targets(sites).flatten().take(done) {
                 let (old, new) = plans(&target);
                 if old.bytes() != new.bytes() {
-                    // It was writable a moment ago; there is nobody left to tell if not.
-                    let _ = text.write(target.site.address, old.bytes());
+                    // It was writable a moment ago. Whatever stood in the way may have
+                    // been passing; after that there is nobody left to tell.
+                    let again = text.write(target.site.address, old.bytes());
+                    if again.is_err() {
+                        let _ = text.write(target.site.address, old.bytes());
+                    }
                 }
             }
             return Err(error);

@@ -100,7 +100,7 @@ pub enum PatchError {
     Bind(BindError),
     /// The section of site records is not what the macros write.
     Record(RecordError),
-    /// A record's kind of call is not its op's.
+    /// A record's kind of call, or what it gives up, is not its op's.
     Kind {
         /// The site's address.
         site: u64,

@@ -101,11 +101,16 @@ pub struct Sites<'a> {
 }
 
 impl<'a> Sites<'a> {
-    /// Records at address `base`, whose bytes are given.
+    /// Records at address `base`, whose bytes are given: a module's, or another program's.
+    ///
+    /// # Safety
+    /// The records must be true: written by this crate's macros for code that lies where
+    /// they say. Text is rewritten on their word. (That they are well-formed need not be
+    /// known, and is checked.)
     ///
     /// # Errors
     /// When they are not whole, aligned records.
-    pub const fn new(bytes: &'a [u8], base: u64) -> Result<Self, RecordError> {
+    pub const unsafe fn new(bytes: &'a [u8], base: u64) -> Result<Self, RecordError> {
         if !bytes.len().is_multiple_of(RECORD) {
             return Err(RecordError::Ragged { len: bytes.len() });
         }

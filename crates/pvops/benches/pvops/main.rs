@@ -81,6 +81,18 @@ fn main() -> std::io::Result<()> {
 
 /// Sizes, spills, reloads.
 fn code_table(out: &mut String) {
+    // What the numbers mean comes with them.
+    *out += "\n## Reading it\n\n\
+             * A callee-save site adds no spill and no reload to its caller, in any form. It does\n  \
+             lose `rax`, even for an op that returns nothing: callers that need every register\n  \
+             save one more at entry than native code does.\n\
+             * Patched in line, it runs as fast as the instruction itself.\n\
+             * A plain C site charges each caller for what it keeps alive, always; a thunk charges\n  \
+             each call sixteen memory operations, while it is not patched. Thunks win where sites\n  \
+             are many, patched in line on bare hardware, or starved of registers. A hot op that\n  \
+             stays a call (in a guest) should get an assembler body.\n\
+             * The page-copying loop's overhead lies within the noise of a shared machine; the loop\n  \
+             of entries alone shows the moves and nops that are left of six bytes a site.\n";
     *out += "\n## Code of the callers\n\nThe corpus is 21 functions with 0 to 12 values alive \
              across one to three ops; `hungry` is a\nloop with 12 live values. Spills and reloads \
              are beyond what native code needs itself.\n\n";
