@@ -91,8 +91,8 @@ fn code_table(out: &mut String) {
              each call sixteen memory operations, while it is not patched. Thunks win where sites\n  \
              are many, patched in line on bare hardware, or starved of registers. A hot op that\n  \
              stays a call (in a guest) should get an assembler body.\n\
-             * The page-copying loop's overhead lies within the noise of a shared machine; the loop\n  \
-             of entries alone shows the moves and nops that are left of six bytes a site.\n";
+             * The page-copying loop's overhead is small against the noise of a shared machine, and\n  \
+             varies between runs by more than the 0.1 % aimed at; the loop of entries alone shows the moves and nops that are left of six bytes a site.\n";
     *out += "\n## Code of the callers\n\nThe corpus is 21 functions with 0 to 12 values alive \
              across one to three ops; `hungry` is a\nloop with 12 live values. Spills and reloads \
              are beyond what native code needs itself.\n\n";
