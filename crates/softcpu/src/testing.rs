@@ -58,8 +58,11 @@ impl TestMachine {
         let devices = DeviceLog::default();
         let vcpu = Vcpu::new(VcpuConfig {
             memory: Arc::clone(&memory),
-            cpuid: CpuidTable::for_model(CpuModel::best_for_host(), Topology { cpus: 1, apic_id: 0 })
-                .expect("the best model for this host is one it can run"),
+            cpuid: CpuidTable::for_model(
+                CpuModel::best_for_host(),
+                Topology { cpus: 1, apic_id: 0 },
+            )
+            .expect("the best model for this host is one it can run"),
             env: Box::new(NoDevices { log: Arc::clone(&devices) }),
             handle: VcpuHandle::new(),
         })

@@ -11,6 +11,17 @@
 //! The decoder calls [`NativeCache::lower`] with what it has no handler for. No stub may
 //! fault on the host, whatever the guest does: [`classify`] is the list of reasons.
 
+#![cfg_attr(
+    not(test),
+    warn(
+        clippy::unwrap_used,
+        clippy::expect_used,
+        clippy::panic,
+        clippy::indexing_slicing,
+        clippy::arithmetic_side_effects
+    )
+)]
+
 mod arena;
 mod classify;
 mod emit;
@@ -103,7 +114,7 @@ impl std::fmt::Debug for NativeCache {
 
 /// Refusals are remembered too; a guest that tries them all must not fill the host's
 /// memory with them.
-const MOST_KNOWN: usize = 1 << 16;
+const MOST_KNOWN: usize = 1 << 14;
 
 impl NativeCache {
     /// An empty cache with its code memory reserved.
@@ -167,7 +178,8 @@ impl NativeCache {
         if self.known.len() >= MOST_KNOWN {
             return Err(Refused::Full);
         }
-        let made = classify::plan(key, features, &mut self.factory).and_then(|plan| self.generate(&plan));
+        let made =
+            classify::plan(key, features, &mut self.factory).and_then(|plan| self.generate(&plan));
         if made != Err(Refused::Full) {
             self.known.insert(*key, made);
         }
