@@ -48,7 +48,7 @@ pub enum Refused {
     #[error("not encodable in 64-bit code")]
     NotEncodable,
     /// The arena is full: every stub and every block that names one must be dropped
-    /// ([`NativeCache::reset`](super::NativeCache::reset)).
+    /// (`NativeCache::reset`).
     #[error("no room for another stub")]
     Full,
 }

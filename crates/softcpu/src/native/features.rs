@@ -3,7 +3,7 @@
 //! A [`FeatureSet`] is what CPUID advertises (the `cpuid` module turns it into bits)
 //! and what the decoder accepts: both must read the same set, or guests would find
 //! instructions that are not announced, or announced ones that fault. It is counted
-//! in iced-x86's [`CpuidFeature`], because that is what a decoded instruction names.
+//! in iced-x86's `CpuidFeature`, because that is what a decoded instruction names.
 
 use iced_x86::CpuidFeature as F;
 use std::arch::is_x86_feature_detected;
