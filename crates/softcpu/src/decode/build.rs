@@ -5,7 +5,7 @@ use iced_x86::{Decoder, DecoderOptions, Instruction};
 use super::cache::{Block, Tail, Unsettled};
 use super::lower::{self, Lowered};
 use super::op::{Op, OpFlags};
-use crate::addr::{PAGE_OFFSET, PAGE_SIZE};
+use crate::addr::{PAGE_OFFSET, PAGE_SIZE, room_in_page};
 use crate::exception::Exception;
 use crate::interp::transfer;
 use crate::memory::access;
@@ -40,29 +40,27 @@ impl Vcpu {
     ) -> Result<Box<Block>, Abort> {
         self.counters.decoded = self.counters.decoded.wrapping_add(1);
         let offset = linear & PAGE_OFFSET;
-        let room = ((PAGE_SIZE - offset) as usize).min(WINDOW);
-        let mut bytes = [0; WINDOW];
-        copy_code(host, offset, &mut bytes[..room]);
-        let mut pass = self.decode_pass(rip, &bytes[..room], MAX_OPS)?;
-        if pass.short {
-            return self.build_straddling(rip, linear, host, frame);
-        }
-        // Mark what was consumed, and make sure that the bytes are still those: see CodeMap.
+        let mut window = [0; WINDOW];
+        let window = head_mut(&mut window, room_in_page(linear) as usize);
         let memory = std::sync::Arc::clone(&self.memory);
         let observer = std::sync::Arc::clone(&self.observer);
         loop {
-            let range = offset..offset + pass.len as u64;
+            copy_code(host, offset, window);
+            let pass = self.decode_pass(rip, window, MAX_OPS)?;
+            if pass.short {
+                return self.build_straddling(rip, linear, host, frame);
+            }
+            // Mark what was consumed, and make sure that the bytes are still those: see CodeMap.
             if !memory.code().is_marked(frame) {
                 self.mmu.data.drop_writes_to(frame);
             }
-            let (now, version, epoch) = memory.code().decode(&observer, frame, range, || {
-                let mut now = [0; WINDOW];
-                copy_code(host, offset, &mut now[..pass.len]);
-                now
-            });
-            if now[..pass.len] == bytes[..pass.len] {
+            let code = head(window, pass.len);
+            let range = offset..offset.saturating_add(code.len() as u64);
+            let (same, version, epoch) =
+                memory.code().decode(&observer, frame, range, || holds(host, offset, code));
+            if same {
                 let unsettled = (!memory.code().settled(&observer, epoch))
-                    .then(|| Unsettled { epoch, bytes: bytes[..pass.len].into() });
+                    .then(|| Unsettled { epoch, bytes: code.into() });
                 return Ok(Box::new(Block {
                     linear,
                     rip,
@@ -73,11 +71,6 @@ impl Vcpu {
                     unsettled,
                     ops: pass.ops.into_boxed_slice(),
                 }));
-            }
-            copy_code(host, offset, &mut bytes[..room]);
-            pass = self.decode_pass(rip, &bytes[..room], MAX_OPS)?;
-            if pass.short {
-                return self.build_straddling(rip, linear, host, frame);
             }
         }
     }
@@ -91,8 +84,8 @@ impl Vcpu {
         frame: RamFrame,
     ) -> Result<Box<Block>, Abort> {
         let offset = linear & PAGE_OFFSET;
-        let room = (PAGE_SIZE - offset) as usize;
-        let mut page = linear.wrapping_add(room as u64);
+        let room = room_in_page(linear);
+        let mut page = linear.wrapping_add(room);
         if self.code_size != CodeSize::Bits64 {
             page &= 0xffff_ffff;
         }
@@ -106,20 +99,22 @@ impl Vcpu {
                 self.mmu.data.drop_writes_to(marked);
             }
         }
-        let first = room.min(MAX_INSTRUCTION);
         let mut bytes = [0; 2 * MAX_INSTRUCTION];
-        let ((), version, epoch) = memory.code().decode(&observer, frame, offset..PAGE_SIZE, || {
-            copy_code(host, offset, &mut bytes[..first]);
-        });
+        let (first, rest) = bytes.split_at_mut(MAX_INSTRUCTION.min(room as usize));
+        let second = head_mut(rest, MAX_INSTRUCTION);
+        let ((), version, epoch) =
+            memory.code().decode(&observer, frame, offset..PAGE_SIZE, || {
+                copy_code(host, offset, first);
+            });
         let ((), version2, epoch2) =
             memory.code().decode(&observer, frame2, 0..MAX_INSTRUCTION as u64, || {
-                copy_code(host2, 0, &mut bytes[first..first + MAX_INSTRUCTION]);
+                copy_code(host2, 0, second);
             });
-        let pass = self.decode_pass(rip, &bytes[..first + MAX_INSTRUCTION], 1)?;
+        let len = first.len().saturating_add(second.len());
+        let pass = self.decode_pass(rip, head(&bytes, len), 1)?;
         let epoch = epoch.max(epoch2);
-        let len = pass.ops.first().map_or(0, |op| usize::from(op.len)).min(bytes.len());
         let unsettled = (!memory.code().settled(&observer, epoch))
-            .then(|| Unsettled { epoch, bytes: bytes[..len].into() });
+            .then(|| Unsettled { epoch, bytes: head(&bytes, pass.len).into() });
         Ok(Box::new(Block {
             linear,
             rip,
@@ -141,7 +136,9 @@ impl Vcpu {
                 break;
             }
             decoder.decode_out(&mut instruction);
-            if instruction.is_invalid() && decoder.last_error() == iced_x86::DecoderError::NoMoreBytes {
+            if instruction.is_invalid()
+                && decoder.last_error() == iced_x86::DecoderError::NoMoreBytes
+            {
                 pass.short = pass.ops.is_empty();
                 break;
             }
@@ -149,8 +146,9 @@ impl Vcpu {
                 break;
             }
             let start = pass.len;
-            pass.len += instruction.len();
-            let Lowered { op, ends } = match lower::lower(self, &instruction, &bytes[start..pass.len]) {
+            pass.len = pass.len.saturating_add(instruction.len());
+            let encoding = bytes.get(start..pass.len).unwrap_or_default();
+            let Lowered { op, ends } = match lower::lower(self, &instruction, encoding) {
                 Ok(lowered) => lowered,
                 Err(lower::StubsFull) if !pass.ops.is_empty() => {
                     pass.len = start;
@@ -160,7 +158,7 @@ impl Vcpu {
                     self.blocks.clear();
                     self.native.reset();
                     self.code_hit = true;
-                    match lower::lower(self, &instruction, &bytes[start..pass.len]) {
+                    match lower::lower(self, &instruction, encoding) {
                         Ok(lowered) => lowered,
                         Err(lower::StubsFull) => return Err(self.ud()),
                     }
@@ -182,14 +180,38 @@ impl Vcpu {
 /// The synthetic op that continues after `last`.
 fn goto(last: &Op) -> Op {
     let next = last.next_rip();
-    Op { run: transfer::fall_through, rip: next, imm: next, len: 0, flags: last.flags & OpFlags::LEGACY, ..*last }
+    Op {
+        run: transfer::fall_through,
+        rip: next,
+        imm: next,
+        len: 0,
+        flags: last.flags & OpFlags::LEGACY,
+        ..*last
+    }
 }
 
 /// Copies code out of the guest page at `host`.
 fn copy_code(host: u64, offset: u64, into: &mut [u8]) {
     // SAFETY: `host` is a mapped page of guest RAM (the code TLB or a walk just said so),
     // and callers keep offset + len within it.
-    unsafe { access::copy((host + offset) as *const u8, into.as_mut_ptr(), into.len()) }
+    unsafe { access::copy(host.wrapping_add(offset) as *const u8, into.as_mut_ptr(), into.len()) }
+}
+
+/// Whether the guest page at `host` holds exactly `code` (at most [`WINDOW`] bytes) now.
+fn holds(host: u64, offset: u64, code: &[u8]) -> bool {
+    let mut now = [0; WINDOW];
+    let now = head_mut(&mut now, code.len());
+    copy_code(host, offset, now);
+    now == code
+}
+
+/// The first `len` bytes, or all when there are fewer.
+fn head(bytes: &[u8], len: usize) -> &[u8] {
+    bytes.get(..len).unwrap_or(bytes)
+}
+
+fn head_mut(bytes: &mut [u8], len: usize) -> &mut [u8] {
+    bytes.split_at_mut(len.min(bytes.len())).0
 }
 
 impl Block {
@@ -198,14 +220,8 @@ impl Block {
     pub(crate) fn unchanged(&self, host: u64, tail_host: u64) -> bool {
         let Some(unsettled) = &self.unsettled else { return true };
         let offset = self.linear & PAGE_OFFSET;
-        let first = unsettled.bytes.len().min((PAGE_SIZE - offset) as usize);
+        let first = unsettled.bytes.len().min(room_in_page(offset) as usize);
         let (head, tail) = unsettled.bytes.split_at(first);
-        let mut now = [0; WINDOW];
-        let same = |host: u64, offset: u64, expected: &[u8], now: &mut [u8; WINDOW]| {
-            let now = &mut now[..expected.len().min(WINDOW)];
-            copy_code(host, offset, now);
-            now == expected
-        };
-        same(host, offset, head, &mut now) && (tail.is_empty() || same(tail_host, 0, tail, &mut now))
+        holds(host, offset, head) && (tail.is_empty() || holds(tail_host, 0, tail))
     }
 }

@@ -1,6 +1,7 @@
 //! The run loop: events, finding a block, running it, delivering what it raised.
 
 use crate::decode::cache::{Block, BlockCache};
+use crate::decode::op::{Op, OpFlags};
 use crate::handle::Event;
 use crate::state::CodeSize;
 use crate::state::rflags::RFlags;
@@ -53,6 +54,15 @@ impl Vcpu {
             Ok(()) | Err(Abort::EndBlock) => None,
             Err(Abort::Exit) => Some(self.exit),
             Err(Abort::Fault) => self.take_fault(),
+        }
+    }
+
+    /// Puts RIP back to the instruction that faulted.
+    #[cold]
+    fn faulted_at(&mut self, op: &Op) {
+        self.state.rip = op.rip;
+        if op.flags.contains(OpFlags::STACK) {
+            self.fault = self.fault.on_stack();
         }
     }
 
@@ -181,10 +191,10 @@ impl Vcpu {
         let mut outcome = Ok(());
         let mut done = 0_usize;
         for op in &block.ops {
-            done += 1;
+            done = done.wrapping_add(1);
             if let Err(abort) = (op.run)(self, op) {
                 if abort == Abort::Fault {
-                    self.state.rip = op.rip;
+                    self.faulted_at(op);
                 }
                 outcome = Err(abort);
                 break;
@@ -229,7 +239,7 @@ impl Vcpu {
                 self.counters.ops = self.counters.ops.wrapping_add(1);
                 let outcome = (op.run)(self, op);
                 match outcome {
-                    Err(Abort::Fault) => self.state.rip = op.rip,
+                    Err(Abort::Fault) => self.faulted_at(op),
                     Ok(()) if block.ops.len() > 1 => self.state.rip = op.next_rip(),
                     _ => {}
                 }

@@ -40,6 +40,9 @@ pub enum View {
     User = 1,
     /// CPL 0 to 2 with SMAP lifted by RFLAGS.AC.
     KernelOverUser = 2,
+    /// CPL 3 with alignment checking (CR0.AM and RFLAGS.AC): its TLB is never filled, so
+    /// that every access is looked at.
+    UserAligned = 3,
 }
 
 /// The kind of an access.
@@ -68,6 +71,8 @@ pub struct Rules {
     pub pse: bool,
     /// CR4.PGE: global pages.
     pub global: bool,
+    /// CR0.AM: RFLAGS.AC makes misaligned accesses at CPL 3 fault.
+    pub alignment: bool,
 }
 
 /// Paging state and cached translations of one vCPU.
@@ -100,6 +105,7 @@ impl Mmu {
                 smap: false,
                 pse: false,
                 global: false,
+                alignment: false,
             },
             root: 0,
             pdpte: [0; 4],
@@ -132,6 +138,7 @@ impl Mmu {
             smap: state.cr4.contains(Cr4::SMAP),
             pse: state.cr4.contains(Cr4::PSE),
             global: state.cr4.contains(Cr4::PGE),
+            alignment: state.cr0.contains(Cr0::AM),
         };
         if mode != self.mode || rules != self.rules {
             self.mode = mode;
@@ -159,10 +166,10 @@ impl Mmu {
 
     fn choose_view(&mut self) {
         self.view = match (self.user, self.ac && self.rules.smap) {
+            (true, _) if self.ac && self.rules.alignment => View::UserAligned,
             (true, _) => View::User,
             (false, true) => View::KernelOverUser,
             (false, false) => View::Kernel,
         };
     }
-
 }

@@ -9,7 +9,7 @@
 //! Translations of global pages are re-tagged when an access in another address
 //! space finds them ([`DataTlb::lookup_slow`]).
 
-use crate::addr::{PAGE_OFFSET, PAGE_SHIFT};
+use crate::addr::{PAGE_OFFSET, PAGE_SHIFT, room_in_page};
 use crate::memory::ram::RamFrame;
 use crate::mmu::{Access, Mmu, View};
 
@@ -51,7 +51,8 @@ pub(crate) struct CodeEntry {
     global: bool,
 }
 
-const EMPTY_CODE: CodeEntry = CodeEntry { tag: INVALID, host: 0, frame: RamFrame(0), global: false };
+const EMPTY_CODE: CodeEntry =
+    CodeEntry { tag: INVALID, host: 0, frame: RamFrame(0), global: false };
 
 /// Which numbers stand for the guest's address spaces (PCIDs; one, tagged 0, without them).
 #[derive(Debug)]
@@ -66,7 +67,7 @@ pub(crate) struct Spaces {
 /// Translations for loads and stores.
 #[derive(Debug)]
 pub(crate) struct DataTlb {
-    entries: Box<[[DataEntry; DATA_ENTRIES]; 3]>,
+    entries: Box<[[DataEntry; DATA_ENTRIES]; 4]>,
     space: u64,
 }
 
@@ -101,7 +102,9 @@ impl LargePages {
             PageSize::Small => {}
             PageSize::Large => {
                 let (word, bit) = Self::position(addr);
-                self.bits[word] |= bit;
+                if let Some(word) = self.bits.get_mut(word) {
+                    *word |= bit;
+                }
             }
             PageSize::Giant => self.giant = true,
         }
@@ -112,7 +115,7 @@ impl LargePages {
         let (word, bit) = Self::position(addr);
         if self.giant {
             30
-        } else if self.bits[word] & bit != 0 {
+        } else if self.bits.get(word).is_some_and(|word| word & bit != 0) {
             22
         } else {
             PAGE_SHIFT
@@ -145,9 +148,11 @@ impl Spaces {
             return None;
         }
         let number = self.next;
-        self.next += 1;
-        self.known[self.oldest] = Some((pcid, number));
-        self.oldest = (self.oldest + 1) % REMEMBERED;
+        self.next = number.wrapping_add(1);
+        if let Some(place) = self.known.get_mut(self.oldest % REMEMBERED) {
+            *place = Some((pcid, number));
+        }
+        self.oldest = self.oldest.wrapping_add(1) % REMEMBERED;
         Some(number)
     }
 
@@ -258,19 +263,38 @@ pub(crate) struct Fill {
 
 impl DataTlb {
     pub(crate) fn new() -> Self {
-        Self {
-            entries: Box::new([[EMPTY_DATA; DATA_ENTRIES]; 3]),
-            space: 1,
-        }
+        Self { entries: Box::new([[EMPTY_DATA; DATA_ENTRIES]; 4]), space: 1 }
+    }
+
+    /// The entry that `addr` has to itself and its aliases.
+    #[inline(always)]
+    #[expect(
+        clippy::indexing_slicing,
+        reason = "a view is below 3 and a slot is masked to the table"
+    )]
+    fn entry(&self, view: View, addr: u64) -> &DataEntry {
+        &self.entries[view as usize][data_slot(addr)]
+    }
+
+    #[inline(always)]
+    #[expect(clippy::indexing_slicing, reason = "as above")]
+    fn entry_mut(&mut self, view: View, addr: u64) -> &mut DataEntry {
+        &mut self.entries[view as usize][data_slot(addr)]
     }
 
     /// The host address of `len` bytes at `addr`, if they lie in one page that is
     /// cached for `access` (a load or a store).
     #[inline(always)]
-    pub(crate) fn lookup(&self, view: View, addr: u64, len: u64, access: Access) -> Option<*mut u8> {
-        let entry = &self.entries[view as usize][data_slot(addr)];
+    pub(crate) fn lookup(
+        &self,
+        view: View,
+        addr: u64,
+        len: u64,
+        access: Access,
+    ) -> Option<*mut u8> {
+        let entry = self.entry(view, addr);
         let tag = if matches!(access, Access::Write) { entry.write } else { entry.read };
-        let hit = tag == (addr & !PAGE_OFFSET) | self.space && (addr & PAGE_OFFSET) + len <= PAGE_OFFSET + 1;
+        let hit = tag == (addr & !PAGE_OFFSET) | self.space && len <= room_in_page(addr);
         hit.then(|| addr.wrapping_add(entry.addend) as *mut u8)
     }
 
@@ -278,7 +302,7 @@ impl DataTlb {
     /// taken over.
     pub(crate) fn lookup_slow(&mut self, view: View, addr: u64) -> bool {
         let space = self.space;
-        let entry = &mut self.entries[view as usize][data_slot(addr)];
+        let entry = self.entry_mut(view, addr);
         let page = addr & !PAGE_OFFSET;
         if !entry.global || entry.read & !PAGE_OFFSET != page || entry.read == page | space {
             return false;
@@ -292,15 +316,16 @@ impl DataTlb {
 
     /// The frame of the entry that [`DataTlb::lookup`] would hit.
     pub(crate) fn frame(&self, view: View, addr: u64) -> RamFrame {
-        self.entries[view as usize][data_slot(addr)].frame
+        self.entry(view, addr).frame
     }
 
     /// Keeps a translation.
     fn fill(&mut self, view: View, addr: u64, fill: &Fill) {
         let page = addr & !PAGE_OFFSET;
-        self.entries[view as usize][data_slot(addr)] = DataEntry {
-            read: page | self.space,
-            write: if fill.writable { page | self.space } else { INVALID },
+        let tag = page | self.space;
+        *self.entry_mut(view, addr) = DataEntry {
+            read: tag,
+            write: if fill.writable { tag } else { INVALID },
             addend: fill.host.wrapping_sub(page),
             frame: fill.frame,
             global: fill.global,
@@ -332,8 +357,7 @@ impl DataTlb {
             }
             return;
         }
-        for view in self.entries.iter_mut() {
-            let entry = &mut view[data_slot(addr)];
+        for entry in self.entries.iter_mut().filter_map(|view| view.get_mut(data_slot(addr))) {
             if (entry.read ^ addr) >> PAGE_SHIFT == 0 {
                 *entry = EMPTY_DATA;
             }
@@ -346,17 +370,32 @@ impl CodeTlb {
         Self { entries: Box::new([[EMPTY_CODE; CODE_ENTRIES]; 2]), space: 1 }
     }
 
+    #[inline(always)]
+    #[expect(
+        clippy::indexing_slicing,
+        reason = "a bool is below 2 and a slot is masked to the table"
+    )]
+    fn entry(&self, user: bool, addr: u64) -> &CodeEntry {
+        &self.entries[usize::from(user)][code_slot(addr)]
+    }
+
+    #[inline(always)]
+    #[expect(clippy::indexing_slicing, reason = "as above")]
+    fn entry_mut(&mut self, user: bool, addr: u64) -> &mut CodeEntry {
+        &mut self.entries[usize::from(user)][code_slot(addr)]
+    }
+
     /// The page that `addr` is fetched from, if it is cached.
     #[inline(always)]
     pub(crate) fn lookup(&self, user: bool, addr: u64) -> Option<&CodeEntry> {
-        let entry = &self.entries[usize::from(user)][code_slot(addr)];
+        let entry = self.entry(user, addr);
         (entry.tag == (addr & !PAGE_OFFSET) | self.space).then_some(entry)
     }
 
     /// As [`DataTlb::lookup_slow`].
     pub(crate) fn lookup_slow(&mut self, user: bool, addr: u64) -> bool {
         let space = self.space;
-        let entry = &mut self.entries[usize::from(user)][code_slot(addr)];
+        let entry = self.entry_mut(user, addr);
         let page = addr & !PAGE_OFFSET;
         if !entry.global || entry.tag & !PAGE_OFFSET != page || entry.tag == page | space {
             return false;
@@ -366,12 +405,9 @@ impl CodeTlb {
     }
 
     fn fill(&mut self, user: bool, addr: u64, fill: &Fill) {
-        self.entries[usize::from(user)][code_slot(addr)] = CodeEntry {
-            tag: (addr & !PAGE_OFFSET) | self.space,
-            host: fill.host,
-            frame: fill.frame,
-            global: fill.global,
-        };
+        let tag = (addr & !PAGE_OFFSET) | self.space;
+        *self.entry_mut(user, addr) =
+            CodeEntry { tag, host: fill.host, frame: fill.frame, global: fill.global };
     }
 
     fn invalidate(&mut self, addr: u64, span: u32) {
@@ -383,8 +419,7 @@ impl CodeTlb {
             }
             return;
         }
-        for user in self.entries.iter_mut() {
-            let entry = &mut user[code_slot(addr)];
+        for entry in self.entries.iter_mut().filter_map(|half| half.get_mut(code_slot(addr))) {
             if (entry.tag ^ addr) >> PAGE_SHIFT == 0 {
                 *entry = EMPTY_CODE;
             }

@@ -88,14 +88,17 @@ impl Vcpu {
         })
     }
 
-    /// Raises `#DB` if an instruction breakpoint is set on the instruction at `rip`;
-    /// RFLAGS.RF holds that off once.
+    /// Raises `#DB` if an instruction breakpoint is set on the instruction at `rip` (RFLAGS.RF
+    /// holds that off once), or if the one before it still owes a single-step trap.
     ///
     /// # Errors
     /// [`Abort::Fault`](crate::vcpu::Abort::Fault) with the exception recorded.
     pub(crate) fn check_code_breakpoint(&mut self, rip: u64) -> Step {
         // Left over from an instruction that faulted: those do not trap.
         self.system.data_breakpoints = 0;
+        if std::mem::take(&mut self.system.step_due) {
+            return Err(self.raise(Exception::debug(DR6_SINGLE_STEP)));
+        }
         if self.state.rflags.contains(RFlags::RF) {
             self.state.rflags.remove(RFlags::RF);
             return Ok(());

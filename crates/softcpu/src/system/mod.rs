@@ -68,6 +68,9 @@ pub(crate) struct SystemExtras {
     /// The instruction that is being run swallows the single-step trap: software
     /// interrupts and system calls clear TF before it would come.
     pub(crate) step_inhibited: bool,
+    /// A single-step trap comes before the next instruction: `sysret` has set TF, and what
+    /// counts there is TF at the end (AMD's APM vol. 3, SYSRET).
+    pub(crate) step_due: bool,
     /// Things the guest asked for that this CPU refuses, for traces.
     pub(crate) refused: Refused,
 }
