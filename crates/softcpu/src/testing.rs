@@ -3,6 +3,12 @@
 //! Not part of the public interface; public only so that this crate's integration
 //! tests and benchmarks can use it.
 
+#![allow(
+    clippy::expect_used,
+    clippy::arithmetic_side_effects,
+    reason = "support for tests, where a panic is how a wrong assumption is reported"
+)]
+
 use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -63,7 +69,7 @@ impl TestMachine {
                 Topology { cpus: 1, apic_id: 0 },
             )
             .expect("the best model for this host is one it can run"),
-            env: Box::new(NoDevices { log: Arc::clone(&devices) }),
+            env: Box::new(NoDevices { log: Arc::clone(&devices), apic_base: APIC_BASE }),
             handle: VcpuHandle::new(),
         })
         .expect("the host has memory for code");
@@ -196,8 +202,13 @@ impl Drop for Pages {
     }
 }
 
+/// `IA32_APIC_BASE`, and its value after reset on the first CPU.
+const IA32_APIC_BASE: u32 = 0x1b;
+const APIC_BASE: u64 = 0xfee0_0900;
+
 struct NoDevices {
     log: DeviceLog,
+    apic_base: u64,
 }
 
 impl Environment for NoDevices {
@@ -217,12 +228,16 @@ impl Environment for NoDevices {
         self.log.lock().unwrap_or_else(PoisonError::into_inner).push((addr, data.to_vec()));
     }
 
-    fn read_msr(&mut self, _index: u32) -> Result<u64, MsrRefused> {
-        Err(MsrRefused)
+    fn read_msr(&mut self, index: u32) -> Result<u64, MsrRefused> {
+        if index == IA32_APIC_BASE { Ok(self.apic_base) } else { Err(MsrRefused) }
     }
 
-    fn write_msr(&mut self, _index: u32, _value: u64) -> Result<(), MsrRefused> {
-        Err(MsrRefused)
+    fn write_msr(&mut self, index: u32, value: u64) -> Result<(), MsrRefused> {
+        if index != IA32_APIC_BASE {
+            return Err(MsrRefused);
+        }
+        self.apic_base = value;
+        Ok(())
     }
 
     fn acknowledge_interrupt(&mut self) -> Option<u8> {

@@ -18,9 +18,9 @@ use crate::memory::PhysMemory;
 use crate::memory::code_map::Observer;
 use crate::mmu::Mmu;
 use crate::native::NativeCache;
+use crate::state::rflags::RFlags;
 use crate::state::{CodeSize, VcpuState};
 use crate::trace::Tracer;
-use crate::state::rflags::RFlags;
 
 /// Why [`Vcpu::run`] returned.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -137,7 +137,10 @@ pub struct Vcpu {
 
 impl fmt::Debug for Vcpu {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Vcpu").field("state", &self.state).field("counters", &self.counters).finish_non_exhaustive()
+        f.debug_struct("Vcpu")
+            .field("state", &self.state)
+            .field("counters", &self.counters)
+            .finish_non_exhaustive()
     }
 }
 
@@ -263,10 +266,12 @@ impl Vcpu {
     pub(crate) fn update_event_mask(&mut self) {
         let mut mask = Event::all();
         if !self.state.rflags.contains(RFlags::IF) || self.shadow != Shadow::None {
-            mask -= Event::INTERRUPT;
+            mask.remove(Event::INTERRUPT);
         }
-        if self.nmi_blocked || self.shadow == Shadow::MovSs {
-            mask -= Event::NMI;
+        // The manuals let a processor hold NMIs off after `sti` too. It must if `sti; hlt` is
+        // to be one step: the handler's `iret` would open a gap between the two.
+        if self.nmi_blocked || self.shadow != Shadow::None {
+            mask.remove(Event::NMI);
         }
         self.event_mask = mask.bits();
     }
