@@ -107,7 +107,7 @@ pub struct Vcpu {
     pub(crate) mmu: Mmu,
     /// What CS makes of code, looked up once per change.
     pub(crate) code_size: CodeSize,
-    /// Decoded blocks.
+    /// Decoded blocks; elsewhere while guest code runs.
     pub(crate) blocks: BlockCache,
     /// Generated stubs.
     pub(crate) native: NativeCache,

@@ -2,7 +2,7 @@
 
 use iced_x86::{Decoder, DecoderOptions, Instruction};
 
-use super::cache::{Block, Tail, Unsettled};
+use super::cache::{Block, BlockCache, Tail, Unsettled};
 use super::lower::{self, Lowered};
 use super::op::{Op, OpFlags};
 use crate::addr::{PAGE_OFFSET, PAGE_SIZE, room_in_page};
@@ -33,6 +33,7 @@ impl Vcpu {
     /// Decodes the block at `rip`, whose first byte is at `linear` in the page `host`.
     pub(crate) fn build_block(
         &mut self,
+        blocks: &mut BlockCache,
         rip: u64,
         linear: u64,
         host: u64,
@@ -46,9 +47,9 @@ impl Vcpu {
         let observer = std::sync::Arc::clone(&self.observer);
         loop {
             copy_code(host, offset, window);
-            let pass = self.decode_pass(rip, window, MAX_OPS)?;
+            let pass = self.decode_pass(blocks, rip, window, MAX_OPS)?;
             if pass.short {
-                return self.build_straddling(rip, linear, host, frame);
+                return self.build_straddling(blocks, rip, linear, host, frame);
             }
             // Mark what was consumed, and make sure that the bytes are still those: see CodeMap.
             if !memory.code().is_marked(frame) {
@@ -78,6 +79,7 @@ impl Vcpu {
     /// A block of one instruction whose bytes go on in the next page.
     fn build_straddling(
         &mut self,
+        blocks: &mut BlockCache,
         rip: u64,
         linear: u64,
         host: u64,
@@ -111,7 +113,7 @@ impl Vcpu {
                 copy_code(host2, 0, second);
             });
         let len = first.len().saturating_add(second.len());
-        let pass = self.decode_pass(rip, head(&bytes, len), 1)?;
+        let pass = self.decode_pass(blocks, rip, head(&bytes, len), 1)?;
         let epoch = epoch.max(epoch2);
         let unsettled = (!memory.code().settled(&observer, epoch))
             .then(|| Unsettled { epoch, bytes: head(&bytes, pass.len).into() });
@@ -127,7 +129,13 @@ impl Vcpu {
         }))
     }
 
-    fn decode_pass(&mut self, rip: u64, bytes: &[u8], limit: usize) -> Result<Pass, Abort> {
+    fn decode_pass(
+        &mut self,
+        blocks: &mut BlockCache,
+        rip: u64,
+        bytes: &[u8],
+        limit: usize,
+    ) -> Result<Pass, Abort> {
         let mut decoder = Decoder::with_ip(self.code_size as u32, bytes, rip, DecoderOptions::NONE);
         let mut instruction = Instruction::default();
         let mut pass = Pass { ops: Vec::with_capacity(8), len: 0, short: false };
@@ -155,7 +163,7 @@ impl Vcpu {
                     break;
                 }
                 Err(lower::StubsFull) => {
-                    self.blocks.clear();
+                    blocks.clear();
                     self.native.reset();
                     self.code_hit = true;
                     match lower::lower(self, &instruction, encoding) {

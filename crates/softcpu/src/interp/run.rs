@@ -13,7 +13,7 @@ impl Vcpu {
     /// Runs guest code until something needs the machine.
     pub fn run(&mut self) -> Exit {
         self.enter_guest();
-        let exit = self.run_blocks();
+        let exit = self.with_blocks(Self::run_blocks);
         self.memory.code().leave(&self.observer);
         exit
     }
@@ -25,9 +25,18 @@ impl Vcpu {
         memory.code().enter(&observer, || self.mmu.data.drop_writes());
     }
 
-    fn run_blocks(&mut self) -> Exit {
+    /// Takes the decoded blocks out of the vCPU while it runs: instructions then may
+    /// change all of it while the block they belong to is looked at.
+    fn with_blocks<T>(&mut self, run: impl FnOnce(&mut Self, &mut BlockCache) -> T) -> T {
+        let mut blocks = std::mem::take(&mut self.blocks);
+        let result = run(self, &mut blocks);
+        self.blocks = blocks;
+        result
+    }
+
+    fn run_blocks(&mut self, blocks: &mut BlockCache) -> Exit {
         loop {
-            if let Some(exit) = self.advance(false) {
+            if let Some(exit) = self.advance(blocks, false) {
                 return exit;
             }
         }
@@ -37,19 +46,20 @@ impl Vcpu {
     /// debuggers. `None` means that the guest just goes on.
     pub fn single_step(&mut self) -> Option<Exit> {
         self.enter_guest();
-        let exit = self.advance(true);
+        let exit = self.with_blocks(|cpu, blocks| cpu.advance(blocks, true));
         self.memory.code().leave(&self.observer);
         exit
     }
 
     #[inline(always)]
-    fn advance(&mut self, single: bool) -> Option<Exit> {
+    fn advance(&mut self, blocks: &mut BlockCache, single: bool) -> Option<Exit> {
         if self.handle.pending().bits() & self.event_mask != 0
             && let Some(exit) = self.service_events()
         {
             return Some(exit);
         }
-        let outcome = if single || self.stepping() { self.step() } else { self.run_block() };
+        let outcome =
+            if single || self.stepping() { self.step(blocks) } else { self.run_block(blocks) };
         match outcome {
             Ok(()) | Err(Abort::EndBlock) => None,
             Err(Abort::Exit) => Some(self.exit),
@@ -125,9 +135,9 @@ impl Vcpu {
         self.shadow != Shadow::None || self.state.rflags.contains(RFlags::TF) || self.debug_active()
     }
 
-    /// Finds (or makes) the block at RIP and takes it out of the cache.
+    /// Finds (or makes) the block at RIP.
     #[inline(always)]
-    fn find_block(&mut self) -> Result<(usize, Box<Block>), Abort> {
+    fn find_block<'a>(&mut self, blocks: &'a mut BlockCache) -> Result<&'a Block, Abort> {
         let rip = self.state.rip;
         let linear = if self.code_size == CodeSize::Bits64 {
             rip
@@ -140,21 +150,21 @@ impl Vcpu {
         };
         let Some((host, frame)) = self.fetch_page(linear)? else { return Err(self.gp(0)) };
         let slot = BlockCache::slot(linear);
-        if let Some(block) = self.blocks.take(slot) {
-            if block.linear == linear
+        let good = blocks.get(slot).is_some_and(|block| {
+            block.linear == linear
                 && block.frame == frame
                 && block.rip == rip
                 && block.size == self.code_size
                 && block.version == self.memory.code().version(frame)
-                && (block.tail.is_none() && block.unsettled.is_none() || self.recheck(&block, host))
-            {
-                return Ok((slot, block));
-            }
-            self.blocks.put(slot, block);
+                && (block.tail.is_none() && block.unsettled.is_none() || self.recheck(block, host))
+        });
+        if !good {
+            let block = self.build_block(blocks, rip, linear, host, frame)?;
+            self.code_hit = false;
+            blocks.put(slot, block);
         }
-        let block = self.build_block(rip, linear, host, frame)?;
-        self.code_hit = false;
-        Ok((slot, block))
+        // There is one now, whichever way it came.
+        blocks.get(slot).ok_or(Abort::EndBlock)
     }
 
     /// The checks that few blocks need: the second page, and bytes that another vCPU
@@ -182,8 +192,8 @@ impl Vcpu {
     }
 
     #[inline(always)]
-    fn run_block(&mut self) -> Result<(), Abort> {
-        let (slot, block) = self.find_block()?;
+    fn run_block(&mut self, blocks: &mut BlockCache) -> Result<(), Abort> {
+        let block = self.find_block(blocks)?;
         if self.tracer.is_some() {
             self.trace_block(block.ops.len());
         }
@@ -209,7 +219,6 @@ impl Vcpu {
         }
         self.code_hit = false;
         self.counters.ops = self.counters.ops.wrapping_add(done as u64);
-        self.blocks.put(slot, block);
         outcome
     }
 
@@ -222,7 +231,7 @@ impl Vcpu {
 
     /// Runs one instruction, with the traps that follow it.
     #[cold]
-    fn step(&mut self) -> Result<(), Abort> {
+    fn step(&mut self, blocks: &mut BlockCache) -> Result<(), Abort> {
         let trap = self.state.rflags.contains(RFlags::TF);
         let held = std::mem::take(&mut self.shadow);
         self.update_event_mask();
@@ -230,7 +239,7 @@ impl Vcpu {
             let rip = self.state.rip;
             self.check_code_breakpoint(rip)?;
         }
-        let (slot, block) = self.find_block()?;
+        let block = self.find_block(blocks)?;
         if self.tracer.is_some() {
             self.trace_block(1);
         }
@@ -248,7 +257,6 @@ impl Vcpu {
             None => Ok(()),
         };
         self.code_hit = false;
-        self.blocks.put(slot, block);
         if outcome != Err(Abort::Fault) {
             self.after_step(trap)?;
         }

@@ -268,7 +268,7 @@ impl Vcpu {
     /// The page that code at `addr` is fetched from: its host address and frame.
     /// `None` where it is not RAM.
     pub(crate) fn fetch_page(&mut self, addr: u64) -> Result<Option<(u64, RamFrame)>, Abort> {
-        let user = self.state.cpl() == 3;
+        let user = self.mmu.user;
         if let Some(entry) = self.mmu.code.lookup(user, addr) {
             return Ok(Some((entry.host, entry.frame)));
         }
