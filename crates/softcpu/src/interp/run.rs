@@ -236,9 +236,10 @@ impl Vcpu {
         let held = std::mem::take(&mut self.shadow);
         self.update_event_mask();
         if held != Shadow::MovSs {
-            let rip = self.state.rip;
-            self.check_code_breakpoint(rip)?;
+            // Left over from an instruction that faulted: those do not trap.
+            self.system.data_breakpoints = 0;
         }
+        self.check_code_breakpoint(self.state.rip)?;
         let block = self.find_block(blocks)?;
         if self.tracer.is_some() {
             self.trace_block(1);
