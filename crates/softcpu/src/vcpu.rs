@@ -40,12 +40,12 @@ pub enum Exit {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[must_use]
 pub enum Abort {
-    /// An exception is recorded in the vCPU ([`Vcpu::raise`]); RIP stays at the instruction.
+    /// An exception is recorded in the vCPU (by `Vcpu::raise`); RIP stays at the instruction.
     Fault,
     /// The instruction completed and set RIP itself, but the block must end here: the
     /// mode, the mapping or the code changed under it.
     EndBlock,
-    /// The instruction completed (RIP is past it) and `run` returns [`Vcpu::exit`].
+    /// The instruction completed (RIP is past it) and `run` returns what it left in the vCPU.
     Exit,
 }
 

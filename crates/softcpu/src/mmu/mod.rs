@@ -2,16 +2,21 @@
 //!
 //! [`Mmu`] holds what follows from the control registers (paging mode, permissions in
 //! force, address-space tag) and the cached translations. [`walk`] reads the guest's
-//! page tables; [`access`] is what instruction handlers call. The rules are those of
-//! the SDM, vol. 3, chapter 4.
+//! page tables; [`linear`] and [`access`] are what instruction handlers call. The rules
+//! are those of the SDM, vol. 3, chapter 4.
 
 pub mod access;
+pub mod large_pages;
+pub mod linear;
+pub mod space;
 pub mod tlb;
 pub mod walk;
 
 use crate::state::VcpuState;
 use crate::state::control::{Cr0, Cr4, Efer};
-use tlb::{CodeTlb, DataTlb, LargePages, Spaces};
+use large_pages::LargePages;
+use space::Spaces;
+use tlb::{CodeTlb, DataTlb};
 
 /// Guest-physical address width this CPU reports (CPUID 8000_0008h) and checks.
 pub const PHYS_BITS: u32 = 46;

@@ -5,7 +5,7 @@
 //! dirty bits are set with a locked compare-exchange, because other vCPUs (and the
 //! guest's own code) change the same entries.
 
-use super::tlb::PageSize;
+use super::large_pages::PageSize;
 use super::{Access, Mmu, PHYS_BITS, PagingMode, View};
 use crate::addr::{GuestPhysAddr, GuestVirtAddr, PAGE_SHIFT};
 use crate::exception::PageFaultCode;
