@@ -134,6 +134,7 @@ fn config(kernel: &KernelFile, cpus: u32, seconds: f64) -> (MachineConfig, Conso
         serial_output: Box::new(console.clone()),
         debug_exit: true,
         timeout: Some(Duration::from_secs_f64(seconds)),
+        trace: None,
     };
     (config, console)
 }

@@ -12,6 +12,7 @@ use softcpu::state::rflags::RFlags;
 use softcpu::{Event, Exit, PhysMemory, Vcpu, VcpuConfig, VcpuHandle, VcpuState};
 
 use super::dump;
+use super::trace::{TextTracer, TraceOutput};
 use crate::clock::{TscFrequency, host_tsc};
 use crate::devices::Request;
 use crate::devices::apic::local::LocalApic;
@@ -48,6 +49,8 @@ pub(crate) struct VcpuThread {
     pub(crate) ending: Arc<Ending>,
     /// Who may ask what it is doing.
     pub(crate) inspector: Arc<Inspector>,
+    /// Where to write all that it does.
+    pub(crate) trace: Option<TraceOutput>,
 }
 
 /// What a vCPU does with its time.
@@ -115,6 +118,9 @@ impl VcpuThread {
         })?;
         vcpu.state = self.state;
         vcpu.state_changed();
+        if let Some(output) = self.trace {
+            vcpu.set_tracer(Some(Box::new(TextTracer::new(self.index, output))));
+        }
         let phase = if self.index == BOOT_VCPU { Phase::Running } else { Phase::WaitForStartup };
         let thread = Links {
             index: self.index,
