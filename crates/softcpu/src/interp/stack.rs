@@ -142,10 +142,13 @@ pub(crate) fn load_far_pointer<T: Scalar>(cpu: &mut Vcpu, op: &Op) -> Step {
 pub(crate) fn push_all<T: Scalar>(cpu: &mut Vcpu, _: &Op) -> Step {
     let size = u64::from(T::SIZE);
     let saved = cpu.state.reg(Gpr::Rsp);
-    // All eight slots must be writable before the first is written.
-    let lowest = cpu.moved_stack_pointer((size * 8).wrapping_neg());
-    let addr = cpu.stack_linear(lowest, size * 8, Access::Write)?;
-    cpu.probe_write(addr, size * 8)?;
+    // All eight slots must be writable before the first is written; the first that is
+    // not says what fault it is.
+    for slot in 1..=8_u64 {
+        let rsp = cpu.moved_stack_pointer(size.wrapping_mul(slot).wrapping_neg());
+        let addr = cpu.stack_linear(rsp, size, Access::Write)?;
+        cpu.probe_write(addr, size)?;
+    }
     for reg in 0..8 {
         let value = if reg == 4 { T::truncate(saved) } else { read_reg(&cpu.state, reg) };
         if let Err(abort) = cpu.push(value) {
