@@ -9,7 +9,6 @@
     reason = "support for tests, where a panic is how a wrong assumption is reported"
 )]
 
-use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::addr::{GuestPhysAddr, PAGE_SIZE};
@@ -171,12 +170,16 @@ impl Default for TestMachine {
     }
 }
 
-/// Zeroed, page-aligned host memory.
+/// Zeroed, page-aligned host memory between pages that nobody may touch: what strays off
+/// the guest's RAM does not go unnoticed.
 #[derive(Debug)]
 struct Pages {
     start: *mut u8,
-    layout: Layout,
+    len: usize,
 }
+
+/// Bytes before and after [`Pages`] that are not accessible.
+const GUARD: usize = 1 << 20;
 
 // SAFETY: just memory; access to it is the business of `PhysMemory`.
 unsafe impl Send for Pages {}
@@ -185,20 +188,23 @@ unsafe impl Sync for Pages {}
 
 impl Pages {
     fn new(len: usize) -> Self {
-        let layout = Layout::from_size_align(len, PAGE_SIZE as usize).expect("a sane size");
-        // SAFETY: the size is not zero.
-        let start = unsafe { alloc_zeroed(layout) };
-        if start.is_null() {
-            handle_alloc_error(layout);
-        }
-        Self { start, layout }
+        let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
+        // SAFETY: a fresh mapping, of which the middle is then made accessible.
+        let start = unsafe {
+            let all = libc::mmap(std::ptr::null_mut(), len + 2 * GUARD, libc::PROT_NONE, flags, -1, 0);
+            assert_ne!(all, libc::MAP_FAILED, "the host has no memory");
+            let start = all.byte_add(GUARD);
+            assert_eq!(libc::mprotect(start, len, libc::PROT_READ | libc::PROT_WRITE), 0);
+            start
+        };
+        Self { start: start.cast(), len }
     }
 }
 
 impl Drop for Pages {
     fn drop(&mut self) {
-        // SAFETY: allocated with this layout.
-        unsafe { dealloc(self.start, self.layout) };
+        // SAFETY: the mapping of `new`, which nothing uses any more.
+        unsafe { libc::munmap(self.start.byte_sub(GUARD).cast(), self.len + 2 * GUARD) };
     }
 }
 

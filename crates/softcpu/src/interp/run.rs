@@ -27,7 +27,7 @@ impl Vcpu {
 
     /// Takes the decoded blocks out of the vCPU while it runs: instructions then may
     /// change all of it while the block they belong to is looked at.
-    fn with_blocks<T>(&mut self, run: impl FnOnce(&mut Self, &mut BlockCache) -> T) -> T {
+    pub(super) fn with_blocks<T>(&mut self, run: impl FnOnce(&mut Self, &mut BlockCache) -> T) -> T {
         let mut blocks = std::mem::take(&mut self.blocks);
         let result = run(self, &mut blocks);
         self.blocks = blocks;
@@ -47,6 +47,15 @@ impl Vcpu {
     pub fn single_step(&mut self) -> Option<Exit> {
         self.enter_guest();
         let exit = self.with_blocks(|cpu, blocks| cpu.advance(blocks, true));
+        self.memory.code().leave(&self.observer);
+        exit
+    }
+
+    /// Runs one block, or takes one event: what [`Vcpu::run`] does until it returns, for
+    /// whoever must not wait that long.
+    pub(crate) fn run_one_block(&mut self) -> Option<Exit> {
+        self.enter_guest();
+        let exit = self.with_blocks(|cpu, blocks| cpu.advance(blocks, false));
         self.memory.code().leave(&self.observer);
         exit
     }
@@ -137,7 +146,7 @@ impl Vcpu {
 
     /// Finds (or makes) the block at RIP.
     #[inline(always)]
-    fn find_block<'a>(&mut self, blocks: &'a mut BlockCache) -> Result<&'a Block, Abort> {
+    pub(super) fn find_block<'a>(&mut self, blocks: &'a mut BlockCache) -> Result<&'a Block, Abort> {
         let rip = self.state.rip;
         let linear = if self.code_size == CodeSize::Bits64 {
             rip
