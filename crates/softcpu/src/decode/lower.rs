@@ -263,7 +263,7 @@ fn far_branch(offset: u64, instruction: &Instruction, op: &mut Op) {
     op.disp = u64::from(instruction.far_branch_selector());
 }
 
-/// Operands of string instructions: [rSI] in a segment that may be overridden, [rDI] in ES.
+/// Operands of string instructions: `rSI` in a segment that may be overridden, `rDI` in ES.
 fn string_operand(instruction: &Instruction, long: bool, mask: u64, op: &mut Op) {
     op.addr_mask = mask;
     op.size = u8::try_from(instruction.memory_size().size()).unwrap_or(0);

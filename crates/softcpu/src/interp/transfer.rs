@@ -103,7 +103,7 @@ pub(crate) fn store_ah(cpu: &mut Vcpu, _: &Op) -> Step {
     Ok(())
 }
 
-/// `xlat`: AL = [BX + AL]. Decode gives BX as the base and no index.
+/// `xlat`: AL = the byte at BX + AL. Decode gives BX as the base and no index.
 pub(crate) fn translate(cpu: &mut Vcpu, op: &Op) -> Step {
     let al = read_reg::<u8>(&cpu.state, 0);
     let indexed = Op { disp: op.disp.wrapping_add(u64::from(al)), ..*op };

@@ -125,7 +125,7 @@ impl Mmu {
     }
 
     /// Takes paging mode and permissions from the control registers. Flushes what no
-    /// longer holds, except for what CR3 itself governs (see [`Mmu::set_root`]).
+    /// longer holds, except for what CR3 itself governs (see [`Mmu::switch_space`]).
     pub(crate) fn set_mode(&mut self, state: &VcpuState, user: bool) {
         let mode = if !state.cr0.contains(Cr0::PG) {
             PagingMode::Off

@@ -1,7 +1,7 @@
 //! `rdmsr` and `wrmsr`.
 //!
 //! A register lives in one of four places: in the state (below), in the table of
-//! constants ([`msr_table`]), among the memory-type ranges ([`mtrr`](super::mtrr)), or in
+//! constants ([`msr_table`]), among the memory-type ranges ([`mtrr`]), or in
 //! the environment (local APIC, KVM's paravirtual ones). Sources: SDM vol. 4; AMD APM
 //! vol. 2, appendix A.
 
