@@ -226,7 +226,14 @@ fn descriptors(machine: &TestMachine, long: bool, protected: bool, rest: &[u8]) 
 
 /// Runs the input as a guest: a header for state, then code.
 pub fn fuzz_interpreter(data: &[u8]) {
-    let mut bytes = Bytes(data);
+    let (mut machine, habits) = guest(Bytes(data));
+    run(&mut machine, habits);
+    assert_eq!(machine.vcpu.state.gpr[16..], [0; 16], "registers that do not exist were written");
+    assert!(machine.vcpu.state.rflags.contains(RFlags::FIXED));
+}
+
+/// The guest that the input describes, and how to run it.
+fn guest(mut bytes: Bytes<'_>) -> (TestMachine, u8) {
     let mut machine = TestMachine::new();
     mode(&mut machine.vcpu.state, &mut bytes);
     let state = &mut machine.vcpu.state;
@@ -250,9 +257,7 @@ pub fn fuzz_interpreter(data: &[u8]) {
         machine.vcpu.mmu.pdpte[i] = if i == 0 { (TABLES + 0x2000) | 1 } else { 0 };
     }
     machine.vcpu.state_changed();
-    run(&mut machine, habits);
-    assert_eq!(machine.vcpu.state.gpr[16..], [0; 16], "registers that do not exist were written");
-    assert!(machine.vcpu.state.rflags.contains(RFlags::FIXED));
+    (machine, habits)
 }
 
 fn run(machine: &mut TestMachine, habits: u8) {
@@ -312,5 +317,30 @@ fn decode(vcpu: &mut Vcpu, blocks: &mut BlockCache, rip: u64) {
             op.rip
         );
         expected = op.next_rip();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn inputs_reach_every_mode() {
+        let mut modes = std::collections::BTreeSet::new();
+        for kind in 0..0x20_u8 {
+            for cr0 in [0, 0x40] {
+                let header = [kind, cr0, 0, 0];
+                // Registers, place, habits, no strange page; `mov al, 5ah`.
+                let input = [&header[..], &[0; 16], &[0x10, 0], &[0], &[0xb0, 0x5a]].concat();
+                let (mut machine, _) = guest(Bytes(&input));
+                assert_eq!(machine.vcpu.single_step(), None);
+                let state = &machine.vcpu.state;
+                assert_eq!((state.gpr[0], state.rip), (0x5a, CODE + 0x12), "{header:x?}");
+                let paging = format!("{:?}", machine.vcpu.mmu.mode);
+                modes.insert((state.code_size() as u8, state.protected_mode(), state.cpl(), paging));
+            }
+        }
+        // Real; 16- and 32-bit code in two rings under each kind of paging; 64-bit code.
+        assert_eq!(modes.len(), 1 + 2 * 2 * 4 + 2, "{modes:?}");
     }
 }
