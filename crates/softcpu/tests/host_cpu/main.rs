@@ -31,7 +31,7 @@ fn number(name: &str) -> Option<u64> {
 
 #[test]
 fn every_encoding_does_what_the_host_does() {
-    let rounds = number("LGUEST_PROPERTY_ROUNDS").unwrap_or(96);
+    let rounds = number("LGUEST_PROPERTY_ROUNDS").unwrap_or(64);
     let seed = number("LGUEST_PROPERTY_SEED").unwrap_or(0x1234_5678_9abc_def1);
     let mut random = Random(seed);
     let mut bench = Bench::new();
