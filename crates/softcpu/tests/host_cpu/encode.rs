@@ -82,11 +82,15 @@ pub(crate) fn encode(code: Code, mode: Mode, random: &mut Random) -> Result<Enco
     maker.prefixes();
     let Maker { it, pins, operand, gs_base, .. } = maker;
     let mut encoder = Encoder::new(mode.bitness());
-    encoder.encode(&it, ip).map_err(|_| "operands nobody here makes up: EVEX gathers, SSE4A, MOVDIR64B")?;
+    encoder
+        .encode(&it, ip)
+        .map_err(|_| "operands nobody here makes up: EVEX gathers, SSE4A, MOVDIR64B")?;
     let bytes = encoder.take_buffer();
     let instruction = Decoder::with_ip(mode.bitness(), &bytes, ip, 0).decode();
     if instruction.code() != code {
-        return Err("decodes as another instruction: pairs with FWAIT, and what only CPUs of long ago had");
+        return Err(
+            "decodes as another instruction: pairs with FWAIT, and what only CPUs of long ago had",
+        );
     }
     Ok(Encoded { instruction, bytes, placed, operand, gs_base, pins })
 }
