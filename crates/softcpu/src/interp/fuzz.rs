@@ -337,7 +337,12 @@ mod tests {
                 let state = &machine.vcpu.state;
                 assert_eq!((state.gpr[0], state.rip), (0x5a, CODE + 0x12), "{header:x?}");
                 let paging = format!("{:?}", machine.vcpu.mmu.mode);
-                modes.insert((state.code_size() as u8, state.protected_mode(), state.cpl(), paging));
+                modes.insert((
+                    state.code_size() as u8,
+                    state.protected_mode(),
+                    state.cpl(),
+                    paging,
+                ));
             }
         }
         // Real; 16- and 32-bit code in two rings under each kind of paging; 64-bit code.
