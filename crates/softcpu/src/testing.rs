@@ -191,7 +191,8 @@ impl Pages {
         let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
         // SAFETY: a fresh mapping, of which the middle is then made accessible.
         let start = unsafe {
-            let all = libc::mmap(std::ptr::null_mut(), len + 2 * GUARD, libc::PROT_NONE, flags, -1, 0);
+            let all =
+                libc::mmap(std::ptr::null_mut(), len + 2 * GUARD, libc::PROT_NONE, flags, -1, 0);
             assert_ne!(all, libc::MAP_FAILED, "the host has no memory");
             let start = all.byte_add(GUARD);
             assert_eq!(libc::mprotect(start, len, libc::PROT_READ | libc::PROT_WRITE), 0);

@@ -16,7 +16,7 @@ use crate::exception::{Exception, PageFaultCode};
 use crate::handle::{Event, VcpuHandle};
 use crate::memory::PhysMemory;
 use crate::memory::code_map::Observer;
-use crate::mmu::Mmu;
+use crate::mmu::{Mmu, PagingMode};
 use crate::native::NativeCache;
 use crate::state::rflags::RFlags;
 use crate::state::{CodeSize, VcpuState};
@@ -193,6 +193,11 @@ impl Vcpu {
     pub fn state_changed(&mut self) {
         self.mmu.flush_all();
         self.mode_changed();
+        // PAE paging walks from registers that are loaded with CR3. A table that does
+        // not hold is left to the guest's first access, which faults.
+        if self.mmu.mode == PagingMode::Pae {
+            self.mmu.pdpte = self.read_pdptes(self.state.cr3).unwrap_or_default();
+        }
         self.update_event_mask();
     }
 

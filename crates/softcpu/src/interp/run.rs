@@ -27,7 +27,10 @@ impl Vcpu {
 
     /// Takes the decoded blocks out of the vCPU while it runs: instructions then may
     /// change all of it while the block they belong to is looked at.
-    pub(super) fn with_blocks<T>(&mut self, run: impl FnOnce(&mut Self, &mut BlockCache) -> T) -> T {
+    pub(super) fn with_blocks<T>(
+        &mut self,
+        run: impl FnOnce(&mut Self, &mut BlockCache) -> T,
+    ) -> T {
         let mut blocks = std::mem::take(&mut self.blocks);
         let result = run(self, &mut blocks);
         self.blocks = blocks;
@@ -146,7 +149,10 @@ impl Vcpu {
 
     /// Finds (or makes) the block at RIP.
     #[inline(always)]
-    pub(super) fn find_block<'a>(&mut self, blocks: &'a mut BlockCache) -> Result<&'a Block, Abort> {
+    pub(super) fn find_block<'a>(
+        &mut self,
+        blocks: &'a mut BlockCache,
+    ) -> Result<&'a Block, Abort> {
         let rip = self.state.rip;
         let linear = if self.code_size == CodeSize::Bits64 {
             rip
