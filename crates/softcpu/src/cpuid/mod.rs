@@ -8,18 +8,6 @@
 //! are then the same, and tested, everywhere. Which instruction sets are reported is
 //! decided in one place, [`FeatureSet`](crate::native::features::FeatureSet), which the decoder reads too.
 
-// The guest reaches all of this: nothing here may panic.
-#![cfg_attr(
-    not(test),
-    warn(
-        clippy::unwrap_used,
-        clippy::expect_used,
-        clippy::panic,
-        clippy::indexing_slicing,
-        clippy::arithmetic_side_effects
-    )
-)]
-
 mod identity;
 mod leaves;
 mod model;

@@ -11,17 +11,6 @@
 //! The decoder calls `NativeCache::lower` with what it has no handler for. No stub may
 //! fault on the host, whatever the guest does: `classify` is the list of reasons.
 
-#![cfg_attr(
-    not(test),
-    warn(
-        clippy::unwrap_used,
-        clippy::expect_used,
-        clippy::panic,
-        clippy::indexing_slicing,
-        clippy::arithmetic_side_effects
-    )
-)]
-
 mod arena;
 mod classify;
 mod emit;

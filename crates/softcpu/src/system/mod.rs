@@ -17,18 +17,6 @@
 //! On a fault the architectural state is as before. Whatever changes privilege,
 //! mapping, code size or the interrupt flag sets RIP and ends the block.
 
-// The guest reaches all of this: nothing here may panic.
-#![cfg_attr(
-    not(test),
-    warn(
-        clippy::unwrap_used,
-        clippy::expect_used,
-        clippy::panic,
-        clippy::indexing_slicing,
-        clippy::arithmetic_side_effects
-    )
-)]
-
 pub(crate) mod control;
 pub(crate) mod debug;
 pub(crate) mod descriptor;

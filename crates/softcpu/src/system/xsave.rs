@@ -7,17 +7,6 @@
 //!
 //! The decoder reaches these through [`crate::native`].
 
-#![cfg_attr(
-    not(test),
-    warn(
-        clippy::unwrap_used,
-        clippy::expect_used,
-        clippy::panic,
-        clippy::indexing_slicing,
-        clippy::arithmetic_side_effects
-    )
-)]
-
 use crate::decode::op::{Op, OpFlags};
 use crate::exception::Exception;
 use crate::mmu::Access;
