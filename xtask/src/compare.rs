@@ -30,6 +30,9 @@ const TIME_RATIO: f64 = 6.0;
 const OVERHEAD_MIB: f64 = 64.0;
 const IDLE_PERCENT: f64 = 2.0;
 
+/// How many runs of QEMU may hang before the comparison is given up.
+const MOST_HUNG: u32 = 5;
+
 /// The markers around the recorded section.
 const BEGIN: &str = "<!-- recorded by cargo xtask compare: begin -->";
 const END: &str = "<!-- recorded by cargo xtask compare: end -->";
@@ -42,7 +45,7 @@ pub(crate) fn compare(options: &Options) -> Result<()> {
     let lguest = paths::release_lguest()?;
     let append = "console=ttyS0 panic=-1 lguest.mode=idle";
 
-    let (mut ours, mut theirs) = (Vec::new(), Vec::new());
+    let (mut ours, mut theirs, mut hung) = (Vec::new(), Vec::new(), 0);
     for round in 0..options.runs {
         // Idling is watched once each; it takes a while and hardly varies.
         let idle = round == 0;
@@ -54,9 +57,22 @@ pub(crate) fn compare(options: &Options) -> Result<()> {
         let run = || measure::run(command, options.mem, idle);
         ours.push(progress::step(&format!("lguest, run {count}"), run)?);
 
-        let command = qemu.microvm(&kernel_path, &initrd, options.mem, append);
-        let run = || measure::run(command, options.mem, idle);
+        // On a busy host the guest under QEMU may fail to calibrate its clocks against the
+        // emulated timer, and then hang; such a run is no measurement and is made again.
+        let run = || loop {
+            let command = qemu.microvm(&kernel_path, &initrd, options.mem, append);
+            match measure::run(command, options.mem, idle) {
+                Err(error) if hung < MOST_HUNG => {
+                    hung += 1;
+                    eprintln!("made again: {error:#}");
+                }
+                done => return done,
+            }
+        };
         theirs.push(progress::step(&format!("QEMU, run {count}"), run)?);
+    }
+    if hung > 0 {
+        println!("QEMU hung in {hung} further runs, which do not count.");
     }
 
     let release = fs::read_to_string(kernel_path.with_file_name("release"))?;

@@ -31,7 +31,7 @@ pub(crate) struct Options {
     #[arg(long, value_name = "NAME")]
     filter: Option<String>,
     /// Seconds each test may take, if its list does not grant it more
-    #[arg(long, value_name = "SECONDS", default_value = "60")]
+    #[arg(long, value_name = "SECONDS", default_value = "300")]
     timeout: u64,
     /// Run each test under QEMU without KVM as well
     #[arg(long)]
@@ -103,7 +103,7 @@ impl Given<'_> {
             .args(["run", "--engine", "soft", "--debug-exit"])
             .args(["--mem", &format!("{}M", self.test.memory_mib.unwrap_or(MEMORY_MIB))])
             .args(["--cpus", &self.test.cpus.to_string()])
-            .args(["--append", &self.arguments()])
+            .args(["--append", &self.test.arguments(now())])
             .arg("--kernel")
             .arg(self.kernel)
             .arg("--initrd")
@@ -128,11 +128,6 @@ impl Given<'_> {
             .arg("-initrd")
             .arg(self.environment);
         command
-    }
-
-    /// The tests take the first word for their own name, which QEMU puts there by itself.
-    fn arguments(&self) -> String {
-        format!("{} {}", self.test.file, self.test.arguments(now()))
     }
 }
 

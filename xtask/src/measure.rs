@@ -16,7 +16,7 @@ const STARTED: &str = "init: started";
 /// What it prints once it only sleeps.
 const IDLE: &str = "init: idle";
 /// A boot that takes longer has failed.
-const LIMIT: Duration = Duration::from_secs(300);
+const LIMIT: Duration = Duration::from_secs(90);
 /// How long an idle guest is left alone before it is watched, and then watched.
 const SETTLE: Duration = Duration::from_secs(5);
 const WATCH: Duration = Duration::from_secs(10);

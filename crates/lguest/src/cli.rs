@@ -75,6 +75,9 @@ pub(crate) struct RunOptions {
     /// Let the guest end the run by port 0xf4 (test kernels)
     #[arg(long)]
     pub(crate) debug_exit: bool,
+    /// Write what every vCPU does to a file (slow)
+    #[arg(long, value_name = "FILE")]
+    pub(crate) trace: Option<PathBuf>,
     /// Say more on stderr; -vv even more
     #[arg(short, action = ArgAction::Count)]
     pub(crate) verbose: u8,

@@ -34,7 +34,7 @@ pub(crate) fn complain(error: &Error) {
 pub(crate) fn say(line: &str) {
     let line = line.trim_end().replace('\n', " ");
     // With stderr gone there is nobody left to tell.
-    let _ = Stderr::default().write_all(format!("lguest: {line}\n").as_bytes());
+    let _ = Stderr.write_all(format!("lguest: {line}\n").as_bytes());
 }
 
 /// Stderr, with line ends that also work on a raw terminal.

@@ -14,11 +14,13 @@ use crate::{Error, size, terminal};
 use softcpu::cpuid::CpuModel;
 use std::fs::File;
 use std::io;
+use std::path::Path;
 use std::sync::mpsc::{self, SyncSender};
 use std::sync::{Arc, OnceLock};
 use std::thread;
 use std::time::Duration;
 use vmm::engine::Engine;
+use vmm::engine::trace::TraceOutput;
 use vmm::machine::{Controller, Machine, MachineConfig, MachineError, Outcome};
 
 /// The most vCPUs a machine gets: each is a thread of this process.
@@ -57,6 +59,7 @@ pub(crate) fn run(options: &RunOptions) -> Result<Status, Error> {
         serial_output: Box::new(output.clone()),
         debug_exit: options.debug_exit,
         timeout,
+        trace: options.trace.as_deref().map(open_trace).transpose()?,
     })
     .map_err(machine_error)?;
     tracing::info!(
@@ -164,6 +167,14 @@ fn open_output(serial: &SerialChoice) -> Result<Output, Error> {
         }
     };
     output.map_err(|error| Error::Host(format!("the host refuses a thread: {error}")))
+}
+
+fn open_trace(path: &Path) -> Result<TraceOutput, Error> {
+    let file = File::create(path).map_err(|error| {
+        let remedy = "give --trace a file that can be written";
+        Error::Input(format!("{}: {error}: {remedy}", path.display()))
+    })?;
+    Ok(TraceOutput::new(io::BufWriter::new(file)))
 }
 
 fn machine_error(error: MachineError) -> Error {

@@ -26,9 +26,14 @@ pub(crate) enum Request {
 /// # Errors
 /// The host refused a handler or the thread.
 pub(crate) fn watch(mut obey: impl FnMut(Request) + Send + 'static) -> io::Result<()> {
+    let restore_and_die = || {
+        terminal::restore();
+        // Cannot fail: SIGABRT is a signal, and is not ignored by default.
+        let _ = signal_hook::low_level::emulate_default_handler(SIGABRT);
+    };
     // SAFETY: the handler only does what a signal handler may: it swaps an atomic, reads an
-    // initialised `OnceLock` and makes one ioctl. abort() then ends the process.
-    unsafe { signal_hook::low_level::register(SIGABRT, terminal::restore)? };
+    // initialised `OnceLock`, makes one ioctl, and lets the signal do what it does.
+    unsafe { signal_hook::low_level::register(SIGABRT, restore_and_die)? };
 
     let mut signals = Signals::new([SIGINT, SIGTERM, SIGHUP, SIGQUIT, SIGTSTP, SIGCONT, SIGUSR1])?;
     thread::Builder::new().name("signals".into()).spawn(move || {

@@ -14,6 +14,13 @@ pub const PAGE_SIZE: u64 = 1 << PAGE_SHIFT;
 /// The bits of an address that select a byte within its page.
 pub const PAGE_OFFSET: u64 = PAGE_SIZE - 1;
 
+/// How many bytes there are from `addr` to the end of its page: 1 to [`PAGE_SIZE`].
+#[inline]
+#[must_use]
+pub const fn room_in_page(addr: u64) -> u64 {
+    PAGE_SIZE.wrapping_sub(addr & PAGE_OFFSET)
+}
+
 /// A guest-physical address: what comes out of paging and goes to RAM or a device.
 #[derive(Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[repr(transparent)]

@@ -24,6 +24,9 @@ pub struct Hypercall {
     pub args: [u64; 4],
     /// The caller's privilege level; most calls are for ring 0 only.
     pub cpl: u8,
+    /// Whether the caller is 64-bit code: registers that hold one long bitmap between
+    /// them hold 64 bits of it each then, and 32 otherwise.
+    pub long: bool,
 }
 
 /// The machine, as one vCPU sees it. See the module's own words for the rules.

@@ -70,6 +70,9 @@ pub enum Class {
     DoubleFault,
 }
 
+/// Marks a `#GP` that a non-canonical address raised.
+const NOT_CANONICAL: u64 = 1;
+
 impl Exception {
     const fn plain(vector: Vector) -> Self {
         Self { vector, error_code: None, payload: 0 }
@@ -139,6 +142,22 @@ impl Exception {
         Self::with_code(Vector::GeneralProtection, code)
     }
 
+    /// `#GP(0)` for an address that is not canonical: the run loop turns it into `#SS(0)`
+    /// when the access was to the stack (SDM vol. 1, 3.3.7.1).
+    #[must_use]
+    pub const fn not_canonical() -> Self {
+        Self { vector: Vector::GeneralProtection, error_code: Some(0), payload: NOT_CANONICAL }
+    }
+
+    /// The same exception once the faulting access is known to be one to the stack.
+    #[must_use]
+    pub const fn on_stack(self) -> Self {
+        match self.vector {
+            Vector::GeneralProtection if self.payload == NOT_CANONICAL => Self::stack_segment(0),
+            _ => self,
+        }
+    }
+
     /// `#PF` at `addr`.
     #[must_use]
     pub const fn page_fault(addr: GuestVirtAddr, code: PageFaultCode) -> Self {
@@ -183,9 +202,13 @@ impl Exception {
     #[must_use]
     pub const fn after(self, first: &Self) -> Option<Self> {
         match (first.class(), self.class()) {
-            (Class::DoubleFault, Class::Contributory | Class::PageFault | Class::DoubleFault) => None,
+            (Class::DoubleFault, Class::Contributory | Class::PageFault | Class::DoubleFault) => {
+                None
+            }
             (Class::Contributory, Class::Contributory)
-            | (Class::PageFault, Class::Contributory | Class::PageFault) => Some(Self::double_fault()),
+            | (Class::PageFault, Class::Contributory | Class::PageFault) => {
+                Some(Self::double_fault())
+            }
             _ => Some(self),
         }
     }

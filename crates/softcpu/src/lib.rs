@@ -12,6 +12,19 @@
 //! translator to come must agree with it bit for bit.
 
 #![cfg(all(target_arch = "x86_64", target_os = "linux"))]
+// The guest is hostile: nothing it can reach may panic.
+#![cfg_attr(
+    not(test),
+    warn(
+        clippy::unwrap_used,
+        clippy::expect_used,
+        clippy::panic,
+        clippy::unreachable,
+        clippy::todo,
+        clippy::indexing_slicing,
+        clippy::arithmetic_side_effects
+    )
+)]
 
 pub mod addr;
 pub mod cpuid;

@@ -3,7 +3,12 @@
 //! Not part of the public interface; public only so that this crate's integration
 //! tests and benchmarks can use it.
 
-use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
+#![allow(
+    clippy::expect_used,
+    clippy::arithmetic_side_effects,
+    reason = "support for tests, where a panic is how a wrong assumption is reported"
+)]
+
 use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::addr::{GuestPhysAddr, PAGE_SIZE};
@@ -58,9 +63,12 @@ impl TestMachine {
         let devices = DeviceLog::default();
         let vcpu = Vcpu::new(VcpuConfig {
             memory: Arc::clone(&memory),
-            cpuid: CpuidTable::for_model(CpuModel::best_for_host(), Topology { cpus: 1, apic_id: 0 })
-                .expect("the best model for this host is one it can run"),
-            env: Box::new(NoDevices { log: Arc::clone(&devices) }),
+            cpuid: CpuidTable::for_model(
+                CpuModel::best_for_host(),
+                Topology { cpus: 1, apic_id: 0 },
+            )
+            .expect("the best model for this host is one it can run"),
+            env: Box::new(NoDevices { log: Arc::clone(&devices), apic_base: APIC_BASE }),
             handle: VcpuHandle::new(),
         })
         .expect("the host has memory for code");
@@ -162,12 +170,16 @@ impl Default for TestMachine {
     }
 }
 
-/// Zeroed, page-aligned host memory.
+/// Zeroed, page-aligned host memory between pages that nobody may touch: what strays off
+/// the guest's RAM does not go unnoticed.
 #[derive(Debug)]
 struct Pages {
     start: *mut u8,
-    layout: Layout,
+    len: usize,
 }
+
+/// Bytes before and after [`Pages`] that are not accessible.
+const GUARD: usize = 1 << 20;
 
 // SAFETY: just memory; access to it is the business of `PhysMemory`.
 unsafe impl Send for Pages {}
@@ -176,25 +188,34 @@ unsafe impl Sync for Pages {}
 
 impl Pages {
     fn new(len: usize) -> Self {
-        let layout = Layout::from_size_align(len, PAGE_SIZE as usize).expect("a sane size");
-        // SAFETY: the size is not zero.
-        let start = unsafe { alloc_zeroed(layout) };
-        if start.is_null() {
-            handle_alloc_error(layout);
-        }
-        Self { start, layout }
+        let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
+        // SAFETY: a fresh mapping, of which the middle is then made accessible.
+        let start = unsafe {
+            let all =
+                libc::mmap(std::ptr::null_mut(), len + 2 * GUARD, libc::PROT_NONE, flags, -1, 0);
+            assert_ne!(all, libc::MAP_FAILED, "the host has no memory");
+            let start = all.byte_add(GUARD);
+            assert_eq!(libc::mprotect(start, len, libc::PROT_READ | libc::PROT_WRITE), 0);
+            start
+        };
+        Self { start: start.cast(), len }
     }
 }
 
 impl Drop for Pages {
     fn drop(&mut self) {
-        // SAFETY: allocated with this layout.
-        unsafe { dealloc(self.start, self.layout) };
+        // SAFETY: the mapping of `new`, which nothing uses any more.
+        unsafe { libc::munmap(self.start.byte_sub(GUARD).cast(), self.len + 2 * GUARD) };
     }
 }
 
+/// `IA32_APIC_BASE`, and its value after reset on the first CPU.
+const IA32_APIC_BASE: u32 = 0x1b;
+const APIC_BASE: u64 = 0xfee0_0900;
+
 struct NoDevices {
     log: DeviceLog,
+    apic_base: u64,
 }
 
 impl Environment for NoDevices {
@@ -214,12 +235,16 @@ impl Environment for NoDevices {
         self.log.lock().unwrap_or_else(PoisonError::into_inner).push((addr, data.to_vec()));
     }
 
-    fn read_msr(&mut self, _index: u32) -> Result<u64, MsrRefused> {
-        Err(MsrRefused)
+    fn read_msr(&mut self, index: u32) -> Result<u64, MsrRefused> {
+        if index == IA32_APIC_BASE { Ok(self.apic_base) } else { Err(MsrRefused) }
     }
 
-    fn write_msr(&mut self, _index: u32, _value: u64) -> Result<(), MsrRefused> {
-        Err(MsrRefused)
+    fn write_msr(&mut self, index: u32, value: u64) -> Result<(), MsrRefused> {
+        if index != IA32_APIC_BASE {
+            return Err(MsrRefused);
+        }
+        self.apic_base = value;
+        Ok(())
     }
 
     fn acknowledge_interrupt(&mut self) -> Option<u8> {

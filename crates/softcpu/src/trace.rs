@@ -12,6 +12,9 @@ use crate::state::segment::SegReg;
 use crate::state::{CodeSize, VcpuState};
 use crate::vcpu::Vcpu;
 
+/// Longest instruction, bytes.
+const MAX_INSTRUCTION: u64 = 15;
+
 /// What a [`Tracer`] is told.
 #[derive(Clone, Copy, Debug)]
 pub enum Event<'a> {
@@ -62,11 +65,13 @@ impl Vcpu {
         };
         let mut bytes = Vec::new();
         let start = base.wrapping_add(state.rip);
-        for at in (0..count as u64 * 15).map(|i| start.wrapping_add(i)) {
+        for at in (0..(count as u64).saturating_mul(MAX_INSTRUCTION)).map(|i| start.wrapping_add(i))
+        {
             let Some(byte) = self.peek_byte(at) else { break };
             bytes.push(byte);
         }
-        let mut decoder = Decoder::with_ip(state.code_size() as u32, &bytes, state.rip, DecoderOptions::NONE);
+        let mut decoder =
+            Decoder::with_ip(state.code_size() as u32, &bytes, state.rip, DecoderOptions::NONE);
         let mut formatter = NasmFormatter::new();
         let mut instruction = Instruction::default();
         let mut lines = Vec::new();

@@ -16,11 +16,11 @@ use crate::exception::{Exception, PageFaultCode};
 use crate::handle::{Event, VcpuHandle};
 use crate::memory::PhysMemory;
 use crate::memory::code_map::Observer;
-use crate::mmu::Mmu;
+use crate::mmu::{Mmu, PagingMode};
 use crate::native::NativeCache;
+use crate::state::rflags::RFlags;
 use crate::state::{CodeSize, VcpuState};
 use crate::trace::Tracer;
-use crate::state::rflags::RFlags;
 
 /// Why [`Vcpu::run`] returned.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -40,12 +40,12 @@ pub enum Exit {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[must_use]
 pub enum Abort {
-    /// An exception is recorded in the vCPU ([`Vcpu::raise`]); RIP stays at the instruction.
+    /// An exception is recorded in the vCPU (by `Vcpu::raise`); RIP stays at the instruction.
     Fault,
     /// The instruction completed and set RIP itself, but the block must end here: the
     /// mode, the mapping or the code changed under it.
     EndBlock,
-    /// The instruction completed (RIP is past it) and `run` returns [`Vcpu::exit`].
+    /// The instruction completed (RIP is past it) and `run` returns what it left in the vCPU.
     Exit,
 }
 
@@ -107,7 +107,7 @@ pub struct Vcpu {
     pub(crate) mmu: Mmu,
     /// What CS makes of code, looked up once per change.
     pub(crate) code_size: CodeSize,
-    /// Decoded blocks.
+    /// Decoded blocks; elsewhere while guest code runs.
     pub(crate) blocks: BlockCache,
     /// Generated stubs.
     pub(crate) native: NativeCache,
@@ -137,7 +137,10 @@ pub struct Vcpu {
 
 impl fmt::Debug for Vcpu {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Vcpu").field("state", &self.state).field("counters", &self.counters).finish_non_exhaustive()
+        f.debug_struct("Vcpu")
+            .field("state", &self.state)
+            .field("counters", &self.counters)
+            .finish_non_exhaustive()
     }
 }
 
@@ -190,6 +193,11 @@ impl Vcpu {
     pub fn state_changed(&mut self) {
         self.mmu.flush_all();
         self.mode_changed();
+        // PAE paging walks from registers that are loaded with CR3. A table that does
+        // not hold is left to the guest's first access, which faults.
+        if self.mmu.mode == PagingMode::Pae {
+            self.mmu.pdpte = self.read_pdptes(self.state.cr3).unwrap_or_default();
+        }
         self.update_event_mask();
     }
 
@@ -263,10 +271,12 @@ impl Vcpu {
     pub(crate) fn update_event_mask(&mut self) {
         let mut mask = Event::all();
         if !self.state.rflags.contains(RFlags::IF) || self.shadow != Shadow::None {
-            mask -= Event::INTERRUPT;
+            mask.remove(Event::INTERRUPT);
         }
-        if self.nmi_blocked || self.shadow == Shadow::MovSs {
-            mask -= Event::NMI;
+        // The manuals let a processor hold NMIs off after `sti` too. It must if `sti; hlt` is
+        // to be one step: the handler's `iret` would open a gap between the two.
+        if self.nmi_blocked || self.shadow != Shadow::None {
+            mask.remove(Event::NMI);
         }
         self.event_mask = mask.bits();
     }

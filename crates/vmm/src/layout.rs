@@ -55,9 +55,11 @@ pub const HIGH_MEMORY: GuestPhysAddr = GuestPhysAddr(0x10_0000);
 
 /// The global descriptor table that a kernel starts with.
 pub const BOOT_GDT: GuestPhysAddr = GuestPhysAddr(0x500);
-/// The boot protocol's structure (zero page, PVH start info or multiboot info),
-/// and the tables it points to.
+/// The boot protocol's structure (zero page or PVH start info), and the tables it points to.
 pub const BOOT_INFO: Range<u64> = 0x7000..0x9000;
+/// The multiboot information, and what it points to. High, because there are multiboot
+/// kernels that are linked to some low address.
+pub const MULTIBOOT_INFO: Range<u64> = 0x9_0000..0x9_f000;
 /// The page tables a 64-bit kernel starts with: one PML4, one PDPT, four directories.
 pub const BOOT_PAGE_TABLES: Range<u64> = 0x9000..0xf000;
 /// The command line, zero-terminated.
@@ -70,8 +72,6 @@ pub const COM1_IRQ: u8 = 4;
 
 /// The real-time clock: index and data port.
 pub const RTC: Range<u16> = 0x70..0x72;
-/// The real-time clock's interrupt.
-pub const RTC_IRQ: u8 = 8;
 
 /// The keyboard controller's data port.
 pub const I8042_DATA: u16 = 0x60;

@@ -104,6 +104,7 @@ impl Test {
             "vmx.flat" => Some("VMX: guests in guests are not offered"),
             "svm.flat" | "svm_npt.flat" => Some("SVM: guests in guests are not offered"),
             "intel-iommu.flat" => Some("an IOMMU"),
+            "vmware_backdoors.flat" => Some("VMware's interface"),
             _ if self.groups.iter().any(|group| group == "hyperv") => Some("Hyper-V's interface"),
             _ => None,
         }

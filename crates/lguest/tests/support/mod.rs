@@ -181,7 +181,10 @@ impl Running {
     /// Waits until lguest itself has said `wanted`.
     pub(crate) fn wait_for_message(&self, wanted: &str) {
         while !text(&self.messages).contains(wanted) {
-            assert!(self.started.elapsed() < Duration::from_secs(60), "lguest did not say {wanted:?}");
+            assert!(
+                self.started.elapsed() < Duration::from_secs(60),
+                "lguest did not say {wanted:?}"
+            );
             thread::sleep(Duration::from_millis(20));
         }
     }

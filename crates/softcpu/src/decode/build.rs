@@ -2,10 +2,10 @@
 
 use iced_x86::{Decoder, DecoderOptions, Instruction};
 
-use super::cache::{Block, Tail, Unsettled};
+use super::cache::{Block, BlockCache, Tail, Unsettled};
 use super::lower::{self, Lowered};
 use super::op::{Op, OpFlags};
-use crate::addr::{PAGE_OFFSET, PAGE_SIZE};
+use crate::addr::{PAGE_OFFSET, PAGE_SIZE, room_in_page};
 use crate::exception::Exception;
 use crate::interp::transfer;
 use crate::memory::access;
@@ -33,6 +33,7 @@ impl Vcpu {
     /// Decodes the block at `rip`, whose first byte is at `linear` in the page `host`.
     pub(crate) fn build_block(
         &mut self,
+        blocks: &mut BlockCache,
         rip: u64,
         linear: u64,
         host: u64,
@@ -40,29 +41,27 @@ impl Vcpu {
     ) -> Result<Box<Block>, Abort> {
         self.counters.decoded = self.counters.decoded.wrapping_add(1);
         let offset = linear & PAGE_OFFSET;
-        let room = ((PAGE_SIZE - offset) as usize).min(WINDOW);
-        let mut bytes = [0; WINDOW];
-        copy_code(host, offset, &mut bytes[..room]);
-        let mut pass = self.decode_pass(rip, &bytes[..room], MAX_OPS)?;
-        if pass.short {
-            return self.build_straddling(rip, linear, host, frame);
-        }
-        // Mark what was consumed, and make sure that the bytes are still those: see CodeMap.
+        let mut window = [0; WINDOW];
+        let window = head_mut(&mut window, room_in_page(linear) as usize);
         let memory = std::sync::Arc::clone(&self.memory);
         let observer = std::sync::Arc::clone(&self.observer);
         loop {
-            let range = offset..offset + pass.len as u64;
+            copy_code(host, offset, window);
+            let pass = self.decode_pass(blocks, rip, window, MAX_OPS)?;
+            if pass.short {
+                return self.build_straddling(blocks, rip, linear, host, frame);
+            }
+            // Mark what was consumed, and make sure that the bytes are still those: see CodeMap.
             if !memory.code().is_marked(frame) {
                 self.mmu.data.drop_writes_to(frame);
             }
-            let (now, version, epoch) = memory.code().decode(&observer, frame, range, || {
-                let mut now = [0; WINDOW];
-                copy_code(host, offset, &mut now[..pass.len]);
-                now
-            });
-            if now[..pass.len] == bytes[..pass.len] {
+            let code = head(window, pass.len);
+            let range = offset..offset.saturating_add(code.len() as u64);
+            let (same, version, epoch) =
+                memory.code().decode(&observer, frame, range, || holds(host, offset, code));
+            if same {
                 let unsettled = (!memory.code().settled(&observer, epoch))
-                    .then(|| Unsettled { epoch, bytes: bytes[..pass.len].into() });
+                    .then(|| Unsettled { epoch, bytes: code.into() });
                 return Ok(Box::new(Block {
                     linear,
                     rip,
@@ -74,25 +73,21 @@ impl Vcpu {
                     ops: pass.ops.into_boxed_slice(),
                 }));
             }
-            copy_code(host, offset, &mut bytes[..room]);
-            pass = self.decode_pass(rip, &bytes[..room], MAX_OPS)?;
-            if pass.short {
-                return self.build_straddling(rip, linear, host, frame);
-            }
         }
     }
 
     /// A block of one instruction whose bytes go on in the next page.
     fn build_straddling(
         &mut self,
+        blocks: &mut BlockCache,
         rip: u64,
         linear: u64,
         host: u64,
         frame: RamFrame,
     ) -> Result<Box<Block>, Abort> {
         let offset = linear & PAGE_OFFSET;
-        let room = (PAGE_SIZE - offset) as usize;
-        let mut page = linear.wrapping_add(room as u64);
+        let room = room_in_page(linear);
+        let mut page = linear.wrapping_add(room);
         if self.code_size != CodeSize::Bits64 {
             page &= 0xffff_ffff;
         }
@@ -106,20 +101,22 @@ impl Vcpu {
                 self.mmu.data.drop_writes_to(marked);
             }
         }
-        let first = room.min(MAX_INSTRUCTION);
         let mut bytes = [0; 2 * MAX_INSTRUCTION];
-        let ((), version, epoch) = memory.code().decode(&observer, frame, offset..PAGE_SIZE, || {
-            copy_code(host, offset, &mut bytes[..first]);
-        });
+        let (first, rest) = bytes.split_at_mut(MAX_INSTRUCTION.min(room as usize));
+        let second = head_mut(rest, MAX_INSTRUCTION);
+        let ((), version, epoch) =
+            memory.code().decode(&observer, frame, offset..PAGE_SIZE, || {
+                copy_code(host, offset, first);
+            });
         let ((), version2, epoch2) =
             memory.code().decode(&observer, frame2, 0..MAX_INSTRUCTION as u64, || {
-                copy_code(host2, 0, &mut bytes[first..first + MAX_INSTRUCTION]);
+                copy_code(host2, 0, second);
             });
-        let pass = self.decode_pass(rip, &bytes[..first + MAX_INSTRUCTION], 1)?;
+        let len = first.len().saturating_add(second.len());
+        let pass = self.decode_pass(blocks, rip, head(&bytes, len), 1)?;
         let epoch = epoch.max(epoch2);
-        let len = pass.ops.first().map_or(0, |op| usize::from(op.len)).min(bytes.len());
         let unsettled = (!memory.code().settled(&observer, epoch))
-            .then(|| Unsettled { epoch, bytes: bytes[..len].into() });
+            .then(|| Unsettled { epoch, bytes: head(&bytes, pass.len).into() });
         Ok(Box::new(Block {
             linear,
             rip,
@@ -132,7 +129,13 @@ impl Vcpu {
         }))
     }
 
-    fn decode_pass(&mut self, rip: u64, bytes: &[u8], limit: usize) -> Result<Pass, Abort> {
+    fn decode_pass(
+        &mut self,
+        blocks: &mut BlockCache,
+        rip: u64,
+        bytes: &[u8],
+        limit: usize,
+    ) -> Result<Pass, Abort> {
         let mut decoder = Decoder::with_ip(self.code_size as u32, bytes, rip, DecoderOptions::NONE);
         let mut instruction = Instruction::default();
         let mut pass = Pass { ops: Vec::with_capacity(8), len: 0, short: false };
@@ -141,7 +144,9 @@ impl Vcpu {
                 break;
             }
             decoder.decode_out(&mut instruction);
-            if instruction.is_invalid() && decoder.last_error() == iced_x86::DecoderError::NoMoreBytes {
+            if instruction.is_invalid()
+                && decoder.last_error() == iced_x86::DecoderError::NoMoreBytes
+            {
                 pass.short = pass.ops.is_empty();
                 break;
             }
@@ -149,18 +154,19 @@ impl Vcpu {
                 break;
             }
             let start = pass.len;
-            pass.len += instruction.len();
-            let Lowered { op, ends } = match lower::lower(self, &instruction, &bytes[start..pass.len]) {
+            pass.len = pass.len.saturating_add(instruction.len());
+            let encoding = bytes.get(start..pass.len).unwrap_or_default();
+            let Lowered { op, ends } = match lower::lower(self, &instruction, encoding) {
                 Ok(lowered) => lowered,
                 Err(lower::StubsFull) if !pass.ops.is_empty() => {
                     pass.len = start;
                     break;
                 }
                 Err(lower::StubsFull) => {
-                    self.blocks.clear();
+                    blocks.clear();
                     self.native.reset();
                     self.code_hit = true;
-                    match lower::lower(self, &instruction, &bytes[start..pass.len]) {
+                    match lower::lower(self, &instruction, encoding) {
                         Ok(lowered) => lowered,
                         Err(lower::StubsFull) => return Err(self.ud()),
                     }
@@ -182,14 +188,38 @@ impl Vcpu {
 /// The synthetic op that continues after `last`.
 fn goto(last: &Op) -> Op {
     let next = last.next_rip();
-    Op { run: transfer::fall_through, rip: next, imm: next, len: 0, flags: last.flags & OpFlags::LEGACY, ..*last }
+    Op {
+        run: transfer::fall_through,
+        rip: next,
+        imm: next,
+        len: 0,
+        flags: last.flags & OpFlags::LEGACY,
+        ..*last
+    }
 }
 
 /// Copies code out of the guest page at `host`.
 fn copy_code(host: u64, offset: u64, into: &mut [u8]) {
     // SAFETY: `host` is a mapped page of guest RAM (the code TLB or a walk just said so),
     // and callers keep offset + len within it.
-    unsafe { access::copy((host + offset) as *const u8, into.as_mut_ptr(), into.len()) }
+    unsafe { access::copy(host.wrapping_add(offset) as *const u8, into.as_mut_ptr(), into.len()) }
+}
+
+/// Whether the guest page at `host` holds exactly `code` (at most [`WINDOW`] bytes) now.
+fn holds(host: u64, offset: u64, code: &[u8]) -> bool {
+    let mut now = [0; WINDOW];
+    let now = head_mut(&mut now, code.len());
+    copy_code(host, offset, now);
+    now == code
+}
+
+/// The first `len` bytes, or all when there are fewer.
+fn head(bytes: &[u8], len: usize) -> &[u8] {
+    bytes.get(..len).unwrap_or(bytes)
+}
+
+fn head_mut(bytes: &mut [u8], len: usize) -> &mut [u8] {
+    bytes.split_at_mut(len.min(bytes.len())).0
 }
 
 impl Block {
@@ -198,14 +228,8 @@ impl Block {
     pub(crate) fn unchanged(&self, host: u64, tail_host: u64) -> bool {
         let Some(unsettled) = &self.unsettled else { return true };
         let offset = self.linear & PAGE_OFFSET;
-        let first = unsettled.bytes.len().min((PAGE_SIZE - offset) as usize);
+        let first = unsettled.bytes.len().min(room_in_page(offset) as usize);
         let (head, tail) = unsettled.bytes.split_at(first);
-        let mut now = [0; WINDOW];
-        let same = |host: u64, offset: u64, expected: &[u8], now: &mut [u8; WINDOW]| {
-            let now = &mut now[..expected.len().min(WINDOW)];
-            copy_code(host, offset, now);
-            now == expected
-        };
-        same(host, offset, head, &mut now) && (tail.is_empty() || same(tail_host, 0, tail, &mut now))
+        holds(host, offset, head) && (tail.is_empty() || holds(tail_host, 0, tail))
     }
 }

@@ -48,7 +48,7 @@ pub(crate) struct Unsettled {
 }
 
 /// All decoded blocks of one vCPU.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(crate) struct BlockCache {
     slots: Box<[Option<Box<Block>>]>,
 }
@@ -64,14 +64,13 @@ impl BlockCache {
         ((linear ^ linear >> 15) as usize) & (SLOTS - 1)
     }
 
-    /// Takes whatever block is in `slot`; it is put back after its run.
+    /// Whatever block is in `slot`.
     #[inline(always)]
-    pub(crate) fn take(&mut self, slot: usize) -> Option<Box<Block>> {
-        self.slots.get_mut(slot).and_then(Option::take)
+    pub(crate) fn get(&self, slot: usize) -> Option<&Block> {
+        self.slots.get(slot).and_then(Option::as_deref)
     }
 
     /// Puts a block into `slot`.
-    #[inline(always)]
     pub(crate) fn put(&mut self, slot: usize, block: Box<Block>) {
         if let Some(place) = self.slots.get_mut(slot) {
             *place = Some(block);

@@ -61,13 +61,18 @@ pub(crate) enum Form {
 }
 
 /// Lowers `instruction`, whose bytes are `bytes`, for the vCPU's present mode.
-pub(crate) fn lower(cpu: &mut Vcpu, instruction: &Instruction, bytes: &[u8]) -> Result<Lowered, StubsFull> {
+pub(crate) fn lower(
+    cpu: &mut Vcpu,
+    instruction: &Instruction,
+    bytes: &[u8],
+) -> Result<Lowered, StubsFull> {
     let mut op = operands(instruction, cpu.code_size);
     if instruction.is_invalid() {
         op.run = transfer::undefined;
         return Ok(Lowered { op, ends: true });
     }
-    let choice = lower_integer::lower(instruction, &mut op).or_else(|| lower_system::lower(instruction, &mut op));
+    let choice = lower_integer::lower(instruction, &mut op)
+        .or_else(|| lower_system::lower(instruction, &mut op));
     let choice = match choice {
         Some(choice) => choice,
         None => match cpu.native.lower(instruction, bytes, cpu.cpuid.features()) {
@@ -135,7 +140,7 @@ pub(crate) fn operand_size(instruction: &Instruction, n: u32) -> u8 {
 pub(crate) fn slot(register: Register) -> Option<u8> {
     match register {
         Register::AH | Register::CH | Register::DH | Register::BH => {
-            Some((register as u32 - Register::AH as u32) as u8 | HIGH_BYTE)
+            Some((register as u32).wrapping_sub(Register::AH as u32) as u8 | HIGH_BYTE)
         }
         _ if register.is_gpr() => Some(register.full_register().number() as u8),
         _ => None,
@@ -156,6 +161,8 @@ fn operands(instruction: &Instruction, code_size: CodeSize) -> Op {
     flags.set(OpFlags::LOCK, instruction.has_lock_prefix());
     flags.set(OpFlags::REP, instruction.has_rep_prefix());
     flags.set(OpFlags::REPNE, instruction.has_repne_prefix());
+    let memory = instruction.op_kinds().any(|kind| kind == OpKind::Memory);
+    flags.set(OpFlags::STACK, instruction.is_stack_instruction() && !memory);
     let mut op = Op {
         run: transfer::undefined,
         rip: instruction.ip(),
@@ -198,8 +205,12 @@ fn operands(instruction: &Instruction, code_size: CodeSize) -> Op {
             OpKind::MemorySegRSI | OpKind::MemorySegRDI | OpKind::MemoryESRDI => {
                 string_operand(instruction, long, u64::MAX, &mut op);
             }
-            OpKind::FarBranch16 => far_branch(u64::from(instruction.far_branch16()), instruction, &mut op),
-            OpKind::FarBranch32 => far_branch(u64::from(instruction.far_branch32()), instruction, &mut op),
+            OpKind::FarBranch16 => {
+                far_branch(u64::from(instruction.far_branch16()), instruction, &mut op)
+            }
+            OpKind::FarBranch32 => {
+                far_branch(u64::from(instruction.far_branch32()), instruction, &mut op)
+            }
             // The first immediate goes to `imm`, a second (enter, extrq) to `aux`.
             OpKind::Immediate8_2nd => op.aux = instruction.immediate8_2nd(),
             _ => op.imm = instruction.immediate(n),
@@ -224,7 +235,9 @@ fn segment_slot(register: Register, long: bool) -> u8 {
 fn memory_operand(instruction: &Instruction, long: bool, op: &mut Op) {
     op.flags |= OpFlags::MEM;
     let (base, index) = (instruction.memory_base(), instruction.memory_index());
-    op.flags.set(OpFlags::STACK, instruction.memory_segment() == Register::SS);
+    if instruction.memory_segment() == Register::SS {
+        op.flags |= OpFlags::STACK;
+    }
     op.seg = segment_slot(instruction.memory_segment(), long);
     op.disp = instruction.memory_displacement64();
     let width = match (base, index) {
@@ -250,13 +263,15 @@ fn far_branch(offset: u64, instruction: &Instruction, op: &mut Op) {
     op.disp = u64::from(instruction.far_branch_selector());
 }
 
-/// Operands of string instructions: [rSI] in a segment that may be overridden, [rDI] in ES.
+/// Operands of string instructions: `rSI` in a segment that may be overridden, `rDI` in ES.
 fn string_operand(instruction: &Instruction, long: bool, mask: u64, op: &mut Op) {
     op.addr_mask = mask;
     op.size = u8::try_from(instruction.memory_size().size()).unwrap_or(0);
     op.seg = segment_slot(instruction.memory_segment(), long);
-    if matches!(instruction.mnemonic(), Mnemonic::Maskmovq | Mnemonic::Maskmovdqu | Mnemonic::Vmaskmovdqu) {
+    if matches!(
+        instruction.mnemonic(),
+        Mnemonic::Maskmovq | Mnemonic::Maskmovdqu | Mnemonic::Vmaskmovdqu
+    ) {
         op.base = Gpr::Rdi as u8;
     }
 }
-

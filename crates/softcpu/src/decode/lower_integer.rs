@@ -4,7 +4,9 @@ use iced_x86::{Code, ConditionCode, Instruction, Mnemonic, OpKind, Register};
 
 use super::lower::{Choice, Form, form, operand_size};
 use super::op::{Handler, Op, OpFlags};
-use crate::interp::arith::{self, Adc, Add, And, Binary, Dec, Inc, Neg, Not, Or, Sbb, Sub, Unary, Xor};
+use crate::interp::arith::{
+    self, Adc, Add, And, Binary, Dec, Inc, Neg, Not, Or, Sbb, Sub, Unary, Xor,
+};
 use crate::interp::bits::{self, Action, Bt, Btc, Btr, Bts};
 use crate::interp::operand::{Dst, Imm, Mem, Src};
 use crate::interp::shift::{self, ByCl, ByImm, Count, Rcl, Rcr, Rol, Ror, Sar, Shift, Shl, Shr};
@@ -101,7 +103,11 @@ fn mov(form: Form, size: u8) -> Option<Handler> {
 }
 
 fn shifted_by<O: Shift, C: Count>(memory: bool, size: u8) -> Handler {
-    if memory { sized!(size, shift::shift, O, Mem, C) } else { sized!(size, shift::shift, O, Dst, C) }
+    if memory {
+        sized!(size, shift::shift, O, Mem, C)
+    } else {
+        sized!(size, shift::shift, O, Dst, C)
+    }
 }
 
 fn shift<O: Shift>(instruction: &Instruction, size: u8) -> Handler {
@@ -186,7 +192,9 @@ fn scan<const REVERSE: bool>(form: Form, size: u8) -> Option<Handler> {
 
 /// The number of a segment register, as [`Op::imm`] carries it.
 fn segment_number(register: Register) -> Option<u64> {
-    register.is_segment_register().then(|| u64::from(register as u32 - Register::ES as u32))
+    register
+        .is_segment_register()
+        .then(|| u64::from((register as u32).wrapping_sub(Register::ES as u32)))
 }
 
 /// The operand size of stack and branch instructions: what they push or pop.
@@ -305,7 +313,9 @@ fn branches(instruction: &Instruction, op: &mut Op, form: Form) -> Option<Choice
             Form::Reg => word_sized!(op.size, branch::jump_indirect, Src0),
             _ => word_sized!(op.size, branch::jump_indirect, Mem),
         },
-        Mnemonic::Call if instruction.is_call_near() => word_sized!(stack_size(instruction), branch::call),
+        Mnemonic::Call if instruction.is_call_near() => {
+            word_sized!(stack_size(instruction), branch::call)
+        }
         Mnemonic::Call if instruction.is_call_near_indirect() => match form {
             Form::Reg => word_sized!(op.size, branch::call_indirect, Src0),
             _ => word_sized!(op.size, branch::call_indirect, Mem),
@@ -365,9 +375,15 @@ fn strings(instruction: &Instruction, op: &Op) -> Option<Choice> {
     Some(Choice::Next(match instruction.mnemonic() {
         Mnemonic::Movsb | Mnemonic::Movsw | Mnemonic::Movsq => sized!(op.size, string::movs),
         Mnemonic::Movsd if instruction.is_string_instruction() => string::movs::<u32>,
-        Mnemonic::Stosb | Mnemonic::Stosw | Mnemonic::Stosd | Mnemonic::Stosq => sized!(op.size, string::stos),
-        Mnemonic::Lodsb | Mnemonic::Lodsw | Mnemonic::Lodsd | Mnemonic::Lodsq => sized!(op.size, string::lods),
-        Mnemonic::Scasb | Mnemonic::Scasw | Mnemonic::Scasd | Mnemonic::Scasq => sized!(op.size, string::scas),
+        Mnemonic::Stosb | Mnemonic::Stosw | Mnemonic::Stosd | Mnemonic::Stosq => {
+            sized!(op.size, string::stos)
+        }
+        Mnemonic::Lodsb | Mnemonic::Lodsw | Mnemonic::Lodsd | Mnemonic::Lodsq => {
+            sized!(op.size, string::lods)
+        }
+        Mnemonic::Scasb | Mnemonic::Scasw | Mnemonic::Scasd | Mnemonic::Scasq => {
+            sized!(op.size, string::scas)
+        }
         Mnemonic::Cmpsb | Mnemonic::Cmpsw | Mnemonic::Cmpsq => sized!(op.size, string::cmps),
         Mnemonic::Cmpsd if instruction.is_string_instruction() => string::cmps::<u32>,
         _ => return None,
@@ -411,8 +427,10 @@ pub(crate) fn lower(instruction: &Instruction, op: &mut Op) -> Option<Choice> {
     let (form, size) = (form(instruction), op.size);
     // Locked read-modify-writes run on the guest's memory itself, as native stubs; the
     // bit tests look after their own lock.
-    let bit_test =
-        matches!(instruction.mnemonic(), Mnemonic::Bt | Mnemonic::Bts | Mnemonic::Btr | Mnemonic::Btc);
+    let bit_test = matches!(
+        instruction.mnemonic(),
+        Mnemonic::Bt | Mnemonic::Bts | Mnemonic::Btr | Mnemonic::Btc
+    );
     if instruction.has_lock_prefix() && !bit_test {
         return None;
     }
@@ -428,9 +446,21 @@ pub(crate) fn lower(instruction: &Instruction, op: &mut Op) -> Option<Choice> {
     }
     let other = |n| operand_size(instruction, n);
     let handler = match instruction.mnemonic() {
-        Mnemonic::Mov if instruction.op_register(0).is_cr() || instruction.op_register(1).is_cr() => return None,
-        Mnemonic::Mov if instruction.op_register(0).is_dr() || instruction.op_register(1).is_dr() => return None,
-        Mnemonic::Mov if instruction.op_register(0).is_tr() || instruction.op_register(1).is_tr() => return None,
+        Mnemonic::Mov
+            if instruction.op_register(0).is_cr() || instruction.op_register(1).is_cr() =>
+        {
+            return None;
+        }
+        Mnemonic::Mov
+            if instruction.op_register(0).is_dr() || instruction.op_register(1).is_dr() =>
+        {
+            return None;
+        }
+        Mnemonic::Mov
+            if instruction.op_register(0).is_tr() || instruction.op_register(1).is_tr() =>
+        {
+            return None;
+        }
         Mnemonic::Mov => mov(form, size)?,
         Mnemonic::Movzx => extend(false, form, other(1), size)?,
         Mnemonic::Movsx | Mnemonic::Movsxd => extend(true, form, other(1), size)?,
@@ -497,8 +527,7 @@ pub(crate) fn lower(instruction: &Instruction, op: &mut Op) -> Option<Choice> {
         | Mnemonic::Prefetchnta
         | Mnemonic::Prefetcht0
         | Mnemonic::Prefetcht1
-        | Mnemonic::Prefetcht2
-        => transfer::nop,
+        | Mnemonic::Prefetcht2 => transfer::nop,
         Mnemonic::Pause => transfer::pause,
         Mnemonic::Clflush | Mnemonic::Clflushopt | Mnemonic::Clwb => transfer::touch,
         Mnemonic::Mfence | Mnemonic::Sfence | Mnemonic::Lfence => transfer::fence,

@@ -8,8 +8,8 @@ use iced_x86::{Code, Instruction, Mnemonic, OpKind};
 use super::lower::{Choice, operand_size};
 use super::op::Op;
 use crate::system::{
-    control, debug, far, flags, hypercall, interrupt, invalidate, io, iret, msr, segment, string_io, syscall, tables,
-    tsc,
+    control, debug, far, flags, hypercall, interrupt, invalidate, io, iret, msr, segment,
+    string_io, syscall, tables, tsc,
 };
 
 /// The operand size of an instruction that only its encoding tells.
@@ -146,7 +146,11 @@ pub(crate) fn lower(instruction: &Instruction, op: &mut Op) -> Option<Choice> {
         Mnemonic::In => Next(io::in_imm),
         Mnemonic::Out => {
             op.size = operand_size(instruction, 1);
-            if instruction.op0_kind() == OpKind::Register { Next(io::out_dx) } else { Next(io::out_imm) }
+            if instruction.op0_kind() == OpKind::Register {
+                Next(io::out_dx)
+            } else {
+                Next(io::out_imm)
+            }
         }
         Mnemonic::Insb | Mnemonic::Insw | Mnemonic::Insd => Next(string_io::ins),
         Mnemonic::Outsb | Mnemonic::Outsw | Mnemonic::Outsd => Next(string_io::outs),

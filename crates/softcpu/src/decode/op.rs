@@ -3,8 +3,8 @@
 //! Decoding happens once; an [`Op`] holds everything the handler needs in one cache
 //! line, so that running it is one indirect call and no look-up.
 
-use crate::state::{GPR_SLOTS, VcpuState};
 use crate::memory::access::Scalar;
+use crate::state::{GPR_SLOTS, VcpuState};
 use crate::vcpu::{Step, Vcpu};
 
 /// The function that executes an [`Op`].
@@ -31,7 +31,7 @@ bitflags::bitflags! {
         const REP = 1 << 2;
         /// `repne` prefix.
         const REPNE = 1 << 3;
-        /// The memory operand is on the stack segment by default: non-canonical
+        /// The instruction uses the stack, by itself or through SS: non-canonical
         /// addresses raise #SS and not #GP.
         const STACK = 1 << 4;
         /// 64-bit code.
@@ -102,14 +102,26 @@ impl Op {
 /// Reads register operand `which` (slot, perhaps with [`HIGH_BYTE`]).
 #[inline(always)]
 #[must_use]
+#[expect(
+    clippy::indexing_slicing,
+    reason = "masked to the array's length, which is a power of two"
+)]
 pub fn read_reg<T: Scalar>(state: &VcpuState, which: u8) -> T {
     let whole = state.gpr[usize::from(which) & (GPR_SLOTS - 1)];
-    if T::SIZE == 1 && which & HIGH_BYTE != 0 { T::truncate(whole >> 8) } else { T::truncate(whole) }
+    if T::SIZE == 1 && which & HIGH_BYTE != 0 {
+        T::truncate(whole >> 8)
+    } else {
+        T::truncate(whole)
+    }
 }
 
 /// Writes register operand `which`: 32-bit writes clear the upper half, 8- and 16-bit
 /// writes keep the rest (SDM vol. 1, 3.4.1.1).
 #[inline(always)]
+#[expect(
+    clippy::indexing_slicing,
+    reason = "masked to the array's length, which is a power of two"
+)]
 pub fn write_reg<T: Scalar>(state: &mut VcpuState, which: u8, value: T) {
     let slot = &mut state.gpr[usize::from(which) & (GPR_SLOTS - 1)];
     *slot = match T::SIZE {

@@ -279,7 +279,9 @@ mod tests {
         assert_eq!(u32::idiv(0x8000_0000, u32::MAX, u32::MAX), None);
         assert_eq!(u64::idiv(1 << 63, u64::MAX, u64::MAX), None);
         assert_eq!(u64::idiv(0, 1 << 63, u64::MAX), None);
-        assert!(matches!(u64::idiv((-7_i64) as u64, u64::MAX, 2), Some((q, r, _)) if q as i64 == -3 && r as i64 == -1));
+        assert!(
+            matches!(u64::idiv((-7_i64) as u64, u64::MAX, 2), Some((q, r, _)) if q as i64 == -3 && r as i64 == -1)
+        );
     }
 
     #[test]

@@ -76,7 +76,7 @@ pub(crate) trait Unary {
 /// Flags of `inc` and `dec`: all but the carry.
 fn keep_carry(old: RFlags, new: u64) -> RFlags {
     let carry = old & RFlags::CF;
-    (old.with_status(new) - RFlags::CF) | carry
+    old.with_status(new).difference(RFlags::CF) | carry
 }
 
 /// `inc`.

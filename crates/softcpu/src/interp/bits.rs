@@ -54,7 +54,7 @@ fn changed(value: u64, bit: u64, then: Then) -> u64 {
 
 /// `bt` and its kin on a register.
 pub(crate) fn test_register<T: Scalar, A: Action, S: Source>(cpu: &mut Vcpu, op: &Op) -> Step {
-    let offset = S::get::<T>(cpu, op)?.zero_extend() & u64::from(T::SIZE * 8 - 1);
+    let offset = S::get::<T>(cpu, op)?.zero_extend() & u64::from(T::BITS).wrapping_sub(1);
     let value = Dst::get::<T>(cpu, op)?.zero_extend();
     let bit = 1 << offset;
     cpu.state.rflags.set(RFlags::CF, value & bit != 0);
@@ -66,12 +66,15 @@ pub(crate) fn test_register<T: Scalar, A: Action, S: Source>(cpu: &mut Vcpu, op:
 
 /// `bt` and its kin on memory; `S` gives the bit offset, signed and unbounded if it
 /// comes from a register (`STRING`).
-pub(crate) fn test_memory<T: Scalar, A: Action, S: Source, const STRING: bool>(cpu: &mut Vcpu, op: &Op) -> Step {
+pub(crate) fn test_memory<T: Scalar, A: Action, S: Source, const STRING: bool>(
+    cpu: &mut Vcpu,
+    op: &Op,
+) -> Step {
     let size = u64::from(T::SIZE);
     let offset = S::get::<T>(cpu, op)?;
-    let bit = offset.zero_extend() & (size * 8 - 1);
+    let bit = offset.zero_extend() & u64::from(T::BITS).wrapping_sub(1);
     let operand = if STRING {
-        let units = (offset.sign_extend() as i64) >> (size * 8).trailing_zeros();
+        let units = (offset.sign_extend() as i64) >> T::BITS.trailing_zeros();
         Op { disp: op.disp.wrapping_add((units as u64).wrapping_mul(size)), ..*op }
     } else {
         *op
@@ -81,7 +84,9 @@ pub(crate) fn test_memory<T: Scalar, A: Action, S: Source, const STRING: bool>(c
     let old = if A::THEN == Then::Keep {
         cpu.read::<T>(addr)?
     } else if op.flags.contains(OpFlags::LOCK) {
-        cpu.locked_update::<T>(addr, |value| T::truncate(changed(value.zero_extend(), 1 << bit, A::THEN)))?
+        cpu.locked_update::<T>(addr, |value| {
+            T::truncate(changed(value.zero_extend(), 1 << bit, A::THEN))
+        })?
     } else {
         cpu.probe_write(addr, size)?;
         let old = cpu.read::<T>(addr)?;
@@ -154,7 +159,7 @@ pub(crate) fn scan<T: Scalar, const REVERSE: bool, S: Source>(cpu: &mut Vcpu, op
         // A 32-bit destination is not even zero-extended here on the CPUs of our time.
         return Ok(());
     }
-    let index = if REVERSE { 63 - value.leading_zeros() } else { value.trailing_zeros() };
+    let index = if REVERSE { value.checked_ilog2().unwrap_or(0) } else { value.trailing_zeros() };
     write_reg(&mut cpu.state, op.dst, T::truncate(u64::from(index)));
     Ok(())
 }

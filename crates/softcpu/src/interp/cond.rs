@@ -38,7 +38,10 @@ pub(crate) fn set<const CC: u8, D: Target>(cpu: &mut Vcpu, op: &Op) -> Step {
 
 /// `cmovcc`: the source is read (and may fault) and, with 32-bit operands, the upper
 /// half cleared whether or not the condition holds.
-pub(crate) fn conditional_move<const CC: u8, T: Scalar, S: Source>(cpu: &mut Vcpu, op: &Op) -> Step {
+pub(crate) fn conditional_move<const CC: u8, T: Scalar, S: Source>(
+    cpu: &mut Vcpu,
+    op: &Op,
+) -> Step {
     let new = S::get::<T>(cpu, op)?;
     let old = read_reg::<T>(&cpu.state, op.dst);
     let value = if holds::<CC>(cpu.state.rflags) { new } else { old };

@@ -12,6 +12,8 @@ pub mod bcd;
 pub mod bits;
 pub mod branch;
 pub mod cond;
+#[doc(hidden)]
+pub mod fuzz;
 pub mod muldiv;
 pub mod operand;
 pub mod run;

@@ -1,6 +1,7 @@
 //! The run loop: events, finding a block, running it, delivering what it raised.
 
 use crate::decode::cache::{Block, BlockCache};
+use crate::decode::op::{Op, OpFlags};
 use crate::handle::Event;
 use crate::state::CodeSize;
 use crate::state::rflags::RFlags;
@@ -12,7 +13,7 @@ impl Vcpu {
     /// Runs guest code until something needs the machine.
     pub fn run(&mut self) -> Exit {
         self.enter_guest();
-        let exit = self.run_blocks();
+        let exit = self.with_blocks(Self::run_blocks);
         self.memory.code().leave(&self.observer);
         exit
     }
@@ -24,9 +25,21 @@ impl Vcpu {
         memory.code().enter(&observer, || self.mmu.data.drop_writes());
     }
 
-    fn run_blocks(&mut self) -> Exit {
+    /// Takes the decoded blocks out of the vCPU while it runs: instructions then may
+    /// change all of it while the block they belong to is looked at.
+    pub(super) fn with_blocks<T>(
+        &mut self,
+        run: impl FnOnce(&mut Self, &mut BlockCache) -> T,
+    ) -> T {
+        let mut blocks = std::mem::take(&mut self.blocks);
+        let result = run(self, &mut blocks);
+        self.blocks = blocks;
+        result
+    }
+
+    fn run_blocks(&mut self, blocks: &mut BlockCache) -> Exit {
         loop {
-            if let Some(exit) = self.advance(false) {
+            if let Some(exit) = self.advance(blocks, false) {
                 return exit;
             }
         }
@@ -36,23 +49,42 @@ impl Vcpu {
     /// debuggers. `None` means that the guest just goes on.
     pub fn single_step(&mut self) -> Option<Exit> {
         self.enter_guest();
-        let exit = self.advance(true);
+        let exit = self.with_blocks(|cpu, blocks| cpu.advance(blocks, true));
+        self.memory.code().leave(&self.observer);
+        exit
+    }
+
+    /// Runs one block, or takes one event: what [`Vcpu::run`] does until it returns, for
+    /// whoever must not wait that long.
+    pub(crate) fn run_one_block(&mut self) -> Option<Exit> {
+        self.enter_guest();
+        let exit = self.with_blocks(|cpu, blocks| cpu.advance(blocks, false));
         self.memory.code().leave(&self.observer);
         exit
     }
 
     #[inline(always)]
-    fn advance(&mut self, single: bool) -> Option<Exit> {
+    fn advance(&mut self, blocks: &mut BlockCache, single: bool) -> Option<Exit> {
         if self.handle.pending().bits() & self.event_mask != 0
             && let Some(exit) = self.service_events()
         {
             return Some(exit);
         }
-        let outcome = if single || self.stepping() { self.step() } else { self.run_block() };
+        let outcome =
+            if single || self.stepping() { self.step(blocks) } else { self.run_block(blocks) };
         match outcome {
             Ok(()) | Err(Abort::EndBlock) => None,
             Err(Abort::Exit) => Some(self.exit),
             Err(Abort::Fault) => self.take_fault(),
+        }
+    }
+
+    /// Puts RIP back to the instruction that faulted.
+    #[cold]
+    fn faulted_at(&mut self, op: &Op) {
+        self.state.rip = op.rip;
+        if op.flags.contains(OpFlags::STACK) {
+            self.fault = self.fault.on_stack();
         }
     }
 
@@ -115,9 +147,12 @@ impl Vcpu {
         self.shadow != Shadow::None || self.state.rflags.contains(RFlags::TF) || self.debug_active()
     }
 
-    /// Finds (or makes) the block at RIP and takes it out of the cache.
+    /// Finds (or makes) the block at RIP.
     #[inline(always)]
-    fn find_block(&mut self) -> Result<(usize, Box<Block>), Abort> {
+    pub(super) fn find_block<'a>(
+        &mut self,
+        blocks: &'a mut BlockCache,
+    ) -> Result<&'a Block, Abort> {
         let rip = self.state.rip;
         let linear = if self.code_size == CodeSize::Bits64 {
             rip
@@ -130,21 +165,21 @@ impl Vcpu {
         };
         let Some((host, frame)) = self.fetch_page(linear)? else { return Err(self.gp(0)) };
         let slot = BlockCache::slot(linear);
-        if let Some(block) = self.blocks.take(slot) {
-            if block.linear == linear
+        let good = blocks.get(slot).is_some_and(|block| {
+            block.linear == linear
                 && block.frame == frame
                 && block.rip == rip
                 && block.size == self.code_size
                 && block.version == self.memory.code().version(frame)
-                && (block.tail.is_none() && block.unsettled.is_none() || self.recheck(&block, host))
-            {
-                return Ok((slot, block));
-            }
-            self.blocks.put(slot, block);
+                && (block.tail.is_none() && block.unsettled.is_none() || self.recheck(block, host))
+        });
+        if !good {
+            let block = self.build_block(blocks, rip, linear, host, frame)?;
+            self.code_hit = false;
+            blocks.put(slot, block);
         }
-        let block = self.build_block(rip, linear, host, frame)?;
-        self.code_hit = false;
-        Ok((slot, block))
+        // There is one now, whichever way it came.
+        blocks.get(slot).ok_or(Abort::EndBlock)
     }
 
     /// The checks that few blocks need: the second page, and bytes that another vCPU
@@ -172,8 +207,8 @@ impl Vcpu {
     }
 
     #[inline(always)]
-    fn run_block(&mut self) -> Result<(), Abort> {
-        let (slot, block) = self.find_block()?;
+    fn run_block(&mut self, blocks: &mut BlockCache) -> Result<(), Abort> {
+        let block = self.find_block(blocks)?;
         if self.tracer.is_some() {
             self.trace_block(block.ops.len());
         }
@@ -181,10 +216,10 @@ impl Vcpu {
         let mut outcome = Ok(());
         let mut done = 0_usize;
         for op in &block.ops {
-            done += 1;
+            done = done.wrapping_add(1);
             if let Err(abort) = (op.run)(self, op) {
                 if abort == Abort::Fault {
-                    self.state.rip = op.rip;
+                    self.faulted_at(op);
                 }
                 outcome = Err(abort);
                 break;
@@ -199,7 +234,6 @@ impl Vcpu {
         }
         self.code_hit = false;
         self.counters.ops = self.counters.ops.wrapping_add(done as u64);
-        self.blocks.put(slot, block);
         outcome
     }
 
@@ -212,15 +246,16 @@ impl Vcpu {
 
     /// Runs one instruction, with the traps that follow it.
     #[cold]
-    fn step(&mut self) -> Result<(), Abort> {
+    fn step(&mut self, blocks: &mut BlockCache) -> Result<(), Abort> {
         let trap = self.state.rflags.contains(RFlags::TF);
         let held = std::mem::take(&mut self.shadow);
         self.update_event_mask();
         if held != Shadow::MovSs {
-            let rip = self.state.rip;
-            self.check_code_breakpoint(rip)?;
+            // Left over from an instruction that faulted: those do not trap.
+            self.system.data_breakpoints = 0;
         }
-        let (slot, block) = self.find_block()?;
+        self.check_code_breakpoint(self.state.rip)?;
+        let block = self.find_block(blocks)?;
         if self.tracer.is_some() {
             self.trace_block(1);
         }
@@ -229,7 +264,7 @@ impl Vcpu {
                 self.counters.ops = self.counters.ops.wrapping_add(1);
                 let outcome = (op.run)(self, op);
                 match outcome {
-                    Err(Abort::Fault) => self.state.rip = op.rip,
+                    Err(Abort::Fault) => self.faulted_at(op),
                     Ok(()) if block.ops.len() > 1 => self.state.rip = op.next_rip(),
                     _ => {}
                 }
@@ -238,7 +273,6 @@ impl Vcpu {
             None => Ok(()),
         };
         self.code_hit = false;
-        self.blocks.put(slot, block);
         if outcome != Err(Abort::Fault) {
             self.after_step(trap)?;
         }

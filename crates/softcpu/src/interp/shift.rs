@@ -78,6 +78,6 @@ pub(crate) fn shift<T: Alu, O: Shift, D: Target, C: Count>(cpu: &mut Vcpu, op: &
     let (result, flags) = O::apply(a, count, cpu.state.rflags);
     D::put(cpu, op, spot, result)?;
     let changed = cpu.state.rflags.with_status(flags) & O::CHANGES;
-    cpu.state.rflags = (cpu.state.rflags - O::CHANGES) | changed;
+    cpu.state.rflags = cpu.state.rflags.difference(O::CHANGES) | changed;
     Ok(())
 }

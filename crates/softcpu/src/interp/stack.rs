@@ -35,7 +35,12 @@ impl Vcpu {
 
     /// The linear address of `size` bytes on the stack at the stack pointer `rsp`.
     #[inline(always)]
-    pub(crate) fn stack_linear(&mut self, rsp: u64, size: u64, access: Access) -> Result<u64, Abort> {
+    pub(crate) fn stack_linear(
+        &mut self,
+        rsp: u64,
+        size: u64,
+        access: Access,
+    ) -> Result<u64, Abort> {
         if self.code_size == CodeSize::Bits64 {
             return Ok(rsp);
         }
@@ -64,8 +69,11 @@ impl Vcpu {
         let rsp = self.state.reg(Gpr::Rsp);
         let addr = self.stack_linear(rsp, size, Access::Read)?;
         let value = self.read(addr)?;
-        let after =
-            if self.code_size == CodeSize::Bits64 { rsp.wrapping_add(size) } else { self.moved_stack_pointer(size) };
+        let after = if self.code_size == CodeSize::Bits64 {
+            rsp.wrapping_add(size)
+        } else {
+            self.moved_stack_pointer(size)
+        };
         Ok((value, after))
     }
 }
@@ -134,10 +142,13 @@ pub(crate) fn load_far_pointer<T: Scalar>(cpu: &mut Vcpu, op: &Op) -> Step {
 pub(crate) fn push_all<T: Scalar>(cpu: &mut Vcpu, _: &Op) -> Step {
     let size = u64::from(T::SIZE);
     let saved = cpu.state.reg(Gpr::Rsp);
-    // All eight slots must be writable before the first is written.
-    let lowest = cpu.moved_stack_pointer((size * 8).wrapping_neg());
-    let addr = cpu.stack_linear(lowest, size * 8, Access::Write)?;
-    cpu.probe_write(addr, size * 8)?;
+    // All eight slots must be writable before the first is written; the first that is
+    // not says what fault it is.
+    for slot in 1..=8_u64 {
+        let rsp = cpu.moved_stack_pointer(size.wrapping_mul(slot).wrapping_neg());
+        let addr = cpu.stack_linear(rsp, size, Access::Write)?;
+        cpu.probe_write(addr, size)?;
+    }
     for reg in 0..8 {
         let value = if reg == 4 { T::truncate(saved) } else { read_reg(&cpu.state, reg) };
         if let Err(abort) = cpu.push(value) {
@@ -177,7 +188,8 @@ pub(crate) fn leave<T: Scalar>(cpu: &mut Vcpu, _: &Op) -> Step {
     let saved = cpu.state.reg(Gpr::Rsp);
     let rbp = cpu.state.reg(Gpr::Rbp);
     let mask = cpu.stack_mask();
-    cpu.state.set_reg(Gpr::Rsp, if mask == 0xffff { saved & !mask | rbp & mask } else { rbp & mask });
+    cpu.state
+        .set_reg(Gpr::Rsp, if mask == 0xffff { saved & !mask | rbp & mask } else { rbp & mask });
     match cpu.peek::<T>() {
         Ok((value, after)) => {
             cpu.state.set_reg(Gpr::Rsp, after);
@@ -206,7 +218,7 @@ fn enter_frame<T: Scalar>(cpu: &mut Vcpu, op: &Op) -> Step {
     cpu.push(read_reg::<T>(&cpu.state, 5))?;
     let frame = cpu.state.reg(Gpr::Rsp);
     for step in 1..u64::from(level) {
-        let pointer = cpu.state.reg(Gpr::Rbp).wrapping_sub(size * step);
+        let pointer = cpu.state.reg(Gpr::Rbp).wrapping_sub(size.wrapping_mul(step));
         let mask = cpu.stack_mask();
         let addr = cpu.stack_linear(pointer & mask, size, Access::Read)?;
         let value = cpu.read::<T>(addr)?;
@@ -223,4 +235,3 @@ fn enter_frame<T: Scalar>(cpu: &mut Vcpu, op: &Op) -> Step {
     cpu.state.set_reg(Gpr::Rsp, bottom);
     Ok(())
 }
-

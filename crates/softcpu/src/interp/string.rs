@@ -8,7 +8,7 @@
 
 use super::alu::Alu;
 use super::branch::set_counter;
-use crate::addr::{PAGE_OFFSET, PAGE_SIZE};
+use crate::addr::room_in_page;
 use crate::decode::op::{Op, OpFlags, read_reg, write_reg};
 use crate::memory::access::{self, Scalar};
 use crate::mmu::Access;
@@ -40,10 +40,10 @@ fn source_address<T: Scalar>(cpu: &mut Vcpu, op: &Op) -> Result<u64, Abort> {
     let offset = cpu.state.reg(Gpr::Rsi) & op.addr_mask;
     if op.flags.contains(OpFlags::LEGACY) {
         cpu.check_segment(op.seg, offset, u64::from(T::SIZE), Access::Read)?;
-        let base = cpu.state.seg.get(usize::from(op.seg)).map_or(0, |segment| segment.base);
+        let base = cpu.state.seg_slot(op.seg).base;
         return Ok(base.wrapping_add(offset) & 0xffff_ffff);
     }
-    let base = cpu.state.seg.get(usize::from(op.seg)).map_or(0, |segment| segment.base);
+    let base = cpu.state.seg_slot(op.seg).base;
     Ok(base.wrapping_add(offset))
 }
 
@@ -54,13 +54,15 @@ fn destination_address<T: Scalar>(cpu: &mut Vcpu, op: &Op, access: Access) -> Re
 
 /// How many elements from `addr` on lie in the same page, going forwards.
 fn within_page<T: Scalar>(addr: u64, count: u64) -> u64 {
-    ((PAGE_SIZE - (addr & PAGE_OFFSET)) / u64::from(T::SIZE)).min(count)
+    (room_in_page(addr) >> T::SIZE.trailing_zeros()).min(count)
 }
 
 /// Whether bulk work is possible at all: forwards, and with addresses that cannot wrap
 /// or leave their segment within a page (64-bit code).
 fn may_bulk(cpu: &Vcpu, op: &Op) -> bool {
-    !op.flags.contains(OpFlags::LEGACY) && op.addr_mask == u64::MAX && !cpu.state.rflags.contains(RFlags::DF)
+    !op.flags.contains(OpFlags::LEGACY)
+        && op.addr_mask == u64::MAX
+        && !cpu.state.rflags.contains(RFlags::DF)
 }
 
 #[derive(Debug)]
@@ -83,7 +85,7 @@ impl<T: Alu> Element<T> for Movs {
         let from = source_address::<T>(cpu, op)?;
         let to = destination_address::<T>(cpu, op, Access::Write)?;
         let count = within_page::<T>(from, within_page::<T>(to, count));
-        let len = count * u64::from(T::SIZE);
+        let len = count.wrapping_mul(u64::from(T::SIZE));
         // A destination just above the source repeats a pattern: element by element.
         if count < 2 || to.wrapping_sub(from) < len {
             return Ok(0);
@@ -122,7 +124,7 @@ impl<T: Alu> Element<T> for Stos {
         if count < 2 {
             return Ok(0);
         }
-        let len = count * u64::from(T::SIZE);
+        let len = count.wrapping_mul(u64::from(T::SIZE));
         let Some(target) = cpu.in_place(to, len, Access::Write)? else { return Ok(0) };
         let value = read_reg::<T>(&cpu.state, 0);
         // SAFETY: `len` bytes of guest RAM within one page.
@@ -180,12 +182,14 @@ impl<T: Alu> Element<T> for Cmps {
 /// Moves the pointers on by `count` elements.
 fn advance<T: Alu, E: Element<T>>(cpu: &mut Vcpu, op: &Op, count: u64) {
     let distance = count.wrapping_mul(u64::from(T::SIZE));
-    let delta = if cpu.state.rflags.contains(RFlags::DF) { distance.wrapping_neg() } else { distance };
+    let delta =
+        if cpu.state.rflags.contains(RFlags::DF) { distance.wrapping_neg() } else { distance };
     for (used, reg) in [(E::POINTERS.0, Gpr::Rsi), (E::POINTERS.1, Gpr::Rdi)] {
         if used {
             let old = cpu.state.reg(reg);
             let moved = old.wrapping_add(delta) & op.addr_mask;
-            cpu.state.set_reg(reg, if op.addr_mask == 0xffff { old & !0xffff | moved } else { moved });
+            cpu.state
+                .set_reg(reg, if op.addr_mask == 0xffff { old & !0xffff | moved } else { moved });
         }
     }
 }
@@ -213,7 +217,8 @@ fn string<T: Alu, E: Element<T>>(cpu: &mut Vcpu, op: &Op) -> Step {
         left = left.wrapping_sub(done);
         budget = budget.saturating_sub(done);
         set_counter(cpu, op, left);
-        if E::COMPARES && cpu.state.rflags.contains(RFlags::ZF) == op.flags.contains(OpFlags::REPNE) {
+        if E::COMPARES && cpu.state.rflags.contains(RFlags::ZF) == op.flags.contains(OpFlags::REPNE)
+        {
             break;
         }
     }

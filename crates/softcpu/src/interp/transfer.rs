@@ -95,12 +95,15 @@ pub(crate) fn load_ah(cpu: &mut Vcpu, _: &Op) -> Step {
 
 /// `sahf`.
 pub(crate) fn store_ah(cpu: &mut Vcpu, _: &Op) -> Step {
-    let image = RFlags::from_bits_retain(u64::from(read_reg::<u8>(&cpu.state, crate::decode::op::HIGH_BYTE)));
-    cpu.state.rflags = (cpu.state.rflags - AH_FLAGS) | (image & AH_FLAGS);
+    let image = RFlags::from_bits_retain(u64::from(read_reg::<u8>(
+        &cpu.state,
+        crate::decode::op::HIGH_BYTE,
+    )));
+    cpu.state.rflags = cpu.state.rflags.difference(AH_FLAGS) | (image & AH_FLAGS);
     Ok(())
 }
 
-/// `xlat`: AL = [BX + AL]. Decode gives BX as the base and no index.
+/// `xlat`: AL = the byte at BX + AL. Decode gives BX as the base and no index.
 pub(crate) fn translate(cpu: &mut Vcpu, op: &Op) -> Step {
     let al = read_reg::<u8>(&cpu.state, 0);
     let indexed = Op { disp: op.disp.wrapping_add(u64::from(al)), ..*op };
@@ -137,7 +140,8 @@ pub(crate) fn change_flags(cpu: &mut Vcpu, op: &Op) -> Step {
     let clear = RFlags::from_bits_retain(op.imm & 0xffff_ffff);
     let set = RFlags::from_bits_retain(op.imm >> 32);
     let flip = clear & set;
-    cpu.state.rflags = (((cpu.state.rflags - (clear - flip)) | (set - flip))) ^ flip;
+    let kept = cpu.state.rflags.difference(clear.difference(flip));
+    cpu.state.rflags = (kept | set.difference(flip)) ^ flip;
     Ok(())
 }
 
@@ -181,4 +185,3 @@ pub(crate) fn fall_through(cpu: &mut Vcpu, op: &Op) -> Step {
     cpu.state.rip = op.imm;
     Ok(())
 }
-

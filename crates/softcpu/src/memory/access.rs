@@ -17,9 +17,13 @@ mod sealed {
 }
 
 /// An integer that one `mov` moves.
-pub trait Scalar: sealed::Sealed + Copy + Default + Eq + core::fmt::Debug + core::fmt::LowerHex + 'static {
+pub trait Scalar:
+    sealed::Sealed + Copy + Default + Eq + core::fmt::Debug + core::fmt::LowerHex + 'static
+{
     /// Its size in bytes.
     const SIZE: u32;
+    /// Its size in bits.
+    const BITS: u32;
     /// All of its bits.
     const MASK: u64;
 
@@ -49,6 +53,7 @@ macro_rules! scalar {
     ($t:ty, $signed:ty, $class:ident, $load:literal, $store:literal) => {
         impl Scalar for $t {
             const SIZE: u32 = (<$t>::BITS / 8);
+            const BITS: u32 = <$t>::BITS;
             const MASK: u64 = <$t>::MAX as u64;
 
             #[inline(always)]

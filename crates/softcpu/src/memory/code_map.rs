@@ -128,11 +128,9 @@ impl CodeMap {
     /// `epoch` was current.
     #[must_use]
     pub fn settled(&self, me: &Observer, epoch: u64) -> bool {
-        self.observers
-            .read()
-            .unwrap_or_else(PoisonError::into_inner)
-            .iter()
-            .all(|other| std::ptr::eq(&raw const **other, me) || other.seen.load(Ordering::SeqCst) >= epoch)
+        self.observers.read().unwrap_or_else(PoisonError::into_inner).iter().all(|other| {
+            std::ptr::eq(&raw const **other, me) || other.seen.load(Ordering::SeqCst) >= epoch
+        })
     }
 
     /// `len` bytes at `offset` of `frame` have been stored. Says whether code was hit.
@@ -156,8 +154,8 @@ impl CodeMap {
 /// The lines that `len` bytes at `offset` of a frame touch.
 fn line_mask(offset: u64, len: u64) -> u64 {
     let first = (offset >> LINE_SHIFT) & 63;
-    let last = (offset.saturating_add(len.max(1) - 1) >> LINE_SHIFT).min(63);
-    (u64::MAX << first) & (u64::MAX >> (63 - last))
+    let last = (offset.saturating_add(len.saturating_sub(1)) >> LINE_SHIFT).min(63);
+    (u64::MAX << first) & (u64::MAX >> 63_u64.saturating_sub(last))
 }
 
 /// `n` zero atomics without touching them: the kernel's zero pages stand for frames

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use super::access::{self, Scalar};
 use super::code_map::CodeMap;
-use crate::addr::{GuestPhysAddr, PAGE_SIZE};
+use crate::addr::{GuestPhysAddr, PAGE_SHIFT, PAGE_SIZE, room_in_page};
 
 /// One stretch of guest RAM.
 #[derive(Clone, Copy, Debug)]
@@ -75,13 +75,19 @@ impl PhysMemory {
     ///
     /// # Errors
     /// [`LayoutError`] when the regions do not make sense.
-    pub unsafe fn new(regions: &[RamRegion], owner: Arc<dyn Any + Send + Sync>) -> Result<Self, LayoutError> {
+    pub unsafe fn new(
+        regions: &[RamRegion],
+        owner: Arc<dyn Any + Send + Sync>,
+    ) -> Result<Self, LayoutError> {
         let mut placed: Vec<Placed> = Vec::with_capacity(regions.len());
-        let mut frames = 0;
+        let mut frames = 0_u64;
         let mut end = 0;
         for region in regions {
             let unaligned = region.start.0 % PAGE_SIZE != 0 || region.len % PAGE_SIZE != 0;
-            if unaligned || region.len == 0 || !(region.host as usize).is_multiple_of(PAGE_SIZE as usize) {
+            if unaligned
+                || region.len == 0
+                || !(region.host as usize).is_multiple_of(PAGE_SIZE as usize)
+            {
                 return Err(LayoutError::Unaligned(region.start));
             }
             if region.start.0 < end {
@@ -89,7 +95,8 @@ impl PhysMemory {
             }
             end = region.start.0.checked_add(region.len).ok_or(LayoutError::TooLarge)?;
             placed.push(Placed { region: *region, first_frame: frames });
-            frames += region.len / PAGE_SIZE;
+            // Cannot overflow: the regions do not overlap, so all of them fit in 2^64 bytes.
+            frames = frames.saturating_add(region.len >> PAGE_SHIFT);
         }
         if frames > u64::from(u32::MAX) || end > 1 << 52 {
             return Err(LayoutError::TooLarge);
@@ -112,7 +119,7 @@ impl PhysMemory {
         self.regions.iter().find_map(|placed| {
             let offset = page.checked_sub(placed.region.start.0)?;
             (offset < placed.region.len).then(|| {
-                let frame = placed.first_frame + offset / PAGE_SIZE;
+                let frame = placed.first_frame.wrapping_add(offset >> PAGE_SHIFT);
                 // `offset` is inside the region, so the pointer stays in its mapping.
                 (placed.region.host.wrapping_add(offset as usize), RamFrame(frame as u32))
             })
@@ -123,7 +130,7 @@ impl PhysMemory {
     #[must_use]
     pub fn load<T: Scalar>(&self, addr: GuestPhysAddr) -> Option<T> {
         let (page, _) = self.page(addr)?;
-        if addr.offset() + u64::from(T::SIZE) > PAGE_SIZE {
+        if u64::from(T::SIZE) > room_in_page(addr.0) {
             return None;
         }
         // SAFETY: `page` is a mapped page of RAM and the value lies within it.
@@ -133,7 +140,7 @@ impl PhysMemory {
     /// Stores a value that lies within one page of RAM; says whether it was RAM.
     pub fn store<T: Scalar>(&self, addr: GuestPhysAddr, value: T) -> bool {
         let Some((page, frame)) = self.page(addr) else { return false };
-        if addr.offset() + u64::from(T::SIZE) > PAGE_SIZE {
+        if u64::from(T::SIZE) > room_in_page(addr.0) {
             return false;
         }
         // SAFETY: `page` is a mapped page of RAM and the value lies within it.
@@ -149,7 +156,11 @@ impl PhysMemory {
             let Some((page, _)) = self.page(addr) else { return false };
             // SAFETY: the chunk lies within this mapped page; `chunk` is ours alone.
             unsafe {
-                access::copy(page.wrapping_add(addr.offset() as usize), chunk.as_mut_ptr(), chunk.len());
+                access::copy(
+                    page.wrapping_add(addr.offset() as usize),
+                    chunk.as_mut_ptr(),
+                    chunk.len(),
+                );
             }
             addr = addr.wrapping_add(chunk.len() as u64);
         }
@@ -162,10 +173,14 @@ impl PhysMemory {
         let (mut addr, mut rest) = (addr, data);
         while !rest.is_empty() {
             let Some((page, frame)) = self.page(addr) else { return false };
-            let (chunk, after) = rest.split_at(rest.len().min((PAGE_SIZE - addr.offset()) as usize));
+            let (chunk, after) = rest.split_at(rest.len().min(room_in_page(addr.0) as usize));
             // SAFETY: the chunk lies within this mapped page.
             unsafe {
-                access::copy(chunk.as_ptr(), page.wrapping_add(addr.offset() as usize), chunk.len());
+                access::copy(
+                    chunk.as_ptr(),
+                    page.wrapping_add(addr.offset() as usize),
+                    chunk.len(),
+                );
             }
             self.code.written(frame, addr.offset(), chunk.len() as u64);
             addr = addr.wrapping_add(chunk.len() as u64);
@@ -183,7 +198,8 @@ impl PhysMemory {
         }
         let Some((page, frame)) = self.page(addr) else { return false };
         // SAFETY: mapped RAM, naturally aligned, so within the page.
-        let done = unsafe { T::compare_exchange(page.wrapping_add(addr.offset() as usize), old, new) };
+        let done =
+            unsafe { T::compare_exchange(page.wrapping_add(addr.offset() as usize), old, new) };
         if done {
             self.code.written(frame, addr.offset(), u64::from(T::SIZE));
         }
@@ -218,7 +234,9 @@ exchange!(u64, std::sync::atomic::AtomicU64);
 
 /// Splits `data`, which starts at `addr`, at page boundaries.
 fn pages_of(addr: GuestPhysAddr, data: &mut [u8]) -> impl Iterator<Item = &mut [u8]> {
-    let first = data.len().min((PAGE_SIZE - addr.offset()) as usize);
+    let first = data.len().min(room_in_page(addr.0) as usize);
     let (head, tail) = data.split_at_mut(first);
-    std::iter::once(head).chain(tail.chunks_mut(PAGE_SIZE as usize)).filter(|chunk| !chunk.is_empty())
+    std::iter::once(head)
+        .chain(tail.chunks_mut(PAGE_SIZE as usize))
+        .filter(|chunk| !chunk.is_empty())
 }

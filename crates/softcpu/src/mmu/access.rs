@@ -7,11 +7,10 @@
 
 use super::tlb::Fill;
 use super::{Access, View};
-use crate::addr::{GuestPhysAddr, GuestVirtAddr, PAGE_OFFSET, PAGE_SIZE};
+use crate::addr::{GuestPhysAddr, GuestVirtAddr, PAGE_OFFSET, room_in_page};
 use crate::exception::Exception;
 use crate::memory::access::{self, Scalar};
 use crate::memory::ram::RamFrame;
-use crate::state::segment::SegReg;
 use crate::vcpu::{Abort, Vcpu};
 
 /// Where a piece of an access within one page goes.
@@ -25,6 +24,8 @@ enum Place {
 
 /// Largest single access: a 512-bit vector or FXSAVE's image.
 pub const MAX_ACCESS: usize = 1024;
+/// What a device sees at once of an access that is larger, bytes.
+const BUS_WIDTH: usize = 64;
 
 impl Vcpu {
     /// Loads a value with the current privilege.
@@ -45,12 +46,6 @@ impl Vcpu {
         self.read_as(View::Kernel, addr)
     }
 
-    /// Stores for the CPU itself.
-    #[inline]
-    pub(crate) fn write_system<T: Scalar>(&mut self, addr: u64, value: T) -> Result<(), Abort> {
-        self.write_as(View::Kernel, addr, value)
-    }
-
     /// Loads a value with the permissions of `view`.
     #[inline(always)]
     pub(crate) fn read_as<T: Scalar>(&mut self, view: View, addr: u64) -> Result<T, Abort> {
@@ -64,7 +59,12 @@ impl Vcpu {
 
     /// Stores a value with the permissions of `view`.
     #[inline(always)]
-    pub(crate) fn write_as<T: Scalar>(&mut self, view: View, addr: u64, value: T) -> Result<(), Abort> {
+    pub(crate) fn write_as<T: Scalar>(
+        &mut self,
+        view: View,
+        addr: u64,
+        value: T,
+    ) -> Result<(), Abort> {
         match self.mmu.data.lookup(view, addr, u64::from(T::SIZE), Access::Write) {
             Some(host) => {
                 // SAFETY: as in `read_as`; a write hit also means the page is writable
@@ -116,7 +116,12 @@ impl Vcpu {
     /// place: one page, RAM, and for stores free of code. `None` asks the caller to
     /// go through [`Vcpu::read_bytes`] and [`Vcpu::write_bytes`] instead.
     #[inline]
-    pub(crate) fn in_place(&mut self, addr: u64, len: u64, access: Access) -> Result<Option<*mut u8>, Abort> {
+    pub(crate) fn in_place(
+        &mut self,
+        addr: u64,
+        len: u64,
+        access: Access,
+    ) -> Result<Option<*mut u8>, Abort> {
         let view = self.mmu.view;
         if let Some(host) = self.mmu.data.lookup(view, addr, len, access) {
             return Ok(Some(host));
@@ -125,7 +130,12 @@ impl Vcpu {
         Ok(self.mmu.data.lookup(view, addr, len, access))
     }
 
-    pub(crate) fn read_bytes_as(&mut self, view: View, addr: u64, data: &mut [u8]) -> Result<(), Abort> {
+    pub(crate) fn read_bytes_as(
+        &mut self,
+        view: View,
+        addr: u64,
+        data: &mut [u8],
+    ) -> Result<(), Abort> {
         let places = self.places(view, addr, data.len() as u64, Access::Read)?;
         let (head, tail) = data.split_at_mut(places.first_len.min(data.len()));
         self.load_from(places.first, head);
@@ -135,7 +145,12 @@ impl Vcpu {
         Ok(())
     }
 
-    pub(crate) fn write_bytes_as(&mut self, view: View, addr: u64, data: &[u8]) -> Result<(), Abort> {
+    pub(crate) fn write_bytes_as(
+        &mut self,
+        view: View,
+        addr: u64,
+        data: &[u8],
+    ) -> Result<(), Abort> {
         let places = self.places(view, addr, data.len() as u64, Access::Write)?;
         let (head, tail) = data.split_at(places.first_len.min(data.len()));
         self.store_to(places.first, head);
@@ -150,8 +165,10 @@ impl Vcpu {
             // SAFETY: `place` covers data.len() bytes of one mapped page of RAM.
             Place::Ram { host, .. } => unsafe { copy_out(host, data) },
             Place::Device(addr) => {
-                for (i, chunk) in data.chunks_mut(64).enumerate() {
-                    self.env.mmio_read(addr.wrapping_add(i as u64 * 64), chunk);
+                let mut addr = addr;
+                for chunk in data.chunks_mut(BUS_WIDTH) {
+                    self.env.mmio_read(addr, chunk);
+                    addr = addr.wrapping_add(chunk.len() as u64);
                 }
             }
         }
@@ -165,8 +182,10 @@ impl Vcpu {
                 self.stored(frame, host as u64 & PAGE_OFFSET, data.len() as u64);
             }
             Place::Device(addr) => {
-                for (i, chunk) in data.chunks(64).enumerate() {
-                    self.env.mmio_write(addr.wrapping_add(i as u64 * 64), chunk);
+                let mut addr = addr;
+                for chunk in data.chunks(BUS_WIDTH) {
+                    self.env.mmio_write(addr, chunk);
+                    addr = addr.wrapping_add(chunk.len() as u64);
                 }
             }
         }
@@ -185,16 +204,37 @@ impl Vcpu {
         if self.debug_active() {
             self.note_data_access(addr, len, access);
         }
-        let room = PAGE_SIZE - (addr & PAGE_OFFSET);
+        let room = room_in_page(addr);
         let first_len = len.min(room);
         let mut next = addr.wrapping_add(room);
         if !self.state.long_mode() {
             next &= 0xffff_ffff;
         }
+        if view == View::UserAligned {
+            self.check_alignment(addr, len)?;
+        }
         // Both pages are translated before memory is touched; the first one's fault wins.
         let first = self.place(view, addr, access)?;
         let second = if len > room { Some(self.place(view, next, access)?) } else { None };
         Ok(Places { first, first_len: first_len as usize, second })
+    }
+
+    /// `#AC` for an access that is not a multiple of its own size (SDM vol. 3, 6.15,
+    /// interrupt 17): up to 8 bytes by their size, the ten bytes of x87 by 8, larger
+    /// images by 16.
+    #[cold]
+    fn check_alignment(&mut self, addr: u64, len: u64) -> Result<(), Abort> {
+        let required = match len {
+            0 | 1 => 1,
+            2..=8 => len.next_power_of_two(),
+            9..=15 => 8,
+            _ => 16,
+        };
+        if addr & required.wrapping_sub(1) == 0 {
+            Ok(())
+        } else {
+            Err(self.raise(Exception::alignment_check()))
+        }
     }
 
     fn place(&mut self, view: View, addr: u64, access: Access) -> Result<Place, Abort> {
@@ -204,10 +244,11 @@ impl Vcpu {
         }
         let addr = GuestVirtAddr(addr);
         if self.state.long_mode() && !addr.is_canonical() {
-            return Err(self.gp(0));
+            return Err(self.raise(Exception::not_canonical()));
         }
         self.counters.walks = self.counters.walks.wrapping_add(1);
-        let found = match self.mmu.walk(&self.memory, addr, view, access) {
+        let rights = if view == View::UserAligned { View::User } else { view };
+        let found = match self.mmu.walk(&self.memory, addr, rights, access) {
             Ok(found) => found,
             Err(code) => return Err(self.page_fault(addr, code)),
         };
@@ -215,8 +256,9 @@ impl Vcpu {
             return Ok(Place::Device(found.addr));
         };
         let writable = found.writable && found.dirty && !self.memory.code().is_marked(frame);
-        if !self.data_breakpoints_active() {
-            let fill = Fill { host: page as u64, frame, writable, global: found.global, size: found.size };
+        if view != View::UserAligned && !self.data_breakpoints_active() {
+            let fill =
+                Fill { host: page as u64, frame, writable, global: found.global, size: found.size };
             self.mmu.fill_data(view, addr.0, &fill);
         }
         Ok(Place::Ram { host: page.wrapping_add(addr.offset() as usize), frame })
@@ -225,7 +267,7 @@ impl Vcpu {
     /// The page that code at `addr` is fetched from: its host address and frame.
     /// `None` where it is not RAM.
     pub(crate) fn fetch_page(&mut self, addr: u64) -> Result<Option<(u64, RamFrame)>, Abort> {
-        let user = self.state.cpl() == 3;
+        let user = self.mmu.user;
         if let Some(entry) = self.mmu.code.lookup(user, addr) {
             return Ok(Some((entry.host, entry.frame)));
         }
@@ -235,10 +277,10 @@ impl Vcpu {
     #[cold]
     #[inline(never)]
     fn fetch_page_slow(&mut self, user: bool, addr: u64) -> Result<Option<(u64, RamFrame)>, Abort> {
-        if self.mmu.code.lookup_slow(user, addr) {
-            if let Some(entry) = self.mmu.code.lookup(user, addr) {
-                return Ok(Some((entry.host, entry.frame)));
-            }
+        if self.mmu.code.lookup_slow(user, addr)
+            && let Some(entry) = self.mmu.code.lookup(user, addr)
+        {
+            return Ok(Some((entry.host, entry.frame)));
         }
         let addr = GuestVirtAddr(addr);
         if self.state.long_mode() && !addr.is_canonical() {
@@ -251,71 +293,15 @@ impl Vcpu {
             Err(code) => return Err(self.page_fault(addr, code)),
         };
         let Some((page, frame)) = self.memory.page(found.addr) else { return Ok(None) };
-        let fill = Fill { host: page as u64, frame, writable: false, global: found.global, size: found.size };
+        let fill = Fill {
+            host: page as u64,
+            frame,
+            writable: false,
+            global: found.global,
+            size: found.size,
+        };
         self.mmu.fill_code(user, addr.0, &fill);
         Ok(Some((page as u64, frame)))
-    }
-
-    /// The linear address of `size` bytes at `offset` in segment `seg`, with the
-    /// segment's checks outside 64-bit mode (SDM vol. 3, 5.3 to 5.5).
-    #[inline]
-    pub(crate) fn segmented(&mut self, seg: SegReg, offset: u64, size: u64, access: Access) -> Result<u64, Abort> {
-        if self.state.code_size() == crate::state::CodeSize::Bits64 {
-            let base = if matches!(seg, SegReg::Fs | SegReg::Gs) { self.state.segment(seg).base } else { 0 };
-            return Ok(base.wrapping_add(offset));
-        }
-        self.check_segment(seg as u8, offset, size, access)?;
-        Ok(self.state.segment(seg).base.wrapping_add(offset) & 0xffff_ffff)
-    }
-
-    /// Whether `size` bytes at `offset` of segment slot `seg` may be accessed, outside
-    /// 64-bit mode. `#SS(0)` for the stack segment, `#GP(0)` for the others.
-    #[inline(never)]
-    pub(crate) fn check_segment(&mut self, seg: u8, offset: u64, size: u64, access: Access) -> Result<(), Abort> {
-        use crate::state::segment::Access as Rights;
-        let segment = *self.state.seg.get(usize::from(seg)).unwrap_or(&self.state.seg[SegReg::Ds as usize]);
-        let last = offset.wrapping_add(size.wrapping_sub(1));
-        let code = segment.access.contains(Rights::CODE);
-        let low_bit = segment.access.contains(Rights::WRITE_OR_READ);
-        let permitted = match access {
-            Access::Fetch => code || !self.state.protected_mode(),
-            Access::Read => !code || low_bit,
-            // Real and virtual-8086 mode never check the type.
-            Access::Write => !code && low_bit || !self.state.protected_mode(),
-        };
-        let limit = u64::from(segment.limit);
-        let inside = if !code && segment.access.contains(Rights::DOWN_OR_CONFORMING) {
-            let top = if segment.is_big() { u64::from(u32::MAX) } else { 0xffff };
-            offset > limit && last <= top && last >= offset
-        } else {
-            last <= limit && last >= offset
-        };
-        if permitted && inside && !segment.access.contains(Rights::UNUSABLE) {
-            return Ok(());
-        }
-        Err(self.raise(if seg == SegReg::Ss as u8 {
-            Exception::stack_segment(0)
-        } else {
-            Exception::general_protection(0)
-        }))
-    }
-
-    /// The linear address of `op`'s memory operand of `size` bytes.
-    #[inline(always)]
-    pub(crate) fn linear(&mut self, op: &crate::decode::op::Op, size: u64, access: Access) -> Result<u64, Abort> {
-        use crate::decode::op::OpFlags;
-        let offset = op.effective(&self.state);
-        if op.flags.contains(OpFlags::LEGACY) {
-            return self.linear_legacy(op.seg, offset, size, access);
-        }
-        let base = self.state.seg[usize::from(op.seg) & (crate::state::SEG_SLOTS - 1)].base;
-        Ok(base.wrapping_add(offset))
-    }
-
-    fn linear_legacy(&mut self, seg: u8, offset: u64, size: u64, access: Access) -> Result<u64, Abort> {
-        self.check_segment(seg, offset, size, access)?;
-        let base = self.state.seg[usize::from(seg) & (crate::state::SEG_SLOTS - 1)].base;
-        Ok(base.wrapping_add(offset) & 0xffff_ffff)
     }
 }
 
@@ -349,7 +335,9 @@ unsafe fn copy_in(data: &[u8], host: *mut u8) {
             [a] => u8::store(host, a),
             [a, b] => u16::store(host, u16::from_le_bytes([a, b])),
             [a, b, c, d] => u32::store(host, u32::from_le_bytes([a, b, c, d])),
-            [a, b, c, d, e, f, g, h] => u64::store(host, u64::from_le_bytes([a, b, c, d, e, f, g, h])),
+            [a, b, c, d, e, f, g, h] => {
+                u64::store(host, u64::from_le_bytes([a, b, c, d, e, f, g, h]))
+            }
             _ => access::copy(data.as_ptr(), host, data.len()),
         }
     }

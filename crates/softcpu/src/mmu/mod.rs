@@ -2,16 +2,21 @@
 //!
 //! [`Mmu`] holds what follows from the control registers (paging mode, permissions in
 //! force, address-space tag) and the cached translations. [`walk`] reads the guest's
-//! page tables; [`access`] is what instruction handlers call. The rules are those of
-//! the SDM, vol. 3, chapter 4.
+//! page tables; [`linear`] and [`access`] are what instruction handlers call. The rules
+//! are those of the SDM, vol. 3, chapter 4.
 
 pub mod access;
+pub mod large_pages;
+pub mod linear;
+pub mod space;
 pub mod tlb;
 pub mod walk;
 
 use crate::state::VcpuState;
 use crate::state::control::{Cr0, Cr4, Efer};
-use tlb::{CodeTlb, DataTlb, LargePages, Spaces};
+use large_pages::LargePages;
+use space::Spaces;
+use tlb::{CodeTlb, DataTlb};
 
 /// Guest-physical address width this CPU reports (CPUID 8000_0008h) and checks.
 pub const PHYS_BITS: u32 = 46;
@@ -40,6 +45,9 @@ pub enum View {
     User = 1,
     /// CPL 0 to 2 with SMAP lifted by RFLAGS.AC.
     KernelOverUser = 2,
+    /// CPL 3 with alignment checking (CR0.AM and RFLAGS.AC): its TLB is never filled, so
+    /// that every access is looked at.
+    UserAligned = 3,
 }
 
 /// The kind of an access.
@@ -68,6 +76,8 @@ pub struct Rules {
     pub pse: bool,
     /// CR4.PGE: global pages.
     pub global: bool,
+    /// CR0.AM: RFLAGS.AC makes misaligned accesses at CPL 3 fault.
+    pub alignment: bool,
 }
 
 /// Paging state and cached translations of one vCPU.
@@ -100,6 +110,7 @@ impl Mmu {
                 smap: false,
                 pse: false,
                 global: false,
+                alignment: false,
             },
             root: 0,
             pdpte: [0; 4],
@@ -114,7 +125,7 @@ impl Mmu {
     }
 
     /// Takes paging mode and permissions from the control registers. Flushes what no
-    /// longer holds, except for what CR3 itself governs (see [`Mmu::set_root`]).
+    /// longer holds, except for what CR3 itself governs (see [`Mmu::switch_space`]).
     pub(crate) fn set_mode(&mut self, state: &VcpuState, user: bool) {
         let mode = if !state.cr0.contains(Cr0::PG) {
             PagingMode::Off
@@ -132,6 +143,7 @@ impl Mmu {
             smap: state.cr4.contains(Cr4::SMAP),
             pse: state.cr4.contains(Cr4::PSE),
             global: state.cr4.contains(Cr4::PGE),
+            alignment: state.cr0.contains(Cr0::AM),
         };
         if mode != self.mode || rules != self.rules {
             self.mode = mode;
@@ -159,10 +171,10 @@ impl Mmu {
 
     fn choose_view(&mut self) {
         self.view = match (self.user, self.ac && self.rules.smap) {
+            (true, _) if self.ac && self.rules.alignment => View::UserAligned,
             (true, _) => View::User,
             (false, true) => View::KernelOverUser,
             (false, false) => View::Kernel,
         };
     }
-
 }

@@ -5,9 +5,9 @@
 //! dirty bits are set with a locked compare-exchange, because other vCPUs (and the
 //! guest's own code) change the same entries.
 
-use super::tlb::PageSize;
+use super::large_pages::PageSize;
 use super::{Access, Mmu, PHYS_BITS, PagingMode, View};
-use crate::addr::{GuestPhysAddr, GuestVirtAddr};
+use crate::addr::{GuestPhysAddr, GuestVirtAddr, PAGE_SHIFT};
 use crate::exception::PageFaultCode;
 use crate::memory::PhysMemory;
 
@@ -23,6 +23,16 @@ const NO_EXECUTE: u64 = 1 << 63;
 const ADDRESS: u64 = ((1 << PHYS_BITS) - 1) & !0xfff;
 /// Bits between the physical address and bit 52, which must be zero.
 const RESERVED_HIGH: u64 = ((1 << 52) - 1) & !((1 << PHYS_BITS) - 1);
+
+/// log2 of what one entry of a table at `level` (0 is the lowest) covers.
+fn page_shift(level: u32, index_bits: u32) -> u32 {
+    level.wrapping_mul(index_bits).wrapping_add(PAGE_SHIFT)
+}
+
+/// A mask of the low `n` bits, `n` below 64.
+fn low_bits(n: u32) -> u64 {
+    !(u64::MAX << (n & 63))
+}
 
 /// A finished translation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -124,20 +134,21 @@ impl Mmu {
             PagingMode::FourLevel => (4, true),
         };
         let fault = self.fault_code(view, access);
-        let index_bits = if wide { 9 } else { 10 };
+        let (index_bits, entry_shift) = if wide { (9, 3) } else { (10, 2) };
         let mut rights = Rights { writable: true, user: true, executable: true };
         let mut table = self.root;
         if self.mode == PagingMode::Pae {
-            let pdpte = self.pdpte[(addr.0 >> 30) as usize & 3];
+            let pdpte = self.pdpte.get((addr.0 >> 30) as usize & 3).copied().unwrap_or(0);
             if pdpte & PRESENT == 0 {
                 return Err(fault);
             }
             table = pdpte & ADDRESS;
         }
         for level in (0..levels).rev() {
-            let shift = 12 + level * index_bits;
-            let index = addr.0 >> shift & ((1 << index_bits) - 1);
-            let entry = Entry::read(memory, table + index * if wide { 8 } else { 4 }, wide);
+            let shift = page_shift(level, index_bits);
+            let index = addr.0 >> shift & low_bits(index_bits);
+            // The table is aligned to its own size, so its entries' addresses are an `or` away.
+            let entry = Entry::read(memory, table | index << entry_shift, wide);
             if entry.value & PRESENT == 0 {
                 return Err(fault);
             }
@@ -162,9 +173,9 @@ impl Mmu {
             if !entry.set(memory, marks) {
                 return Ok(None);
             }
-            let offset = addr.0 & ((1 << shift) - 1);
+            let offset = addr.0 & low_bits(shift);
             let base = if wide {
-                entry.value & ADDRESS & !((1 << shift) - 1)
+                entry.value & ADDRESS & !low_bits(shift)
             } else if level == 0 {
                 entry.value & 0xffff_f000
             } else {
@@ -191,7 +202,8 @@ impl Mmu {
         let mut code = PageFaultCode::empty();
         code.set(PageFaultCode::WRITE, access == Access::Write);
         code.set(PageFaultCode::USER, view == View::User);
-        let reported = self.rules.no_execute && self.mode != PagingMode::TwoLevel || self.rules.smep;
+        let reported =
+            self.rules.no_execute && self.mode != PagingMode::TwoLevel || self.rules.smep;
         code.set(PageFaultCode::FETCH, access == Access::Fetch && reported);
         code
     }
@@ -221,7 +233,7 @@ impl Mmu {
         }
         if is_page && level > 0 {
             // Address bits below the page's own size, but for PAT in bit 12.
-            reserved |= ((1 << (12 + 9 * level)) - 1) & !0x1fff;
+            reserved |= low_bits(page_shift(level, 9)) & !0x1fff;
         }
         reserved
     }

@@ -46,8 +46,14 @@ impl Arena {
         let map = |protection| {
             // SAFETY: a fresh shared mapping of our own file at an address of the
             // kernel's choice touches nobody's memory.
-            let at = unsafe { libc::mmap(ptr::null_mut(), CAPACITY, protection, libc::MAP_SHARED, file.0, 0) };
-            if at == libc::MAP_FAILED { Err(io::Error::last_os_error()) } else { Ok(at.cast::<u8>()) }
+            let at = unsafe {
+                libc::mmap(ptr::null_mut(), CAPACITY, protection, libc::MAP_SHARED, file.0, 0)
+            };
+            if at == libc::MAP_FAILED {
+                Err(io::Error::last_os_error())
+            } else {
+                Ok(at.cast::<u8>())
+            }
         };
         let writable = map(libc::PROT_READ | libc::PROT_WRITE)?;
         let executable = match map(libc::PROT_READ | libc::PROT_EXEC) {

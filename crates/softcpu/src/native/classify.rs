@@ -8,7 +8,8 @@
 
 use iced_x86::{
     Code, CpuidFeature as F, EncodingKind, FlowControl, Instruction, InstructionInfoFactory,
-    InstructionInfoOptions, Mnemonic as M, OpAccess, OpCodeOperandKind, OpKind, Register, RflagsBits,
+    InstructionInfoOptions, Mnemonic as M, OpAccess, OpCodeOperandKind, OpKind, Register,
+    RflagsBits,
 };
 
 use super::features::FeatureSet;
@@ -47,7 +48,7 @@ pub enum Refused {
     #[error("not encodable in 64-bit code")]
     NotEncodable,
     /// The arena is full: every stub and every block that names one must be dropped
-    /// ([`NativeCache::reset`](super::NativeCache::reset)).
+    /// (`NativeCache::reset`).
     #[error("no room for another stub")]
     Full,
 }
@@ -112,6 +113,8 @@ pub(super) struct Plan {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Use {
     pub(super) number: usize,
+    /// Its old value, or part of it, matters.
+    pub(super) loaded: bool,
     pub(super) written: bool,
 }
 
@@ -192,10 +195,11 @@ pub(super) fn plan(
     for used in info.used_registers() {
         let register = used.register();
         let written = !matches!(used.access(), OpAccess::Read | OpAccess::CondRead);
+        let loaded = used.access() != OpAccess::Write || register.size() < 4;
         if register.is_gpr() {
-            note(&mut gprs, register.full_register().number(), written);
+            note(&mut gprs, Use { number: register.full_register().number(), loaded, written });
         } else if register.is_vector_register() {
-            note(&mut vectors, register.number(), written);
+            note(&mut vectors, Use { number: register.number(), loaded, written });
             wide |= register.is_ymm();
         } else if register.is_mm() {
             traits |= Traits::MMX | Traits::X87;
@@ -212,7 +216,8 @@ pub(super) fn plan(
     let mut flags_out = rflags(instruction.rflags_modified()) & status;
     // Undefined flags shall be as the host leaves them, which may be unchanged; the
     // same goes for shifts by zero.
-    let mut flags_in = rflags(instruction.rflags_read() | instruction.rflags_undefined()) & status != 0;
+    let mut flags_in =
+        rflags(instruction.rflags_read() | instruction.rflags_undefined()) & status != 0;
     if shifts(instruction.mnemonic()) {
         // Which flags these change depends on the count in ways no table has.
         (flags_in, flags_out) = (true, status);
@@ -245,6 +250,14 @@ pub(super) fn normalise(instruction: &Instruction) -> Instruction {
         Code::Inc_r32 => Code::Inc_rm32,
         Code::Dec_r16 => Code::Dec_rm16,
         Code::Dec_r32 => Code::Dec_rm32,
+        // The alias of opcode 80h that 64-bit code does not have.
+        Code::Add_rm8_imm8_82 => Code::Add_rm8_imm8,
+        Code::Or_rm8_imm8_82 => Code::Or_rm8_imm8,
+        Code::Adc_rm8_imm8_82 => Code::Adc_rm8_imm8,
+        Code::Sbb_rm8_imm8_82 => Code::Sbb_rm8_imm8,
+        Code::And_rm8_imm8_82 => Code::And_rm8_imm8,
+        Code::Sub_rm8_imm8_82 => Code::Sub_rm8_imm8,
+        Code::Xor_rm8_imm8_82 => Code::Xor_rm8_imm8,
         code => code,
     });
     it
@@ -282,11 +295,15 @@ fn admissible(instruction: &Instruction) -> Result<(), Refused> {
     if instruction.flow_control() != FlowControl::Next {
         return Err(Refused::ControlFlow);
     }
-    let registers = || (0..instruction.op_count()).filter_map(|i| instruction.try_op_register(i).ok());
+    let registers =
+        || (0..instruction.op_count()).filter_map(|i| instruction.try_op_register(i).ok());
     if registers().any(|r| r.is_segment_register() || r.is_cr() || r.is_dr() || r.is_tr()) {
         return Err(Refused::System);
     }
-    if instruction.is_privileged() || instruction.is_save_restore_instruction() || op_code.is_input_output() {
+    if instruction.is_privileged()
+        || instruction.is_save_restore_instruction()
+        || op_code.is_input_output()
+    {
         return Err(Refused::System);
     }
     if instruction.is_stack_instruction() {
@@ -305,17 +322,56 @@ fn admissible(instruction: &Instruction) -> Result<(), Refused> {
         M::Xlatb => Err(Refused::ImplicitMemory),
         M::Lea => Err(Refused::Address),
         M::Bt | M::Btc | M::Btr | M::Bts
-            if instruction.op0_kind() == OpKind::Memory && instruction.op1_kind() == OpKind::Register =>
+            if instruction.op0_kind() == OpKind::Memory
+                && instruction.op1_kind() == OpKind::Register =>
         {
             Err(Refused::ImplicitMemory)
         }
-        M::Lar | M::Lsl | M::Verr | M::Verw | M::Sldt | M::Str | M::Sgdt | M::Sidt | M::Smsw | M::Lmsw
-        | M::Lds | M::Les | M::Lfs | M::Lgs | M::Lss | M::Cli | M::Sti | M::Cld | M::Std | M::Clac | M::Stac
-        | M::Cpuid | M::Rdtsc | M::Rdtscp | M::Rdpmc | M::Rdpid | M::Rdfsbase | M::Rdgsbase | M::Wrfsbase
-        | M::Wrgsbase | M::Rdmsr | M::Wrmsr | M::Xgetbv | M::Xsetbv | M::Ldmxcsr | M::Stmxcsr | M::Vldmxcsr
-        | M::Vstmxcsr | M::Wait | M::Monitor | M::Mwait | M::Fnstenv | M::Fldenv | M::Fnsave | M::Frstor => {
-            Err(Refused::System)
-        }
+        M::Lar
+        | M::Lsl
+        | M::Verr
+        | M::Verw
+        | M::Sldt
+        | M::Str
+        | M::Sgdt
+        | M::Sidt
+        | M::Smsw
+        | M::Lmsw
+        | M::Lds
+        | M::Les
+        | M::Lfs
+        | M::Lgs
+        | M::Lss
+        | M::Cli
+        | M::Sti
+        | M::Cld
+        | M::Std
+        | M::Clac
+        | M::Stac
+        | M::Cpuid
+        | M::Rdtsc
+        | M::Rdtscp
+        | M::Rdpmc
+        | M::Rdpid
+        | M::Rdfsbase
+        | M::Rdgsbase
+        | M::Wrfsbase
+        | M::Wrgsbase
+        | M::Rdmsr
+        | M::Wrmsr
+        | M::Xgetbv
+        | M::Xsetbv
+        | M::Ldmxcsr
+        | M::Stmxcsr
+        | M::Vldmxcsr
+        | M::Vstmxcsr
+        | M::Wait
+        | M::Monitor
+        | M::Mwait
+        | M::Fnstenv
+        | M::Fldenv
+        | M::Fnsave
+        | M::Frstor => Err(Refused::System),
         _ => Ok(()),
     }
 }
@@ -335,10 +391,13 @@ fn is_immediate(kind: OpKind) -> bool {
     )
 }
 
-fn note(uses: &mut Vec<Use>, number: usize, written: bool) {
-    match uses.iter_mut().find(|known| known.number == number) {
-        Some(known) => known.written |= written,
-        None => uses.push(Use { number, written }),
+fn note(uses: &mut Vec<Use>, it: Use) {
+    match uses.iter_mut().find(|known| known.number == it.number) {
+        Some(known) => {
+            known.loaded |= it.loaded;
+            known.written |= it.written;
+        }
+        None => uses.push(it),
     }
 }
 
@@ -373,7 +432,9 @@ fn kind(instruction: &Instruction, vectors: bool, so_far: Traits) -> Traits {
         }
         traits |= match mnemonic {
             M::Fninit => Traits::RESETS_POINTERS,
-            M::Fldcw | M::Fnstcw | M::Fnstsw | M::Fnclex | M::Fneni | M::Fndisi | M::Fnsetpm => Traits::empty(),
+            M::Fldcw | M::Fnstcw | M::Fnstsw | M::Fnclex | M::Fneni | M::Fndisi | M::Fnsetpm => {
+                Traits::empty()
+            }
             _ => Traits::POINTERS,
         };
     }
@@ -401,12 +462,14 @@ fn computes(mnemonic: M) -> bool {
     let name = format!("{mnemonic:?}").to_ascii_lowercase();
     let name = name.strip_prefix('v').unwrap_or(&name);
     const OPERATIONS: [&str; 19] = [
-        "add", "addsub", "sub", "mul", "div", "min", "max", "sqrt", "cmp", "comi", "ucomi", "hadd", "hsub",
-        "round", "dpp", "fmadd", "fmsub", "fnm", "cvt",
+        "add", "addsub", "sub", "mul", "div", "min", "max", "sqrt", "cmp", "comi", "ucomi", "hadd",
+        "hsub", "round", "dpp", "fmadd", "fmsub", "fnm", "cvt",
     ];
     let typed = ["ps", "pd", "ss", "sd"].iter().any(|kind| name.ends_with(kind));
     name.starts_with("cvt")
-        || name.starts_with("fmadd") || name.starts_with("fmsub") || name.starts_with("fnm")
+        || name.starts_with("fmadd")
+        || name.starts_with("fmsub")
+        || name.starts_with("fnm")
         || typed && OPERATIONS.iter().any(|operation| name.starts_with(operation))
 }
 
@@ -415,9 +478,20 @@ fn computes(mnemonic: M) -> bool {
 fn required_alignment(instruction: &Instruction, size: usize) -> usize {
     match instruction.mnemonic() {
         M::Cmpxchg16b => 16,
-        M::Vmovaps | M::Vmovapd | M::Vmovdqa | M::Vmovntps | M::Vmovntpd | M::Vmovntdq | M::Vmovntdqa => size,
+        M::Vmovaps
+        | M::Vmovapd
+        | M::Vmovdqa
+        | M::Vmovntps
+        | M::Vmovntpd
+        | M::Vmovntdq
+        | M::Vmovntdqa => size,
         M::Movups | M::Movupd | M::Movdqu | M::Lddqu => 1,
-        M::Pcmpestri | M::Pcmpestri64 | M::Pcmpestrm | M::Pcmpestrm64 | M::Pcmpistri | M::Pcmpistrm => 1,
+        M::Pcmpestri
+        | M::Pcmpestri64
+        | M::Pcmpestrm
+        | M::Pcmpestrm64
+        | M::Pcmpistri
+        | M::Pcmpistrm => 1,
         _ if instruction.encoding() == EncodingKind::Legacy && size == 16 => 16,
         _ => 1,
     }

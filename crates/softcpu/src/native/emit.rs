@@ -16,8 +16,22 @@ use crate::state::fpu::image;
 
 /// The general registers in the order of their numbers.
 const GPR: [R; 16] = [
-    R::RAX, R::RCX, R::RDX, R::RBX, R::RSP, R::RBP, R::RSI, R::RDI, R::R8, R::R9, R::R10, R::R11, R::R12,
-    R::R13, R::R14, R::R15,
+    R::RAX,
+    R::RCX,
+    R::RDX,
+    R::RBX,
+    R::RSP,
+    R::RBP,
+    R::RSI,
+    R::RDI,
+    R::R8,
+    R::R9,
+    R::R10,
+    R::R11,
+    R::R12,
+    R::R13,
+    R::R14,
+    R::R15,
 ];
 const RSP: usize = 4;
 /// What System V callees must preserve.
@@ -27,6 +41,9 @@ const FOR_STATE: [R; 5] = [R::RDI, R::R8, R::R9, R::R10, R::R11];
 /// Candidates for the memory operand's address and for RSP's stand-in: none that needs
 /// a REX prefix, which instructions on AH to BH cannot have.
 const FOR_MEMORY: [R; 5] = [R::RSI, R::RDX, R::RCX, R::RAX, R::RBX];
+
+/// The MXCSR that Rust code runs with, in the state's dead corner.
+const HOST_MXCSR: usize = offset_of!(VcpuState, fpu) + image::MXCSR;
 
 /// The machine code for `plan`.
 ///
@@ -53,15 +70,18 @@ fn build(plan: &Plan) -> Result<Option<Vec<u8>>, IcedError> {
         code.emit(Instruction::with2(Code::Mov_r64_rm64, places.state, R::RDI)?)?;
     }
     if plan.traits.contains(Traits::X87) {
-        code.emit(Instruction::with1(Code::Fxrstor64_m512byte, code.at(offset_of!(VcpuState, fpu)))?)?;
+        code.emit(Instruction::with1(
+            Code::Fxrstor64_m512byte,
+            code.at(offset_of!(VcpuState, fpu)),
+        )?)?;
     }
-    for used in &plan.vectors {
+    for used in plan.vectors.iter().filter(|used| used.loaded) {
         code.load_vector(plan, used)?;
     }
     if plan.traits.contains(Traits::SIMD_FP) {
         code.emit(Instruction::with1(Code::Ldmxcsr_m32, code.at(offset_of!(VcpuState, mxcsr)))?)?;
     }
-    for used in &plan.gprs {
+    for used in plan.gprs.iter().filter(|used| used.loaded) {
         let from = code.at(gpr_offset(used.number));
         code.emit(Instruction::with2(Code::Mov_r64_rm64, places.home(used.number), from)?)?;
     }
@@ -78,13 +98,16 @@ fn build(plan: &Plan) -> Result<Option<Vec<u8>>, IcedError> {
     for used in plan.vectors.iter().filter(|used| used.written) {
         code.store_vector(plan, used)?;
     }
-    let host_mxcsr = code.at(offset_of!(VcpuState, fpu) + image::MXCSR);
+    let host_mxcsr = code.at(HOST_MXCSR);
     if plan.traits.contains(Traits::SIMD_FP) {
         code.emit(Instruction::with1(Code::Stmxcsr_m32, code.at(offset_of!(VcpuState, mxcsr)))?)?;
         code.emit(Instruction::with1(Code::Ldmxcsr_m32, host_mxcsr)?)?;
     }
     if plan.traits.contains(Traits::X87) {
-        code.emit(Instruction::with1(Code::Fxsave64_m512byte, code.at(offset_of!(VcpuState, fpu)))?)?;
+        code.emit(Instruction::with1(
+            Code::Fxsave64_m512byte,
+            code.at(offset_of!(VcpuState, fpu)),
+        )?)?;
         // Rust expects an empty x87 stack, and no exception waiting in it.
         code.emit(Instruction::with(Code::Fninit))?;
     }
@@ -125,7 +148,7 @@ fn store_flags(code: &mut Assembler, mask: u32) -> Result<(), IcedError> {
 }
 
 fn gpr_offset(number: usize) -> usize {
-    offset_of!(VcpuState, gpr) + number * 8
+    offset_of!(VcpuState, gpr).wrapping_add((number & 15).wrapping_mul(8))
 }
 
 /// Which host register holds what.
@@ -139,12 +162,14 @@ struct Places {
 
 impl Places {
     fn choose(plan: &Plan) -> Option<Self> {
-        let used: Vec<R> = plan.gprs.iter().filter_map(|used| GPR.get(used.number).copied()).collect();
+        let used: Vec<R> =
+            plan.gprs.iter().filter_map(|used| GPR.get(used.number).copied()).collect();
         let state = FOR_STATE.into_iter().find(|r| !used.contains(r))?;
         let memory = FOR_MEMORY.into_iter().find(|r| !used.contains(r))?;
         let stack = FOR_MEMORY.into_iter().find(|r| !used.contains(r) && *r != memory);
         let stack = if used.contains(&R::RSP) { stack? } else { R::RSP };
-        let ours = |r: &R| used.contains(r) || *r == memory || *r == stack && used.contains(&R::RSP);
+        let ours =
+            |r: &R| used.contains(r) || *r == memory || *r == stack && used.contains(&R::RSP);
         let saved = CALLEE_SAVED.into_iter().filter(ours).collect();
         Some(Self { state, memory, stack, saved })
     }
@@ -218,8 +243,12 @@ impl Assembler {
         let from = self.vector(used.number);
         let load = match (plan.traits.contains(Traits::AVX), plan.wide) {
             (false, _) => Instruction::with2(Code::Movaps_xmm_xmmm128, xmm(used.number), from),
-            (true, false) => Instruction::with2(Code::VEX_Vmovaps_xmm_xmmm128, xmm(used.number), from),
-            (true, true) => Instruction::with2(Code::VEX_Vmovaps_ymm_ymmm256, ymm(used.number), from),
+            (true, false) => {
+                Instruction::with2(Code::VEX_Vmovaps_xmm_xmmm128, xmm(used.number), from)
+            }
+            (true, true) => {
+                Instruction::with2(Code::VEX_Vmovaps_ymm_ymmm256, ymm(used.number), from)
+            }
         };
         self.emit(load?)
     }
@@ -236,7 +265,7 @@ impl Assembler {
     }
 
     fn vector(&self, number: usize) -> MemoryOperand {
-        self.at(offset_of!(VcpuState, vec) + number * 32)
+        self.at(offset_of!(VcpuState, vec).wrapping_add((number & 15).wrapping_mul(32)))
     }
 
     fn finish(mut self) -> Vec<u8> {
@@ -244,10 +273,12 @@ impl Assembler {
     }
 }
 
+#[allow(clippy::arithmetic_side_effects, reason = "sixteen registers follow one another")]
 fn xmm(number: usize) -> R {
-    R::XMM0 + number as u32
+    R::XMM0 + (number & 15) as u32
 }
 
+#[allow(clippy::arithmetic_side_effects, reason = "sixteen registers follow one another")]
 fn ymm(number: usize) -> R {
-    R::YMM0 + number as u32
+    R::YMM0 + (number & 15) as u32
 }

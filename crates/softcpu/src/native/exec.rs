@@ -14,7 +14,8 @@ use crate::mmu::Access;
 use crate::state::VcpuState;
 use crate::state::control::{Cr0, Cr4};
 use crate::state::fpu::{
-    FpuState, MXCSR_FLAGS, MXCSR_FTZ, MXCSR_MASKS, MXCSR_UE, Pointers, VectorRegister, XCR0_AVX, XCR0_SSE,
+    FpuState, MXCSR_FLAGS, MXCSR_FTZ, MXCSR_MASKS, MXCSR_UE, Pointers, VectorRegister, XCR0_AVX,
+    XCR0_SSE,
 };
 use crate::state::rflags::RFlags;
 use crate::vcpu::{Abort, Step, Vcpu};
@@ -200,7 +201,11 @@ fn exec_elsewhere(cpu: &mut Vcpu, stub: &Stub, addr: u64) -> Step {
 /// x87 stores, which an unmasked exception suppresses.
 fn load(cpu: &mut Vcpu, stub: &Stub, addr: u64, bounce: &mut Bounce) -> Step {
     let data = bounce.0.get_mut(..usize::from(stub.size)).unwrap_or_default();
-    if stub.traits.intersects(Traits::LOADS | Traits::X87) { cpu.read_bytes(addr, data) } else { Ok(()) }
+    if stub.traits.intersects(Traits::LOADS | Traits::X87) {
+        cpu.read_bytes(addr, data)
+    } else {
+        Ok(())
+    }
 }
 
 fn store(cpu: &mut Vcpu, stub: &Stub, addr: u64, bounce: &Bounce) -> Step {
@@ -239,9 +244,11 @@ impl Before {
 /// runs it masked, on copies; if a flag comes up that the guest has unmasked,
 /// everything is taken back and `#XM` raised (SDM vol. 1, 11.5).
 ///
-/// One bit may differ from hardware: together with an unmasked overflow or underflow,
-/// the precision flag tells here whether the *masked* result was inexact, there whether
-/// one with unbounded exponent would have been.
+/// Sticky flags may differ from hardware in two corners. Together with an unmasked
+/// overflow or underflow, the precision flag tells here whether the *masked* result was
+/// inexact, there whether one with unbounded exponent would have been. And DPPS and
+/// DPPD, which compute in several steps, run all of them here; hardware stops after the
+/// one that faults.
 #[cold]
 #[inline(never)]
 fn exec_unmasked(cpu: &mut Vcpu, op: &Op, stub: &Stub) -> Step {
@@ -276,13 +283,22 @@ fn exec_unmasked(cpu: &mut Vcpu, op: &Op, stub: &Stub) -> Step {
     }
     if raised & wanted == 0 {
         cpu.state.mxcsr = guest | raised;
-        return if stub.traits.contains(Traits::MEMORY) { store(cpu, stub, addr, &bounce) } else { Ok(()) };
+        return if stub.traits.contains(Traits::MEMORY) {
+            store(cpu, stub, addr, &bounce)
+        } else {
+            Ok(())
+        };
     }
     before.restore(&mut cpu.state);
     // Invalid, denormal and divide-by-zero are found before anything is computed; then
     // the others are not even looked for.
     const BEFORE_COMPUTING: u32 = 0b111;
-    let reported = if raised & wanted & BEFORE_COMPUTING != 0 { raised & BEFORE_COMPUTING } else { raised };
+    let reported =
+        if raised & wanted & BEFORE_COMPUTING != 0 { raised & BEFORE_COMPUTING } else { raised };
     cpu.state.mxcsr = guest | reported;
-    if cpu.state.cr4.contains(Cr4::OSXMMEXCPT) { Err(cpu.raise(Exception::simd())) } else { Err(cpu.ud()) }
+    if cpu.state.cr4.contains(Cr4::OSXMMEXCPT) {
+        Err(cpu.raise(Exception::simd()))
+    } else {
+        Err(cpu.ud())
+    }
 }

@@ -3,7 +3,7 @@
 //! A [`FeatureSet`] is what CPUID advertises (the `cpuid` module turns it into bits)
 //! and what the decoder accepts: both must read the same set, or guests would find
 //! instructions that are not announced, or announced ones that fault. It is counted
-//! in iced-x86's [`CpuidFeature`], because that is what a decoded instruction names.
+//! in iced-x86's `CpuidFeature`, because that is what a decoded instruction names.
 
 use iced_x86::CpuidFeature as F;
 use std::arch::is_x86_feature_detected;
@@ -18,9 +18,35 @@ pub struct FeatureSet {
 
 /// What every x86-64 CPU has, and what this engine executes whatever the host has.
 const BASE: &[F] = &[
-    F::INTEL8086, F::INTEL186, F::INTEL286, F::INTEL386, F::INTEL486, F::X64, F::CPUID, F::CX8, F::CMOV,
-    F::FPU, F::FPU287, F::FPU387, F::FXSR, F::MMX, F::MSR, F::MULTIBYTENOP, F::PAUSE, F::SEP, F::SYSCALL,
-    F::SSE, F::SSE2, F::TSC, F::CLFSH, F::RDPMC, F::PREFETCHW, F::RDTSCP, F::FSGSBASE, F::INVPCID, F::SMAP,
+    F::INTEL8086,
+    F::INTEL186,
+    F::INTEL286,
+    F::INTEL386,
+    F::INTEL486,
+    F::X64,
+    F::CPUID,
+    F::CX8,
+    F::CMOV,
+    F::FPU,
+    F::FPU287,
+    F::FPU387,
+    F::FXSR,
+    F::MMX,
+    F::MSR,
+    F::MULTIBYTENOP,
+    F::PAUSE,
+    F::SEP,
+    F::SYSCALL,
+    F::SSE,
+    F::SSE2,
+    F::TSC,
+    F::CLFSH,
+    F::RDPMC,
+    F::PREFETCHW,
+    F::RDTSCP,
+    F::FSGSBASE,
+    F::INVPCID,
+    F::SMAP,
 ];
 
 /// What x86-64-v2 adds (System V ABI, x86-64 supplement, 3.1.1).
@@ -28,13 +54,22 @@ const V2: &[F] = &[F::CMPXCHG16B, F::POPCNT, F::SSE3, F::SSE4_1, F::SSE4_2, F::S
 
 /// What x86-64-v3 adds, with the XSAVE variants this engine has.
 const V3: &[F] = &[
-    F::AVX, F::AVX2, F::BMI1, F::BMI2, F::F16C, F::FMA, F::LZCNT, F::MOVBE, F::XSAVE, F::XSAVEOPT, F::XSAVEC,
+    F::AVX,
+    F::AVX2,
+    F::BMI1,
+    F::BMI2,
+    F::F16C,
+    F::FMA,
+    F::LZCNT,
+    F::MOVBE,
+    F::XSAVE,
+    F::XSAVEOPT,
+    F::XSAVEC,
 ];
 
 /// In no level, but offered with each where the host has them.
-const EXTRAS: &[F] = &[
-    F::AES, F::PCLMULQDQ, F::SHA, F::RDRAND, F::RDSEED, F::ADX, F::CLFLUSHOPT, F::CLWB, F::GFNI,
-];
+const EXTRAS: &[F] =
+    &[F::AES, F::PCLMULQDQ, F::SHA, F::RDRAND, F::RDSEED, F::ADX, F::CLFLUSHOPT, F::CLWB, F::GFNI];
 
 /// The same, for models with AVX.
 const AVX_EXTRAS: &[F] = &[F::VAES, F::VPCLMULQDQ];

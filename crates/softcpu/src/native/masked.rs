@@ -36,7 +36,14 @@ struct Operands {
 impl Operands {
     const fn pack(self) -> u64 {
         u64::from_le_bytes([
-            self.data, self.mask, self.indices, self.count, self.size, self.index_size, 0, 0,
+            self.data,
+            self.mask,
+            self.indices,
+            self.count,
+            self.size,
+            self.index_size,
+            0,
+            0,
         ])
     }
 
@@ -51,15 +58,30 @@ impl Operands {
 /// # Errors
 /// For gathers that name a register twice, which raise `#UD`.
 pub(super) fn lower(instruction: &Instruction) -> Result<Option<Lowered>, Refused> {
-    let (a, b, c) = (instruction.op0_register(), instruction.op1_register(), instruction.op2_register());
+    let (a, b, c) =
+        (instruction.op0_register(), instruction.op1_register(), instruction.op2_register());
     let vex = instruction.encoding() == EncodingKind::VEX;
     match instruction.code() {
         Code::Maskmovq_rDI_mm_mm => {
-            let operands = Operands { data: number(b), mask: number(c), indices: 0, count: 8, size: 1, index_size: 0 };
+            let operands = Operands {
+                data: number(b),
+                mask: number(c),
+                indices: 0,
+                count: 8,
+                size: 1,
+                index_size: 0,
+            };
             return Ok(Some(Lowered { run: maskmovq, imm: operands.pack() }));
         }
         Code::Maskmovdqu_rDI_xmm_xmm | Code::VEX_Vmaskmovdqu_rDI_xmm_xmm => {
-            let operands = Operands { data: number(b), mask: number(c), indices: 0, count: 16, size: 1, index_size: 0 };
+            let operands = Operands {
+                data: number(b),
+                mask: number(c),
+                indices: 0,
+                count: 16,
+                size: 1,
+                index_size: 0,
+            };
             let run = if vex { store::<true> } else { store::<false> };
             return Ok(Some(Lowered { run, imm: operands.pack() }));
         }
@@ -69,15 +91,19 @@ pub(super) fn lower(instruction: &Instruction) -> Result<Option<Lowered>, Refuse
     let size = match instruction.mnemonic() {
         M::Vmaskmovps | M::Vpmaskmovd => 4,
         M::Vmaskmovpd | M::Vpmaskmovq => 8,
-        M::Vpgatherdd | M::Vgatherdps | M::Vpgatherqd | M::Vgatherqps => return gather_of(instruction, 4).map(Some),
-        M::Vpgatherdq | M::Vgatherdpd | M::Vpgatherqq | M::Vgatherqpd => return gather_of(instruction, 8).map(Some),
+        M::Vpgatherdd | M::Vgatherdps | M::Vpgatherqd | M::Vgatherqps => {
+            return gather_of(instruction, 4).map(Some);
+        }
+        M::Vpgatherdq | M::Vgatherdpd | M::Vpgatherqq | M::Vgatherqpd => {
+            return gather_of(instruction, 8).map(Some);
+        }
         _ => return Ok(None),
     };
     let operands = |data: Register, mask: Register| Operands {
         data: number(data),
         mask: number(mask),
         indices: 0,
-        count: (data.size() / size) as u8,
+        count: elements(data, size),
         size: size as u8,
         index_size: 0,
     };
@@ -99,10 +125,21 @@ fn gather_of(instruction: &Instruction, size: usize) -> Result<Lowered, Refused>
     if d == i || d == m || i == m || !indices.is_vector_register() {
         return Err(Refused::Encoding);
     }
-    let count = (data.size() / size).min(indices.size() / index_size) as u8;
-    let operands =
-        Operands { data: d, mask: m, indices: i, count, size: size as u8, index_size: index_size as u8 };
+    let count = elements(data, size).min(elements(indices, index_size));
+    let operands = Operands {
+        data: d,
+        mask: m,
+        indices: i,
+        count,
+        size: size as u8,
+        index_size: index_size as u8,
+    };
     Ok(Lowered { run: gather, imm: operands.pack() })
+}
+
+/// How many elements of `size` bytes fit.
+fn elements(register: Register, size: usize) -> u8 {
+    register.size().checked_div(size).unwrap_or(0) as u8
 }
 
 fn number(register: Register) -> u8 {
@@ -126,7 +163,13 @@ fn selected(mask: &[u8], i: usize, size: usize) -> bool {
 }
 
 /// The linear address of `size` bytes, `offset` bytes into the op's memory operand.
-fn element(cpu: &mut Vcpu, op: &Op, offset: usize, size: usize, access: Access) -> Result<u64, crate::vcpu::Abort> {
+fn element(
+    cpu: &mut Vcpu,
+    op: &Op,
+    offset: usize,
+    size: usize,
+    access: Access,
+) -> Result<u64, crate::vcpu::Abort> {
     let moved = Op { disp: op.disp.wrapping_add(offset as u64), ..*op };
     cpu.linear(&moved, size as u64, access)
 }
@@ -188,7 +231,13 @@ fn scatter(cpu: &mut Vcpu, op: &Op, operands: Operands, data: &[u8], mask: &[u8]
     Ok(())
 }
 
-fn load_element(cpu: &mut Vcpu, addr: u64, size: usize, data: &mut [u8; 32], offset: usize) -> Step {
+fn load_element(
+    cpu: &mut Vcpu,
+    addr: u64,
+    size: usize,
+    data: &mut [u8; 32],
+    offset: usize,
+) -> Step {
     if size == 8 {
         put(data, offset, &cpu.read::<u64>(addr)?.to_le_bytes());
     } else {
@@ -206,10 +255,14 @@ fn gather(cpu: &mut Vcpu, op: &Op) -> Step {
     let (mut data, mut mask) = (vector(cpu, operands.data), vector(cpu, operands.mask));
     let count = usize::from(operands.count);
     let mut outcome = Ok(());
-    for i in (0..count).filter(|i| selected(&vector(cpu, operands.mask), *i, size)).collect::<Vec<_>>() {
+    for i in
+        (0..count).filter(|i| selected(&vector(cpu, operands.mask), *i, size)).collect::<Vec<_>>()
+    {
         let at = i.saturating_mul(index_size);
-        let index = if index_size == 8 { u64_at(&indices, at) } else { u32_at(&indices, at) as i32 as u64 };
-        let place = Op { index: GPR_ZERO, disp: op.disp.wrapping_add(index << (op.scale & 3)), ..*op };
+        let index =
+            if index_size == 8 { u64_at(&indices, at) } else { u32_at(&indices, at) as i32 as u64 };
+        let place =
+            Op { index: GPR_ZERO, disp: op.disp.wrapping_add(index << (op.scale & 3)), ..*op };
         let offset = i.saturating_mul(size);
         outcome = cpu
             .linear(&place, size as u64, Access::Read)
@@ -217,7 +270,7 @@ fn gather(cpu: &mut Vcpu, op: &Op) -> Step {
         if outcome.is_err() {
             break;
         }
-        put(&mut mask, offset, &[0; 8][..size.min(8)]);
+        put(&mut mask, offset, [0; 8].get(..size).unwrap_or_default());
     }
     if outcome.is_ok() {
         mask = [0; 32];

@@ -3,13 +3,13 @@
 //! The host has the same instruction set, so it knows better than any re-implementation
 //! what `fsincos` or `vpmaddubsw` do. For each distinct instruction (registers and
 //! immediates, but not the memory operand's address) a small stub is generated once
-//! ([`emit`]); handlers in [`exec`] check mode bits, find the memory operand and call it.
+//! (`emit`); handlers in `exec` check mode bits, find the memory operand and call it.
 //! What cannot be lifted that way but belongs to the same units is done in Rust: masked
-//! and gathering accesses whose elements fault one by one ([`masked`]), x87 environments
-//! that would leak host addresses ([`x87_env`]), hints ([`special`]).
+//! and gathering accesses whose elements fault one by one (`masked`), x87 environments
+//! that would leak host addresses (`x87_env`), hints (`special`).
 //!
-//! The decoder calls [`NativeCache::lower`] with what it has no handler for. No stub may
-//! fault on the host, whatever the guest does: [`classify`] is the list of reasons.
+//! The decoder calls `NativeCache::lower` with what it has no handler for. No stub may
+//! fault on the host, whatever the guest does: `classify` is the list of reasons.
 
 mod arena;
 mod classify;
@@ -103,7 +103,7 @@ impl std::fmt::Debug for NativeCache {
 
 /// Refusals are remembered too; a guest that tries them all must not fill the host's
 /// memory with them.
-const MOST_KNOWN: usize = 1 << 16;
+const MOST_KNOWN: usize = 1 << 14;
 
 impl NativeCache {
     /// An empty cache with its code memory reserved.
@@ -167,7 +167,8 @@ impl NativeCache {
         if self.known.len() >= MOST_KNOWN {
             return Err(Refused::Full);
         }
-        let made = classify::plan(key, features, &mut self.factory).and_then(|plan| self.generate(&plan));
+        let made =
+            classify::plan(key, features, &mut self.factory).and_then(|plan| self.generate(&plan));
         if made != Err(Refused::Full) {
             self.known.insert(*key, made);
         }

@@ -15,7 +15,10 @@ use crate::system::xsave;
 use crate::vcpu::{Step, Vcpu};
 
 /// How `instruction` is run without a stub, or `None` if it wants one.
-pub(super) fn lower(instruction: &Instruction, features: &FeatureSet) -> Result<Option<Lowered>, Refused> {
+pub(super) fn lower(
+    instruction: &Instruction,
+    features: &FeatureSet,
+) -> Result<Option<Lowered>, Refused> {
     // Encodings that were no-operations before they got a meaning, and still are on
     // CPUs (or for systems) that do not use it: they are never refused.
     if is_hint(instruction) {
@@ -63,9 +66,23 @@ pub(super) fn lower(instruction: &Instruction, features: &FeatureSet) -> Result<
 fn is_hint(instruction: &Instruction) -> bool {
     let memory = has_memory(instruction);
     match instruction.mnemonic() {
-        M::Nop | M::Reservednop | M::Pause | M::Endbr32 | M::Endbr64 | M::Rdsspd | M::Rdsspq | M::Cldemote => true,
-        M::Prefetchnta | M::Prefetcht0 | M::Prefetcht1 | M::Prefetcht2 | M::Prefetch | M::Prefetchw
-        | M::Prefetchwt1 | M::Prefetchit0 | M::Prefetchit1 => memory,
+        M::Nop
+        | M::Reservednop
+        | M::Pause
+        | M::Endbr32
+        | M::Endbr64
+        | M::Rdsspd
+        | M::Rdsspq
+        | M::Cldemote => true,
+        M::Prefetchnta
+        | M::Prefetcht0
+        | M::Prefetcht1
+        | M::Prefetcht2
+        | M::Prefetch
+        | M::Prefetchw
+        | M::Prefetchwt1
+        | M::Prefetchit0
+        | M::Prefetchit1 => memory,
         _ => instruction.op_code().is_nop() && instruction.cpuid_features() != [F::FPU],
     }
 }

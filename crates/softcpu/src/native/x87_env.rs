@@ -49,7 +49,11 @@ pub(super) fn fnsave<const SIZE: usize>(cpu: &mut Vcpu, op: &Op) -> Step {
     store_environment(cpu, &mut image, SIZE == LARGEST);
     let start = SIZE.saturating_sub(REGISTERS);
     for i in 0..8_u8 {
-        put(&mut image, start.saturating_add(usize::from(i).saturating_mul(10)), &cpu.state.fpu.st(i));
+        put(
+            &mut image,
+            start.saturating_add(usize::from(i).saturating_mul(10)),
+            &cpu.state.fpu.st(i),
+        );
     }
     cpu.write_bytes(addr, image.get(..SIZE).unwrap_or_default())?;
     cpu.state.fpu.init();

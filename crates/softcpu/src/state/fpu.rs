@@ -208,10 +208,15 @@ impl FpuState {
         put(&mut self.fxsave, image::FDP, &pointers.data.to_le_bytes());
     }
 
+    /// Where ST`i` is in the image.
+    fn place(i: u8) -> usize {
+        image::ST.wrapping_add(usize::from(i & 7).wrapping_mul(16))
+    }
+
     /// The ten bytes of ST`i`.
     #[must_use]
     pub fn st(&self, i: u8) -> [u8; 10] {
-        let start = image::ST + usize::from(i & 7) * 16;
+        let start = Self::place(i);
         let mut value = [0; 10];
         for (to, from) in value.iter_mut().zip(self.fxsave.iter().skip(start)) {
             *to = *from;
@@ -221,9 +226,9 @@ impl FpuState {
 
     /// Replaces the ten bytes of ST`i`; the six of padding become zero.
     pub fn set_st(&mut self, i: u8, value: &[u8; 10]) {
-        let start = image::ST + usize::from(i & 7) * 16;
+        let start = Self::place(i);
         put(&mut self.fxsave, start, value);
-        put(&mut self.fxsave, start + 10, &[0; 6]);
+        put(&mut self.fxsave, start.wrapping_add(10), &[0; 6]);
     }
 
     /// The low eight bytes of MM`i`, which is physical register `i` whatever TOP is.

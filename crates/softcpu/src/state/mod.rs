@@ -142,8 +142,8 @@ impl VcpuState {
             dr7: DR7_FIXED,
             msr: Msrs { pat: 0x0007_0406_0007_0406, misc_enable: 1, ..Msrs::default() },
         };
-        state.seg[SegReg::Cs as usize] = Segment::code_at_reset();
-        state.seg[SEG_FLAT as usize] = Segment::flat();
+        *state.segment_mut(SegReg::Cs) = Segment::code_at_reset();
+        *state.seg_slot_mut(SEG_FLAT) = Segment::flat();
         state
     }
 
@@ -151,13 +151,31 @@ impl VcpuState {
     #[inline]
     #[must_use]
     pub fn segment(&self, reg: SegReg) -> &Segment {
-        &self.seg[reg as usize]
+        self.seg_slot(reg as u8)
     }
 
     /// The segment register `reg`, to be changed.
     #[inline]
     pub fn segment_mut(&mut self, reg: SegReg) -> &mut Segment {
-        &mut self.seg[reg as usize]
+        self.seg_slot_mut(reg as u8)
+    }
+
+    /// The segment slot `index`, which comes from a decoded instruction and is masked
+    /// to the array, so that no index can be out of bounds.
+    #[inline(always)]
+    #[must_use]
+    #[expect(
+        clippy::indexing_slicing,
+        reason = "masked to the array's length, which is a power of two"
+    )]
+    pub(crate) fn seg_slot(&self, index: u8) -> &Segment {
+        &self.seg[usize::from(index) & (SEG_SLOTS - 1)]
+    }
+
+    #[inline(always)]
+    #[expect(clippy::indexing_slicing, reason = "as in `seg_slot`")]
+    fn seg_slot_mut(&mut self, index: u8) -> &mut Segment {
+        &mut self.seg[usize::from(index) & (SEG_SLOTS - 1)]
     }
 
     /// Current privilege level: SS.DPL, as the manual defines it for all modes

@@ -30,31 +30,39 @@ impl VcpuState {
     #[inline]
     #[must_use]
     pub fn reg(&self, reg: Gpr) -> u64 {
-        self.gpr[reg as usize]
+        self.gpr_slot(reg as u8)
     }
 
     /// Replaces all 64 bits of `reg`.
     #[inline]
     pub fn set_reg(&mut self, reg: Gpr, value: u64) {
-        self.gpr[reg as usize] = value;
+        *self.gpr_slot_mut(reg as u8) = value;
     }
 
     /// Replaces the low 32 bits and clears the rest, as every 32-bit write does.
     #[inline]
     pub fn set_reg32(&mut self, reg: Gpr, value: u32) {
-        self.gpr[reg as usize] = u64::from(value);
+        *self.gpr_slot_mut(reg as u8) = u64::from(value);
     }
 
     /// The slot `index`, which comes from a decoded instruction and is masked to
     /// the array, so that no index can be out of bounds.
-    #[inline]
+    #[inline(always)]
     #[must_use]
+    #[expect(
+        clippy::indexing_slicing,
+        reason = "masked to the array's length, which is a power of two"
+    )]
     pub fn gpr_slot(&self, index: u8) -> u64 {
         self.gpr[usize::from(index) & (GPR_SLOTS - 1)]
     }
 
     /// The slot `index`, to be changed; masked likewise.
-    #[inline]
+    #[inline(always)]
+    #[expect(
+        clippy::indexing_slicing,
+        reason = "masked to the array's length, which is a power of two"
+    )]
     pub fn gpr_slot_mut(&mut self, index: u8) -> &mut u64 {
         &mut self.gpr[usize::from(index) & (GPR_SLOTS - 1)]
     }

@@ -43,7 +43,7 @@ impl Vcpu {
     }
 
     /// Reads the four PDPTEs that `cr3` points at; reserved bits fault.
-    fn read_pdptes(&mut self, cr3: u64) -> Result<[u64; 4], crate::vcpu::Abort> {
+    pub(crate) fn read_pdptes(&mut self, cr3: u64) -> Result<[u64; 4], crate::vcpu::Abort> {
         let table = cr3 & 0xffff_ffe0;
         let mut entries = [0_u64; 4];
         for (index, entry) in (0_u64..).zip(entries.iter_mut()) {

@@ -88,14 +88,18 @@ impl Vcpu {
         })
     }
 
-    /// Raises `#DB` if an instruction breakpoint is set on the instruction at `rip`;
-    /// RFLAGS.RF holds that off once.
+    /// Raises `#DB` if an instruction breakpoint is set on the instruction at `rip` (RFLAGS.RF
+    /// holds that off once), or if the one before it still owes a single-step trap.
+    ///
+    /// An instruction behind `mov ss` is no exception: AMD's processors, whose name CPUID
+    /// gives, stop there. What the `mov ss` itself hit is reported along with it.
     ///
     /// # Errors
     /// [`Abort::Fault`](crate::vcpu::Abort::Fault) with the exception recorded.
     pub(crate) fn check_code_breakpoint(&mut self, rip: u64) -> Step {
-        // Left over from an instruction that faulted: those do not trap.
-        self.system.data_breakpoints = 0;
+        if std::mem::take(&mut self.system.step_due) {
+            return Err(self.raise(Exception::debug(DR6_SINGLE_STEP)));
+        }
         if self.state.rflags.contains(RFlags::RF) {
             self.state.rflags.remove(RFlags::RF);
             return Ok(());
@@ -113,7 +117,11 @@ impl Vcpu {
             .breakpoints()
             .filter(|point| point.condition == Condition::Execute && point.start == linear)
             .fold(0, |bits, point| bits | point.bit);
-        if hits == 0 { Ok(()) } else { Err(self.raise(Exception::debug(hits))) }
+        if hits == 0 {
+            return Ok(());
+        }
+        let put_off = std::mem::take(&mut self.system.data_breakpoints);
+        Err(self.raise(Exception::debug(hits | put_off)))
     }
 
     /// A load or store of `len` bytes at linear address `addr` is about to happen. What it

@@ -15,6 +15,7 @@ pub(crate) fn hypercall(cpu: &mut Vcpu, op: &Op) -> Step {
         number: reg(Gpr::Rax),
         args: [reg(Gpr::Rbx), reg(Gpr::Rcx), reg(Gpr::Rdx), reg(Gpr::Rsi)],
         cpl: cpu.state.cpl(),
+        long,
     };
     let result = cpu.env.hypercall(&call);
     cpu.state.set_reg(Gpr::Rax, result & width);

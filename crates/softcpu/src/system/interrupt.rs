@@ -133,6 +133,13 @@ pub(crate) fn into(cpu: &mut Vcpu, op: &Op) -> Step {
 }
 
 /// `int1`: a debug exception that sets nothing in DR6, with no check of the gate's DPL.
+/// What a `mov ss` before it put off comes with it.
 pub(crate) fn int1(cpu: &mut Vcpu, op: &Op) -> Step {
-    cpu.software_interrupt(op, Vector::Debug as u8, true)
+    let put_off = cpu.system.data_breakpoints;
+    let outcome = cpu.software_interrupt(op, Vector::Debug as u8, true);
+    if outcome == Err(Abort::EndBlock) && put_off != 0 {
+        cpu.system.data_breakpoints = 0;
+        cpu.note_payload(&Exception::debug(put_off));
+    }
+    outcome
 }

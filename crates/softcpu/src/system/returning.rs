@@ -70,7 +70,8 @@ impl Vcpu {
     }
 
     /// Arrives at `landing` with a new stack, `skip` bytes above `pointer`. Data segments
-    /// that the outer ring may not use become null.
+    /// that the outer ring may not use become null, but keep their bases, as on hardware:
+    /// that of GS is in use in 64-bit code whatever its selector says.
     pub(crate) fn land_outside(
         &mut self,
         landing: &Landing,
@@ -86,7 +87,8 @@ impl Vcpu {
                 let segment = *self.state.segment(reg);
                 let conforming = segment.access.contains(Access::CODE | Access::DOWN_OR_CONFORMING);
                 if !segment.is_unusable() && !conforming && segment.dpl() < landing.cpl {
-                    *self.state.segment_mut(reg) = Segment::null(0);
+                    *self.state.segment_mut(reg) =
+                        Segment { base: segment.base, ..Segment::null(0) };
                 }
             }
         }

@@ -238,10 +238,8 @@ pub(crate) fn arpl(cpu: &mut Vcpu, op: &Op) -> Step {
     }
     let source = Selector(read_reg::<u16>(&cpu.state, op.src));
     let memory = op.flags.contains(OpFlags::MEM);
-    // The destination is written in every case as far as faults are concerned.
-    let addr = if memory { cpu.linear(op, 2, MemAccess::Write)? } else { 0 };
     let target = if memory {
-        cpu.probe_write(addr, 2)?;
+        let addr = cpu.linear(op, 2, MemAccess::Read)?;
         Selector(cpu.read::<u16>(addr)?)
     } else {
         Selector(read_reg::<u16>(&cpu.state, op.dst))
@@ -250,6 +248,8 @@ pub(crate) fn arpl(cpu: &mut Vcpu, op: &Op) -> Step {
     if raise {
         let raised = target.with_rpl(source.rpl()).0;
         if memory {
+            // Only now must it be writable.
+            let addr = cpu.linear(op, 2, MemAccess::Write)?;
             cpu.write::<u16>(addr, raised)?;
         } else {
             write_reg::<u16>(&mut cpu.state, op.dst, raised);

@@ -11,7 +11,7 @@ use crate::state::control::{Cr4, Efer};
 use crate::state::regs::Gpr;
 use crate::state::rflags::RFlags;
 use crate::state::segment::{Access, SegReg, Segment};
-use crate::vcpu::{Abort, Step, Vcpu};
+use crate::vcpu::{Abort, Shadow, Step, Vcpu};
 
 /// A flat segment as these instructions make them, without reading any table.
 fn flat(selector: u16, kind: FlatKind, dpl: u8) -> Segment {
@@ -117,7 +117,14 @@ pub(crate) fn sysret(cpu: &mut Vcpu, op: &Op) -> Step {
     let image = cpu.state.reg(Gpr::R11) & RFlags::all().bits();
     let flags =
         RFlags::from_bits_truncate(image).difference(RFlags::RF | RFlags::VM) | RFlags::FIXED;
+    let stepping = cpu.state.rflags.contains(RFlags::TF);
     cpu.set_rflags(flags);
+    cpu.system.step_inhibited = stepping && !flags.contains(RFlags::TF);
+    if flags.contains(RFlags::TF) && !stepping {
+        cpu.system.step_due = true;
+        // Nothing comes between.
+        cpu.cast_shadow(Shadow::Sti);
+    }
     if op.size == 8 {
         cpu.enter_flat(base.wrapping_add(16) | 3, FlatKind::Code64, stack, 3, rcx)
     } else {

@@ -11,11 +11,12 @@ use crate::decode::op::{Op, OpFlags};
 use crate::exception::Exception;
 use crate::mmu::Access;
 use crate::native::{Unit, require};
+use crate::state::VcpuState;
 use crate::state::control::{Cr0, Cr4};
 use crate::state::fpu::{
-    FpuState, MXCSR_MASK, MXCSR_RESET, Pointers, XCR0_AVX, XCR0_SSE, XCR0_X87, image, put, u16_at, u32_at, u64_at,
+    FpuState, MXCSR_MASK, MXCSR_RESET, Pointers, XCR0_AVX, XCR0_SSE, XCR0_X87, image, put, u16_at,
+    u32_at, u64_at,
 };
-use crate::state::VcpuState;
 use crate::vcpu::{Abort, Step, Vcpu};
 
 /// The legacy region.
@@ -215,7 +216,13 @@ fn requested(cpu: &mut Vcpu) -> Result<u64, Abort> {
 }
 
 /// The linear address of the save area, checked for alignment.
-fn area(cpu: &mut Vcpu, op: &Op, size: usize, alignment: u64, access: Access) -> Result<u64, Abort> {
+fn area(
+    cpu: &mut Vcpu,
+    op: &Op,
+    size: usize,
+    alignment: u64,
+    access: Access,
+) -> Result<u64, Abort> {
     let addr = cpu.linear(op, size as u64, access)?;
     if addr & alignment.saturating_sub(1) != 0 { Err(cpu.gp(0)) } else { Ok(addr) }
 }

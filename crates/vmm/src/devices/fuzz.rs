@@ -18,6 +18,7 @@ use super::pic::Pic;
 use super::pit::{PIT, Pit};
 use super::rtc::Rtc;
 use super::serial::SerialPort;
+use super::test_device::{LINES, MEMORY, SCRATCH, TestDevice};
 use super::{InterruptLine, InterruptSink};
 use crate::clock::TscFrequency;
 
@@ -245,15 +246,44 @@ pub fn fuzz_io_apic(data: &[u8]) {
     }
 }
 
+/// The test device: operation, where, and value; its lines end at an IO-APIC.
+pub fn fuzz_test_device(data: &[u8]) {
+    let mut bytes = Bytes(data);
+    let machine = controllers();
+    let mut device = TestDevice::new((0..24).map(|pin| machine.line(pin)).collect());
+    while let (Some(operation), Some(at)) = (bytes.byte(), bytes.take()) {
+        let at = u16::from_le_bytes(at);
+        let start = if operation & 0x80 == 0 { SCRATCH.start } else { LINES.start };
+        let port = start.wrapping_add(at);
+        let addr = MEMORY.start.wrapping_add(u64::from(at)).wrapping_sub(u64::from(operation));
+        let mut data = [operation; 64];
+        let len = usize::from(operation >> 2 & 0x1f).saturating_add(1);
+        let data = data.get_mut(..len).unwrap_or_default();
+        match operation & 3 {
+            0 => device.write(port, operation),
+            1 => {
+                let _ = device.read(port);
+            }
+            2 => {
+                device.memory_write(addr, data);
+            }
+            _ => {
+                device.memory_read(addr, data);
+            }
+        }
+    }
+}
+
 /// A target: takes bytes, and returns.
 pub type Target = fn(&[u8]);
 
 /// Every target by name.
-pub const TARGETS: [(&str, Target); 6] = [
+pub const TARGETS: [(&str, Target); 7] = [
     ("serial", fuzz_serial),
     ("rtc", fuzz_rtc),
     ("i8042", fuzz_i8042),
     ("pit_pic", fuzz_pit_pic),
     ("local_apic", fuzz_local_apic),
     ("io_apic", fuzz_io_apic),
+    ("test_device", fuzz_test_device),
 ];

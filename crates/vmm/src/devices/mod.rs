@@ -31,6 +31,7 @@ pub mod pit;
 pub mod pvpanic;
 pub mod rtc;
 pub mod serial;
+pub mod test_device;
 
 /// What a device's write asks of the machine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

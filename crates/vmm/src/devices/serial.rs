@@ -18,6 +18,18 @@ use super::InterruptLine;
 /// Bytes that may wait in front of the FIFO before a sender has to.
 const QUEUE: usize = 4096;
 
+/// Registers that are looked at on their way to the UART.
+const DATA: u8 = 0;
+const IER: u8 = 1;
+const LCR: u8 = 3;
+const LSR: u8 = 5;
+/// IER: interrupt when data was received.
+const IER_RECEIVED: u8 = 1 << 0;
+/// LCR: registers 0 and 1 are the divisor.
+const LCR_DIVISOR: u8 = 1 << 7;
+/// Who reads the line status so often without sending anything waits for input.
+const POLLS: u8 = 64;
+
 /// The UART's interrupt output is a level by the data sheet, but ISA's IRQ 4 is
 /// edge-triggered: every new reason for an interrupt is one pulse.
 impl Trigger for InterruptLine {
@@ -32,17 +44,51 @@ impl Trigger for InterruptLine {
 struct Port {
     uart: Serial<InterruptLine, NoEvents, Box<dyn Write + Send>>,
     queue: VecDeque<u8>,
+    listener: Listener,
     /// No more input will be taken: the machine has ended.
     closed: bool,
     /// The output has failed once; it is said once, not once per byte.
     output_failed: bool,
 }
 
+/// Whether somebody listens to the receiver.
+///
+/// A kernel's driver empties the FIFO when it finds and when it opens the port, and what
+/// was typed (or piped in) before would be lost. So the queue is held back until the
+/// guest wants receive interrupts, or polls as only one does who waits for input.
+#[derive(Debug, Default)]
+struct Listener {
+    divisor: bool,
+    wants_interrupts: bool,
+    polls: u8,
+}
+
+impl Listener {
+    fn read(&mut self, offset: u8) {
+        if offset == LSR {
+            self.polls = self.polls.saturating_add(1);
+        }
+    }
+
+    fn write(&mut self, offset: u8, value: u8) {
+        match offset {
+            DATA => self.polls = 0,
+            IER if !self.divisor => self.wants_interrupts = value & IER_RECEIVED != 0,
+            LCR => self.divisor = value & LCR_DIVISOR != 0,
+            _ => {}
+        }
+    }
+
+    const fn is_there(&self) -> bool {
+        self.wants_interrupts || self.polls >= POLLS
+    }
+}
+
 impl Port {
     /// Moves as much of the queue into the FIFO as fits.
     fn refill(&mut self) {
         let room = self.uart.fifo_capacity().min(self.queue.len());
-        if room == 0 {
+        if room == 0 || !self.listener.is_there() {
             return;
         }
         let (front, back) = self.queue.as_slices();
@@ -94,7 +140,13 @@ impl SerialPort {
     #[must_use]
     pub fn new(line: InterruptLine, output: Box<dyn Write + Send>) -> Self {
         let uart = Serial::new(line, output);
-        let port = Port { uart, queue: VecDeque::new(), closed: false, output_failed: false };
+        let port = Port {
+            uart,
+            queue: VecDeque::new(),
+            listener: Listener::default(),
+            closed: false,
+            output_failed: false,
+        };
         Self { shared: Arc::new(Shared { port: Mutex::new(port), room: Condvar::new() }) }
     }
 
@@ -108,11 +160,12 @@ impl SerialPort {
     #[must_use]
     pub fn read(&self, offset: u8) -> u8 {
         let mut port = self.shared.lock();
+        port.listener.read(offset);
+        // Before the read: line status is to tell of what comes in by it.
+        self.feed(&mut port);
         let value = port.uart.read(offset);
-        if offset == 0 && !port.queue.is_empty() {
-            port.refill();
-            drop(port);
-            self.shared.room.notify_all();
+        if offset == DATA {
+            self.feed(&mut port);
         }
         value
     }
@@ -126,9 +179,17 @@ impl SerialPort {
         {
             tracing::warn!("serial output is lost: {error}");
         }
+        port.listener.write(offset, value);
+        // Not right after a change of the interrupts wanted: drivers try out which of them
+        // there are, and forget what comes in meanwhile.
+        if offset != IER {
+            self.feed(&mut port);
+        }
+    }
+
+    fn feed(&self, port: &mut Port) {
         if !port.queue.is_empty() {
             port.refill();
-            drop(port);
             self.shared.room.notify_all();
         }
     }
@@ -167,10 +228,6 @@ impl SerialInput {
 mod tests {
     use super::*;
     use crate::devices::Recorder;
-
-    const RBR: u8 = 0;
-    const IER: u8 = 1;
-    const LSR: u8 = 5;
 
     #[derive(Clone, Default)]
     struct Sink(Arc<Mutex<Vec<u8>>>);
@@ -211,12 +268,39 @@ mod tests {
         let mut got = Vec::new();
         while got.len() < sent.len() {
             if port.read(LSR) & 1 != 0 {
-                got.push(port.read(RBR));
+                got.push(port.read(DATA));
             }
         }
         assert_eq!(sender.join().unwrap(), sent.len());
         assert!(got == sent);
         assert!(lines.0.lock().unwrap().starts_with(&[(4, true), (4, false)]));
+    }
+
+    #[test]
+    fn what_is_typed_before_the_driver_listens_is_kept() {
+        let (port, _, lines) = port();
+        assert_eq!(port.input().send(b"early"), 5);
+        // A driver looks which interrupts there are, then opens the port.
+        for (offset, value) in [(IER, 0x0f), (IER, 0x00), (4, 0x08)] {
+            port.write(offset, value);
+        }
+        for offset in [LSR, DATA, 2, 6] {
+            assert_eq!(port.read(offset) & (offset == DATA || offset == LSR) as u8, 0);
+        }
+        lines.0.lock().unwrap().clear();
+        port.write(IER, 0x05);
+        port.write(4, 0x0b);
+        assert!(!lines.0.lock().unwrap().is_empty());
+        let got: Vec<u8> = (0..5).map(|_| port.read(DATA)).collect();
+        assert_eq!(got, b"early");
+    }
+
+    #[test]
+    fn one_who_only_polls_is_heard_too() {
+        let (port, _, _) = port();
+        port.input().send(b"x");
+        let polls = (0..1000).find(|_| port.read(LSR) & 1 != 0);
+        assert_eq!((polls.is_some(), port.read(DATA)), (true, b'x'));
     }
 
     #[test]

@@ -7,6 +7,7 @@ use std::fmt;
 
 pub(crate) mod dump;
 pub(crate) mod soft;
+pub mod trace;
 
 /// What executes a machine's vCPUs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -12,6 +12,7 @@ use softcpu::state::rflags::RFlags;
 use softcpu::{Event, Exit, PhysMemory, Vcpu, VcpuConfig, VcpuHandle, VcpuState};
 
 use super::dump;
+use super::trace::{TextTracer, TraceOutput};
 use crate::clock::{TscFrequency, host_tsc};
 use crate::devices::Request;
 use crate::devices::apic::local::LocalApic;
@@ -48,6 +49,8 @@ pub(crate) struct VcpuThread {
     pub(crate) ending: Arc<Ending>,
     /// Who may ask what it is doing.
     pub(crate) inspector: Arc<Inspector>,
+    /// Where to write all that it does.
+    pub(crate) trace: Option<TraceOutput>,
 }
 
 /// What a vCPU does with its time.
@@ -115,6 +118,9 @@ impl VcpuThread {
         })?;
         vcpu.state = self.state;
         vcpu.state_changed();
+        if let Some(output) = self.trace {
+            vcpu.set_tracer(Some(Box::new(TextTracer::new(self.index, output))));
+        }
         let phase = if self.index == BOOT_VCPU { Phase::Running } else { Phase::WaitForStartup };
         let thread = Links {
             index: self.index,
@@ -137,11 +143,13 @@ impl Runner {
                 Phase::WaitForStartup => {
                     let events = self.thread.handle.sleep(Event::ATTENTION | Event::STOP, None);
                     self.thread.handle.take(events & Event::ATTENTION);
-                    self.attend();
+                    let _ = self.attend();
                 }
                 Phase::Running => match self.vcpu.run() {
                     Exit::Halt => self.halt(),
-                    Exit::Attention => self.attend(),
+                    Exit::Attention => {
+                        let _ = self.attend();
+                    }
                     Exit::Stopped => {}
                     Exit::Shutdown => {
                         let (vcpu, rip) = (self.thread.index, self.vcpu.state.rip);
@@ -162,17 +170,18 @@ impl Runner {
         self.thread.pc.controller().local(self.thread.index)
     }
 
-    /// INIT, startup, and questions.
-    fn attend(&mut self) {
+    /// INIT, startup, and questions. Says whether the vCPU was reset, which also ends a
+    /// halt: INIT and startup may well have been seen together.
+    fn attend(&mut self) -> bool {
         self.thread.inspector.answer(self.thread.index, || self.describe());
-        let Some(local) = self.local() else { return };
+        let Some(local) = self.local() else { return false };
         let startup = local.take_startup();
         if startup.init {
             if self.thread.index == BOOT_VCPU {
                 // It would start at the reset vector, where there is no firmware: that
                 // is a reset of the machine by another name.
                 self.thread.ending.request(Request::Reset);
-                return;
+                return true;
             }
             local.reset();
             self.vcpu.init();
@@ -185,6 +194,7 @@ impl Runner {
             self.vcpu.startup(vector);
             self.phase = Phase::Running;
         }
+        startup.init
     }
 
     /// `hlt`: sleeps until something happens that ends it.
@@ -203,7 +213,7 @@ impl Runner {
         if self.vcpu.state.rflags.contains(RFlags::IF) {
             wanted |= Event::INTERRUPT;
         }
-        while self.phase == Phase::Running && !self.thread.ending.has_ended() {
+        while !self.thread.ending.has_ended() {
             let Some(local) = self.local() else { return };
             if local.take_kick() {
                 return;
@@ -218,7 +228,9 @@ impl Runner {
                 return;
             } else if events.contains(Event::ATTENTION) {
                 self.thread.handle.take(Event::ATTENTION);
-                self.attend();
+                if self.attend() {
+                    return;
+                }
             } else if events.contains(Event::INTERRUPT) {
                 // Taken first, looked at second: what comes in between raises it anew.
                 self.thread.handle.take(Event::INTERRUPT);

@@ -61,7 +61,7 @@ use place::Placer;
 pub use vcpu_start::set_firmware_msrs;
 
 use crate::acpi;
-use crate::layout::{ACPI_TABLES, BOOT_INFO, COMMAND_LINE};
+use crate::layout::{ACPI_TABLES, BOOT_INFO, COMMAND_LINE, MULTIBOOT_INFO};
 use crate::memory::GuestRam;
 
 /// What is to be booted.
@@ -117,18 +117,18 @@ pub struct LoadedGuest {
 /// # Errors
 /// [`LoadError`]: whatever is wrong with what the user gave. RAM is then half filled.
 pub fn load(ram: &GuestRam, source: &BootSource<'_>) -> Result<LoadedGuest, LoadError> {
+    let in_kernel =
+        |reason: KernelError| LoadError::Kernel { name: source.kernel.name().to_owned(), reason };
+    let head = source.kernel.bytes_at(0, identify::HEAD_LEN);
+    let head = head.map_err(|error| in_kernel(error.into()))?;
+    let kind = identify::identify(&head).map_err(in_kernel)?;
+
     let mut placer = Placer::new(ram);
-    vcpu_start::place_tables(&mut placer)?;
-    placer.claim(
-        BOOT_INFO.start,
-        BOOT_INFO.end.saturating_sub(BOOT_INFO.start),
-        "boot information",
-    )?;
+    place_boot_structures(&mut placer, kind)?;
     reset_vector::place(&mut placer)?;
     let rsdp = place_acpi(&mut placer, source.cpus)?;
 
-    let kernel = load_kernel(source.kernel, &mut placer)
-        .map_err(|reason| LoadError::Kernel { name: source.kernel.name().to_owned(), reason })?;
+    let kernel = load_kernel(source.kernel, kind, &head, &mut placer).map_err(in_kernel)?;
     let entry = match kernel {
         Kernel::Linux64 { entry, end, header } => {
             let hdr = &header;
@@ -175,11 +175,30 @@ enum Kernel {
     Multiboot { entry: u64, end: u64 },
 }
 
-fn load_kernel(image: &Image, placer: &mut Placer<'_>) -> Result<Kernel, KernelError> {
-    let head = image.bytes_at(0, identify::HEAD_LEN)?;
-    Ok(match identify::identify(&head)? {
+/// Places what the kernel's boot protocol has in low memory, or room for it.
+fn place_boot_structures(placer: &mut Placer<'_>, kind: KernelKind) -> Result<(), PlaceError> {
+    vcpu_start::place_descriptors(placer)?;
+    let information = match kind {
+        KernelKind::BzImage | KernelKind::Elf => {
+            vcpu_start::place_page_tables(placer)?;
+            BOOT_INFO
+        }
+        // It starts without paging and may be linked to where the tables would be.
+        KernelKind::Multiboot => MULTIBOOT_INFO,
+    };
+    let len = information.end.saturating_sub(information.start);
+    placer.claim(information.start, len, "boot information")
+}
+
+fn load_kernel(
+    image: &Image,
+    kind: KernelKind,
+    head: &[u8],
+    placer: &mut Placer<'_>,
+) -> Result<Kernel, KernelError> {
+    Ok(match kind {
         KernelKind::BzImage => {
-            let bzimage::Loaded { entry, end, header } = bzimage::load(image, &head, placer)?;
+            let bzimage::Loaded { entry, end, header } = bzimage::load(image, head, placer)?;
             Kernel::Linux64 { entry, end, header }
         }
         KernelKind::Elf => match vmlinux::load(image, placer)? {
@@ -189,7 +208,7 @@ fn load_kernel(image: &Image, placer: &mut Placer<'_>) -> Result<Kernel, KernelE
             }
         },
         KernelKind::Multiboot => {
-            let (entry, end) = multiboot::load(image, &head, placer)?;
+            let (entry, end) = multiboot::load(image, head, placer)?;
             Kernel::Multiboot { entry, end }
         }
     })
@@ -234,8 +253,8 @@ fn place_multiboot(
     let ram = placer.ram();
     let map = memory_map(ram);
     let told = multiboot::Told { cmdline, modules: &modules, map: &map, low_end: ram.low_end().0 };
-    placer.write(BOOT_INFO.start, &multiboot::info(&told)?, "multiboot information")?;
-    Ok(BOOT_INFO.start)
+    placer.write(MULTIBOOT_INFO.start, &multiboot::info(&told)?, "multiboot information")?;
+    Ok(MULTIBOOT_INFO.start)
 }
 
 /// A header field, or a default where an old header has none.

@@ -15,7 +15,7 @@ use super::error::{KernelError, LoadError};
 use super::image::Image;
 use super::memory_map::MapEntry;
 use super::place::Placer;
-use crate::layout::{BOOT_INFO, HIGH_MEMORY, LOW_USABLE_END};
+use crate::layout::{HIGH_MEMORY, LOW_USABLE_END, MULTIBOOT_INFO};
 
 /// The header's magic number.
 const HEADER_MAGIC: u32 = 0x1bad_b002;
@@ -109,7 +109,7 @@ pub(super) struct Told<'t> {
     pub(super) low_end: u64,
 }
 
-/// The information structure, and what it points to, as one piece for [`BOOT_INFO`].
+/// The information structure, and what it points to, as one piece for [`MULTIBOOT_INFO`].
 pub(super) fn info(told: &Told<'_>) -> Result<Vec<u8>, LoadError> {
     let too_many = || LoadError::TooManyInitrds(told.modules.len());
     let mut blob = Blob(vec![0; size_of::<Info>()]);
@@ -131,7 +131,7 @@ pub(super) fn info(told: &Told<'_>) -> Result<Vec<u8>, LoadError> {
         map.extend((entry.kind as u32).to_le_bytes());
     }
     let mmap_addr = blob.push(&map);
-    if blob.end() > BOOT_INFO.end {
+    if blob.end() > MULTIBOOT_INFO.end {
         return Err(too_many());
     }
     let word = |value: u64| U32::new(value as u32);
@@ -153,12 +153,12 @@ pub(super) fn info(told: &Told<'_>) -> Result<Vec<u8>, LoadError> {
     Ok(bytes)
 }
 
-/// Bytes that will be at [`BOOT_INFO`].
+/// Bytes that will be at [`MULTIBOOT_INFO`].
 struct Blob(Vec<u8>);
 
 impl Blob {
     fn end(&self) -> u64 {
-        BOOT_INFO.start.saturating_add(self.0.len() as u64)
+        MULTIBOOT_INFO.start.saturating_add(self.0.len() as u64)
     }
 
     /// Appends `bytes`; returns where they will be.
@@ -204,17 +204,17 @@ mod tests {
         let told = Told { cmdline: 0x2_0000, modules: &modules, map: &map, low_end: 0x200_0000 };
         let bytes = info(&told).unwrap();
         let u32_at = |at: usize| u32::from_le_bytes(bytes[at..at + 4].try_into().unwrap());
-        let offset = |field: usize| (u32_at(field) as u64 - BOOT_INFO.start) as usize;
+        let offset = |field: usize| (u32_at(field) as u64 - MULTIBOOT_INFO.start) as usize;
         assert_eq!((u32_at(4), u32_at(8), u32_at(16)), (639, 31 << 10, 0x2_0000));
         let module = offset(24);
         assert_eq!((u32_at(20), u32_at(module), u32_at(module + 4)), (1, 0x10_0000, 0x10_0010));
         assert!(bytes[offset(module + 8)..].starts_with(b"environment\0"));
         assert_eq!((u32_at(44), u32_at(offset(48)), u32_at(offset(48) + 20)), (24, 20, 1));
         assert!(bytes[offset(64)..].starts_with(b"lguest\0"));
-        let many = vec![(0..1, "0123456789"); 500];
+        let many = vec![(0..1, "0123456789"); 5000];
         assert!(matches!(
             info(&Told { modules: &many, ..told }),
-            Err(LoadError::TooManyInitrds(500))
+            Err(LoadError::TooManyInitrds(5000))
         ));
     }
 }

@@ -115,6 +115,11 @@ fn multiboot_gets_modules_command_line_and_map() {
     assert_eq!(bytes(&ram, u32_at(&ram, mods).into(), 10), b"NR_CPUS=2\n");
     assert_eq!(u32_at(&ram, mods + 4) - u32_at(&ram, mods), 10);
 
+    // Linked to low memory, as kernels that stay in real mode are.
+    let low = [multiboot_header(0), vec![0x90; 0x6000]].concat();
+    let (_, loaded) = load_with(64, elf32(0x800c, &[Part::load(0x8000, low, 0x8000)]), &[], "");
+    assert!(matches!(loaded.unwrap().entry, EntryPoint::Multiboot { .. }));
+
     let video = [multiboot_header(7), vec![0x90; 100]].concat();
     assert!(
         error(elf32(0x40_000c, &[Part::load(0x40_0000, video.clone(), 200)]))

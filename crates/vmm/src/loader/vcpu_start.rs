@@ -41,11 +41,15 @@ const DIRECTORIES: u64 = 4;
 /// IA32_MTRR_DEF_TYPE: enabled, default type write-back; no ranges.
 const MTRR_ENABLED_WRITE_BACK: u64 = 1 << 11 | 6;
 
-/// Writes the descriptor table, and page tables that map the first 4 GiB to themselves.
-pub(super) fn place_tables(placer: &mut Placer<'_>) -> Result<(), PlaceError> {
+/// Writes the descriptor table.
+pub(super) fn place_descriptors(placer: &mut Placer<'_>) -> Result<(), PlaceError> {
     let gdt: Vec<u8> = GDT.iter().flat_map(|entry| entry.to_le_bytes()).collect();
     let end = BOOT_GDT.0.saturating_add(gdt.len() as u64);
-    placer.put(BOOT_GDT.0..end, &gdt, "descriptor table")?;
+    placer.put(BOOT_GDT.0..end, &gdt, "descriptor table")
+}
+
+/// Writes page tables that map the first 4 GiB to themselves.
+pub(super) fn place_page_tables(placer: &mut Placer<'_>) -> Result<(), PlaceError> {
     let tables: Vec<u8> = page_tables().flat_map(u64::to_le_bytes).collect();
     placer.put(BOOT_PAGE_TABLES, &tables, "page tables")
 }
@@ -145,10 +149,16 @@ mod tests {
         unreachable!()
     }
 
+    fn place(ram: &GuestRam) {
+        let mut placer = Placer::new(ram);
+        place_descriptors(&mut placer).unwrap();
+        place_page_tables(&mut placer).unwrap();
+    }
+
     #[test]
     fn the_first_4_gib_map_to_themselves() {
         let ram = GuestRam::new(MIN_RAM).unwrap();
-        place_tables(&mut Placer::new(&ram)).unwrap();
+        place(&ram);
         for addr in [0, 0x1234, 0x20_0000, 0x3fff_ffff, 0x4000_0000, 0xfee0_0000, 0xffff_ffff] {
             assert_eq!(translate(&ram, BOOT_PAGE_TABLES.start, addr), Some(addr));
         }
@@ -158,7 +168,7 @@ mod tests {
     #[test]
     fn segments_are_what_the_table_says() {
         let ram = GuestRam::new(MIN_RAM).unwrap();
-        place_tables(&mut Placer::new(&ram)).unwrap();
+        place(&ram);
         let at = GuestPhysAddr(0x100_0000);
         let entries = [
             (EntryPoint::Linux64 { rip: at, boot_params: at }, CodeSize::Bits64),

@@ -8,6 +8,7 @@ use std::time::Duration;
 use softcpu::cpuid::CpuModel;
 
 use crate::engine::EngineChoice;
+use crate::engine::trace::TraceOutput;
 
 /// Everything the user decides about a machine.
 pub struct MachineConfig {
@@ -32,6 +33,8 @@ pub struct MachineConfig {
     pub debug_exit: bool,
     /// After how long the machine is stopped.
     pub timeout: Option<Duration>,
+    /// Where every block, exception and interrupt is written down. Slow.
+    pub trace: Option<TraceOutput>,
 }
 
 impl fmt::Debug for MachineConfig {

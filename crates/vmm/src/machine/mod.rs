@@ -115,6 +115,7 @@ impl Machine {
                 handle,
                 ending: Arc::clone(&ending),
                 inspector: Arc::clone(&inspector),
+                trace: config.trace.clone(),
             }
         });
         Ok(Self {

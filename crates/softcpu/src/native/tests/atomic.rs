@@ -57,7 +57,7 @@ fn no_bytes_make_the_host_fault() {
     let mut random = Random(0x0bad_5eed_0bad_5eed);
     let mut machine = TestMachine::long_mode();
     let mut ran = 0;
-    for round in 0..60_000 {
+    for round in 0..200_000 {
         let mut bytes = [0; 15];
         bytes.iter_mut().for_each(|byte| *byte = random.next() as u8);
         // Most of the opcode space is refused: look where the stubs are.
@@ -65,7 +65,7 @@ fn no_bytes_make_the_host_fault() {
             0 => bytes[0] = 0xd8 | bytes[0] & 7,
             1 => (bytes[0], bytes[1]) = (random.pick(&[0x66, 0xf2, 0xf3, 0xf0, 0x48]), 0x0f),
             2 => bytes[0] = 0xc5,
-            3 => (bytes[0], bytes[1]) = (0xc4, bytes[1] & 0xe0 | 1 + bytes[1] % 3),
+            3 => (bytes[0], bytes[1]) = (0xc4, bytes[1] & 0xe0 | (1 + bytes[1] % 3)),
             4 => bytes[0] = 0x0f,
             _ => {}
         }
@@ -74,12 +74,15 @@ fn no_bytes_make_the_host_fault() {
         if instruction.is_invalid() {
             continue;
         }
-        let Ok(lowered) = lower(&mut machine, &instruction, &bytes[..instruction.len()]) else { continue };
+        let Ok(lowered) = lower(&mut machine, &instruction, &bytes[..instruction.len()]) else {
+            continue;
+        };
         let (pristine, unmasked) = (machine.vcpu.state.clone(), random.below(2) == 0);
         generate::state(&mut machine.vcpu.state, unmasked, &mut random);
         let mut op = op(&instruction, &lowered);
         // Anywhere: RAM, its end, devices, not canonical.
-        let place = random.pick(&[0x8000, 0x8ff9, RAM - 4, RAM + 0x40, 0x8000_0000_0000, u64::MAX - 3]);
+        let place =
+            random.pick(&[0x8000, 0x8ff9, RAM - 4, RAM + 0x40, 0x8000_0000_0000, u64::MAX - 3]);
         op.disp = place.wrapping_sub(machine.vcpu.state.gpr_slot(op.base));
         op.index = crate::state::GPR_ZERO;
         let _ = (op.run)(&mut machine.vcpu, &op);

@@ -10,7 +10,11 @@ use crate::state::rflags::RFlags;
 /// An instruction of `code` with random operands, its memory operand at
 /// `[disp32] = address` (a gather's at `[vector + disp32]`), and its bytes. `None` for
 /// operands nobody here makes up.
-pub(super) fn instruction(code: Code, address: u64, random: &mut Random) -> Option<(Instruction, Vec<u8>)> {
+pub(super) fn instruction(
+    code: Code,
+    address: u64,
+    random: &mut Random,
+) -> Option<(Instruction, Vec<u8>)> {
     let op_code = code.op_code();
     let mut it = Instruction::new();
     it.set_code(code);
@@ -31,7 +35,12 @@ pub(super) fn instruction(code: Code, address: u64, random: &mut Random) -> Opti
         };
         let in_memory = random.below(2) == 0;
         match *kind {
-            K::r8_or_mem | K::r16_or_mem | K::r32_or_mem | K::r64_or_mem | K::mm_or_mem | K::xmm_or_mem
+            K::r8_or_mem
+            | K::r16_or_mem
+            | K::r32_or_mem
+            | K::r64_or_mem
+            | K::mm_or_mem
+            | K::xmm_or_mem
             | K::ymm_or_mem
                 if in_memory =>
             {
@@ -42,20 +51,37 @@ pub(super) fn instruction(code: Code, address: u64, random: &mut Random) -> Opti
             K::mem_vsib32y | K::mem_vsib64y => memory(&mut it, R::YMM0 + any),
             K::r8_or_mem | K::r8_reg | K::r8_opcode => {
                 let high = [R::AH, R::CH, R::DH, R::BH];
-                let low = [R::AL, R::CL, R::DL, R::BL, R::SPL, R::BPL, R::SIL, R::DIL, R::R8L, R::R15L];
+                let low =
+                    [R::AL, R::CL, R::DL, R::BL, R::SPL, R::BPL, R::SIL, R::DIL, R::R8L, R::R15L];
                 let one = if random.below(4) == 0 { random.pick(&high) } else { random.pick(&low) };
                 register(&mut it, one);
             }
-            K::r16_or_mem | K::r16_reg | K::r16_rm | K::r16_opcode | K::r16_reg_mem => register(&mut it, R::AX + any),
-            K::r32_or_mem | K::r32_reg | K::r32_rm | K::r32_vvvv | K::r32_opcode | K::r32_reg_mem => {
+            K::r16_or_mem | K::r16_reg | K::r16_rm | K::r16_opcode | K::r16_reg_mem => {
+                register(&mut it, R::AX + any)
+            }
+            K::r32_or_mem
+            | K::r32_reg
+            | K::r32_rm
+            | K::r32_vvvv
+            | K::r32_opcode
+            | K::r32_reg_mem => {
                 register(&mut it, R::EAX + any);
             }
-            K::r64_or_mem | K::r64_reg | K::r64_rm | K::r64_vvvv | K::r64_opcode | K::r64_reg_mem => {
+            K::r64_or_mem
+            | K::r64_reg
+            | K::r64_rm
+            | K::r64_vvvv
+            | K::r64_opcode
+            | K::r64_reg_mem => {
                 register(&mut it, R::RAX + any);
             }
             K::mm_or_mem | K::mm_reg | K::mm_rm => register(&mut it, R::MM0 + any % 8),
-            K::xmm_or_mem | K::xmm_reg | K::xmm_rm | K::xmm_vvvv | K::xmm_is4 => register(&mut it, R::XMM0 + any),
-            K::ymm_or_mem | K::ymm_reg | K::ymm_rm | K::ymm_vvvv | K::ymm_is4 => register(&mut it, R::YMM0 + any),
+            K::xmm_or_mem | K::xmm_reg | K::xmm_rm | K::xmm_vvvv | K::xmm_is4 => {
+                register(&mut it, R::XMM0 + any)
+            }
+            K::ymm_or_mem | K::ymm_reg | K::ymm_rm | K::ymm_vvvv | K::ymm_is4 => {
+                register(&mut it, R::YMM0 + any)
+            }
             K::al => register(&mut it, R::AL),
             K::cl => register(&mut it, R::CL),
             K::ax => register(&mut it, R::AX),
@@ -107,7 +133,7 @@ pub(super) fn instruction(code: Code, address: u64, random: &mut Random) -> Opti
     }
     let lockable = op_code.can_use_lock_prefix() && it.op0_kind() == OpKind::Memory;
     it.set_has_lock_prefix(lockable && random.below(2) == 0);
-    let mut encoder = Encoder::new(64);
+    let mut encoder = Encoder::new(if op_code.mode64() { 64 } else { 32 });
     encoder.encode(&it, 0).ok()?;
     Some((it, encoder.take_buffer()))
 }
@@ -117,12 +143,26 @@ fn float64(random: &mut Random) -> u64 {
     match random.below(10) {
         0 => random.next(),
         1 => random.next() >> 12,
-        2 => random.pick(&[0, 1 << 63, 0x7ff0 << 48, 0xfff0 << 48, 0x7ff8 << 48, 0x7ff0 << 48 | 1, 1, 0x3ff0 << 48]),
+        2 => random.pick(&[
+            0,
+            1 << 63,
+            0x7ff0 << 48,
+            0xfff0 << 48,
+            0x7ff8 << 48,
+            0x7ff0 << 48 | 1,
+            1,
+            0x3ff0 << 48,
+        ]),
         3 => (random.below(2000) as f64 - 1000.0).to_bits(),
         4 => (random.next() as i32 as f64 * 1e-3).to_bits(),
         5 => u64::from((random.below(512) as f32 / 16.0).to_bits()) * 0x1_0000_0001,
         6 => u64::from(random.next() as u32) << 32 | 0x7f80_0001,
-        7 => random.pick(&[0x0000_0001_8000_0000, 0x7f7f_ffff_0080_0000, 0x0000_0000_3f80_0000, 0x7fc0_0000_ff80_0000]),
+        7 => random.pick(&[
+            0x0000_0001_8000_0000,
+            0x7f7f_ffff_0080_0000,
+            0x0000_0000_3f80_0000,
+            0x7fc0_0000_ff80_0000,
+        ]),
         8 => (random.next() & 0x0fff_ffff_ffff_ffff | 0x3000 << 48) ^ random.below(2) << 63,
         _ => random.next() & 0x8fff_ffff_8fff_ffff | 0x3f00_0000_3f00_0000,
     }
@@ -136,7 +176,10 @@ fn float80(random: &mut Random) -> [u8; 10] {
         1 => (0, random.pick(&[0, 0x8000])),
         2 => (1 << 63, random.pick(&[0x7fff, 0xffff])),
         3 => (random.next() >> 3, 0),
-        _ => (random.next() | 1 << 63, 0x3fff_u16.wrapping_add(random.below(80) as u16).wrapping_sub(30)),
+        _ => (
+            random.next() | 1 << 63,
+            0x3fff_u16.wrapping_add(random.below(80) as u16).wrapping_sub(30),
+        ),
     };
     value[..8].copy_from_slice(&significand.to_le_bytes());
     value[8..].copy_from_slice(&exponent.to_le_bytes());

@@ -24,7 +24,11 @@ use crate::testing::TestMachine;
 use crate::vcpu::{Abort, Step};
 
 /// Lowers `instruction` for model v3.
-fn lower(machine: &mut TestMachine, instruction: &Instruction, bytes: &[u8]) -> Result<Lowered, Refused> {
+fn lower(
+    machine: &mut TestMachine,
+    instruction: &Instruction,
+    bytes: &[u8],
+) -> Result<Lowered, Refused> {
     lower_for(machine, instruction, bytes, &FeatureSet::v3())
 }
 
@@ -57,7 +61,13 @@ fn op(instruction: &Instruction, lowered: &Lowered) -> Op {
         imm: lowered.imm,
         disp: instruction.memory_displacement64(),
         addr_mask: u64::MAX,
-        base: if implied { 7 } else if rip_relative { GPR_ZERO } else { slot(instruction.memory_base()) },
+        base: if implied {
+            7
+        } else if rip_relative {
+            GPR_ZERO
+        } else {
+            slot(instruction.memory_base())
+        },
         index: slot(instruction.memory_index()),
         scale: instruction.memory_index_scale().trailing_zeros() as u8,
         seg: SEG_FLAT,
@@ -74,7 +84,8 @@ fn op(instruction: &Instruction, lowered: &Lowered) -> Op {
 /// Runs one 64-bit instruction given as bytes.
 fn run(machine: &mut TestMachine, bytes: &[u8]) -> Step {
     let instruction = iced_x86::Decoder::with_ip(64, bytes, 0x1000, 0).decode();
-    let lowered = lower(machine, &instruction, bytes).unwrap_or_else(|why| panic!("{instruction:?}: {why}"));
+    let lowered =
+        lower(machine, &instruction, bytes).unwrap_or_else(|why| panic!("{instruction:?}: {why}"));
     let op = op(&instruction, &lowered);
     (op.run)(&mut machine.vcpu, &op)
 }
@@ -104,4 +115,45 @@ impl Random {
     fn pick<T: Copy>(&mut self, from: &[T]) -> T {
         from[self.below(from.len() as u64) as usize]
     }
+}
+
+/// What a call costs: `cargo test --release -p softcpu native::tests::cost -- --ignored --nocapture`.
+#[test]
+#[ignore = "a measurement"]
+fn cost() {
+    let mut machine = TestMachine::long_mode();
+    machine.vcpu.state.gpr[1] = 0x8000;
+    let cases: [(&str, &[u8]); 9] = [
+        ("pxor xmm0, xmm1", &[0x66, 0x0f, 0xef, 0xc1]),
+        ("movups xmm0, [rcx]", &[0x0f, 0x10, 0x01]),
+        ("movups [rcx], xmm0", &[0x0f, 0x11, 0x01]),
+        ("movq xmm0, rcx", &[0x66, 0x48, 0x0f, 0x6e, 0xc1]),
+        ("cvtsi2sd xmm0, rcx", &[0xf2, 0x48, 0x0f, 0x2a, 0xc1]),
+        ("vpaddd ymm0, ymm1, [rcx]", &[0xc5, 0xf5, 0xfe, 0x01]),
+        ("popcnt eax, ecx", &[0xf3, 0x0f, 0xb8, 0xc1]),
+        ("lock xadd [rcx], rax", &[0xf0, 0x48, 0x0f, 0xc1, 0x01]),
+        ("fadd st, st(1)", &[0xd8, 0xc1]),
+    ];
+    for (name, bytes) in cases {
+        let instruction = iced_x86::Decoder::with_ip(64, bytes, 0x1000, 0).decode();
+        let lowered = lower(&mut machine, &instruction, bytes).unwrap();
+        let op = op(&instruction, &lowered);
+        let start = thread_time();
+        const CALLS: u32 = 1_000_000;
+        for _ in 0..CALLS {
+            (std::hint::black_box(op.run))(&mut machine.vcpu, &op).unwrap();
+        }
+        println!(
+            "{:>8.2} ns  {name}",
+            (thread_time() - start).as_nanos() as f64 / f64::from(CALLS)
+        );
+    }
+}
+
+/// Time this thread has had a CPU: the machine may be busy with other tests.
+fn thread_time() -> std::time::Duration {
+    let mut now = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: fills in the structure it is given.
+    unsafe { libc::clock_gettime(libc::CLOCK_THREAD_CPUTIME_ID, &raw mut now) };
+    std::time::Duration::new(now.tv_sec as u64, now.tv_nsec as u32)
 }

@@ -44,7 +44,8 @@ fn expect(machine: &mut TestMachine, cases: &[(&[u8], Option<Vector>)]) {
 fn task_switched_asks_the_system_first() {
     let nm = Some(Vector::DeviceNotAvailable);
     let mut machine = with(|m| m.vcpu.state.cr0 |= Cr0::TS);
-    let all = [PADDD_XMM, PADDD_MMX, VADDPS, VZEROUPPER, FLD1, FNSTSW, FWAIT, FXSAVE, XSAVE, LDMXCSR];
+    let all =
+        [PADDD_XMM, PADDD_MMX, VADDPS, VZEROUPPER, FLD1, FNSTSW, FWAIT, FXSAVE, XSAVE, LDMXCSR];
     expect(&mut machine, &all.map(|bytes| (bytes, nm)));
     expect(&mut machine, &[(POPCNT, None), (ANDN, None)]);
     machine.vcpu.state.cr0 -= Cr0::MP;
@@ -55,7 +56,10 @@ fn task_switched_asks_the_system_first() {
 fn emulation_makes_vectors_undefined_and_x87_unavailable() {
     let (ud, nm) = (Some(Vector::InvalidOpcode), Some(Vector::DeviceNotAvailable));
     let mut machine = with(|m| m.vcpu.state.cr0 |= Cr0::EM);
-    expect(&mut machine, &[(PADDD_XMM, ud), (PADDD_MMX, ud), (FLD1, nm), (VADDPS, None), (POPCNT, None)]);
+    expect(
+        &mut machine,
+        &[(PADDD_XMM, ud), (PADDD_MMX, ud), (FLD1, nm), (VADDPS, None), (POPCNT, None)],
+    );
 }
 
 #[test]
@@ -64,7 +68,10 @@ fn units_the_system_never_enabled_are_undefined() {
     let mut machine = with(|m| m.vcpu.state.cr4 -= Cr4::OSFXSR);
     expect(&mut machine, &[(PADDD_XMM, ud), (LDMXCSR, ud), (PADDD_MMX, None), (VADDPS, None)]);
     let mut machine = with(|m| m.vcpu.state.cr4 -= Cr4::OSXSAVE);
-    expect(&mut machine, &[(VADDPS, ud), (VZEROUPPER, ud), (XSAVE, ud), (ANDN, None), (PADDD_XMM, None)]);
+    expect(
+        &mut machine,
+        &[(VADDPS, ud), (VZEROUPPER, ud), (XSAVE, ud), (ANDN, None), (PADDD_XMM, None)],
+    );
     let mut machine = with(|m| m.vcpu.state.xcr0 = 3);
     expect(&mut machine, &[(VADDPS, ud), (VZEROUPPER, ud), (XSAVE, None)]);
     // Real mode has no VEX, not even for general registers.
@@ -84,7 +91,10 @@ fn x87_errors_wait_for_the_next_waiting_instruction() {
     let pointers = machine.vcpu.state.fpu.pointers();
     assert_eq!((pointers.opcode, pointers.instruction), (0x4f9, 0x1000));
     let mf = Some(Vector::X87);
-    expect(&mut machine, &[(FLD1, mf), (PADDD_MMX, mf), (FWAIT, mf), (PADDD_XMM, None), (FNSTSW, None)]);
+    expect(
+        &mut machine,
+        &[(FLD1, mf), (PADDD_MMX, mf), (FWAIT, mf), (PADDD_XMM, None), (FNSTSW, None)],
+    );
     expect(&mut machine, &[(&[0xdb, 0xe2], None), (FLD1, None)]); // fnclex
 }
 
@@ -121,12 +131,14 @@ fn what_the_model_lacks_is_refused_or_becomes_what_it_was() {
     let v2 = FeatureSet::v2();
     let decode = |bytes: &[u8]| iced_x86::Decoder::with_ip(64, bytes, 0, 0).decode();
     for bytes in [VADDPS, VZEROUPPER, ANDN, XSAVE] {
-        let refused = lower_for(&mut machine, &decode(bytes), bytes, &v2).map(|lowered| lowered.imm);
+        let refused =
+            lower_for(&mut machine, &decode(bytes), bytes, &v2).map(|lowered| lowered.imm);
         assert_eq!(refused, Err(Refused::NotOffered), "{bytes:02x?}");
     }
     // EVEX: vaddps zmm0, zmm1, zmm2
     let evex = [0x62, 0xf1, 0x74, 0x48, 0x58, 0xc2];
-    let refused = lower_for(&mut machine, &decode(&evex), &evex, &FeatureSet::v3()).map(|lowered| lowered.imm);
+    let refused = lower_for(&mut machine, &decode(&evex), &evex, &FeatureSet::v3())
+        .map(|lowered| lowered.imm);
     assert_eq!(refused, Err(Refused::Encoding));
     // lzcnt eax, ecx is bsr eax, ecx where there is no LZCNT.
     let lzcnt = [0xf3, 0x0f, 0xbd, 0xc1];

@@ -42,7 +42,11 @@ struct Pair {
 
 impl Pair {
     fn new() -> Self {
-        Self { oracle: Oracle::new(), machine: TestMachine::long_mode(), random: Random(0xfeed_5eed) }
+        Self {
+            oracle: Oracle::new(),
+            machine: TestMachine::long_mode(),
+            random: Random(0xfeed_5eed),
+        }
     }
 
     fn random_state(&mut self) -> VcpuState {
@@ -54,13 +58,20 @@ impl Pair {
 
     /// Runs `bytes` on `state` and `memory` here and on the host, and compares all but
     /// the bytes `apart` (pointers, which are the host's own), which become zero.
-    fn run(&mut self, bytes: &[u8], mut state: VcpuState, memory: &mut Vec<u8>, apart: &[Range<usize>]) -> VcpuState {
+    fn run(
+        &mut self,
+        bytes: &[u8],
+        mut state: VcpuState,
+        memory: &mut Vec<u8>,
+        apart: &[Range<usize>],
+    ) -> VcpuState {
         let what = format!("{bytes:02x?}");
         self.oracle.data()[..SIZE].copy_from_slice(memory);
         self.machine.put(GUEST, memory);
         state.gpr[1] = GUEST;
         self.machine.vcpu.state = state.clone();
-        run(&mut self.machine, bytes).unwrap_or_else(|_| panic!("{what}: {:?}", self.machine.vcpu.fault));
+        run(&mut self.machine, bytes)
+            .unwrap_or_else(|_| panic!("{what}: {:?}", self.machine.vcpu.fault));
         state.gpr[1] = self.oracle.data_address();
         self.oracle.run(bytes, &mut state).unwrap();
         state.gpr[1] = GUEST;
@@ -101,7 +112,8 @@ const POINTERS: Range<usize> = 6..24;
 
 /// Reserved halves and pointers of the 28-byte and the 14-byte environment.
 const ENVIRONMENT: [Range<usize>; 2] = [10..12, 12..28];
-const ENVIRONMENT16: [Range<usize>; 1] = [6..14];
+const POINTERS16: Range<usize> = 6..14;
+const ENVIRONMENT16: [Range<usize>; 1] = [POINTERS16];
 
 #[test]
 fn fxsave_and_fxrstor() {

@@ -48,6 +48,36 @@ fn a_load_of_ss_holds_the_step_off_for_one_instruction() {
     assert_eq!(guest.stack(0), CODE + 12);
 }
 
+#[test]
+fn a_load_of_ss_does_not_hold_instruction_breakpoints_off() {
+    let mut guest = Guest::long();
+    guest.set(Gpr::Rcx, u64::from(sel::DATA));
+    set_breakpoint(&mut guest, CODE + 2, dr7(0, 0));
+    // mov ss, ecx; nop
+    assert_eq!(guest.run(&[0x8e, 0xd1, 0x90]), DB);
+    assert_eq!((guest.stack(0), guest.machine.vcpu.state.dr6 & 0xf), (CODE + 2, 2));
+
+    // What the load itself read is reported at the same time, or with no other breakpoint
+    // after the next instruction.
+    guest.machine.put(DATA, &sel::DATA.to_le_bytes());
+    let both = dr7(0, 0) | 1 << 4 | (3 | 1 << 2) << 24;
+    let load = [0x8e, 0x14, 0x25, 0x00, 0xc0, 0, 0, 0x90, 0x90];
+    set_breakpoint(&mut guest, CODE + 7, both);
+    guest.machine.vcpu.state.dr[2] = DATA;
+    assert_eq!(guest.run(&load), DB);
+    assert_eq!((guest.stack(0), guest.machine.vcpu.state.dr6 & 0xf), (CODE + 7, 6));
+    guest.machine.vcpu.state.dr7 &= !(1 << 2);
+    guest.machine.vcpu.state.dr6 &= !0xf;
+    assert_eq!(guest.run(&load), DB);
+    assert_eq!((guest.stack(0), guest.machine.vcpu.state.dr6 & 0xf), (CODE + 8, 4));
+    // An int1 there is one exception with it, not two.
+    guest.machine.vcpu.state.dr6 &= !0xf;
+    guest.set(Gpr::Rsp, STACK);
+    let load = [0x8e, 0x14, 0x25, 0x00, 0xc0, 0, 0, 0xf1, 0x90];
+    assert_eq!(guest.run(&load), DB);
+    assert_eq!((guest.stack(0), guest.machine.vcpu.state.dr6 & 0xf), (CODE + 8, 4));
+}
+
 fn set_breakpoint(guest: &mut Guest, addr: u64, dr7: u64) {
     guest.set(Gpr::Rax, addr);
     guest.set(Gpr::Rdx, dr7);

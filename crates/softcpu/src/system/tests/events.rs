@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::exception::Exception;
+use crate::handle::Event;
 use crate::state::control::{Cr0, Cr4, Efer};
 use crate::state::rflags::RFlags;
 
@@ -86,6 +87,44 @@ fn non_canonical_addresses_are_general_protection() {
 }
 
 #[test]
+fn non_canonical_stack_addresses_are_stack_faults() {
+    // mov eax, [rbp+0], which goes through SS.
+    let mut guest = Guest::long();
+    guest.set(Gpr::Rbp, 1 << 47);
+    assert_eq!(guest.run(&[0x8b, 0x45, 0x00]), ss(0));
+    // mov rsp, 1<<47; pop rax, with a good stack to deliver the fault on.
+    let mut guest = Guest::long();
+    guest.gate(12, 0, 1);
+    guest.set(Gpr::Rsp, 1 << 47);
+    assert_eq!(guest.run(&[0x58]), ss(0));
+}
+
+#[test]
+fn misaligned_user_accesses_fault_once_alignment_is_checked() {
+    let misaligned: &[u8] = &[0x8b, 0x44, 0x24, 0xfd]; // mov eax, [rsp-3]
+    let aligned: &[u8] = &[0x8b, 0x44, 0x24, 0xfc]; // mov eax, [rsp-4]
+    let byte: &[u8] = &[0x8a, 0x44, 0x24, 0xfd]; // mov al, [rsp-3]
+    let check = || End::Vector(17, Some(0));
+    for (am, ac, code, end) in [
+        (true, true, misaligned, check()),
+        (true, true, aligned, UD),
+        (true, true, byte, UD),
+        (false, true, misaligned, UD),
+        (true, false, misaligned, UD),
+    ] {
+        let mut guest = Guest::long();
+        guest.machine.vcpu.state.cr0.set(Cr0::AM, am);
+        guest.machine.vcpu.state.rflags.set(RFlags::AC, ac);
+        // Code that gets past its access meets an ud2.
+        assert_eq!(
+            guest.run_user(&[code, &[0x0f, 0x0b]].concat()),
+            end,
+            "AM {am}, AC {ac}, {code:x?}"
+        );
+    }
+}
+
+#[test]
 fn interrupt_stacks_are_taken_and_aligned() {
     let mut guest = Guest::long();
     guest.gate(0x21, 0, 1);
@@ -161,6 +200,17 @@ fn nmis_are_blocked_until_iret() {
     assert!(vcpu.nmi_blocked);
     assert_eq!(guest.go(), End::Done);
     assert!(!guest.machine.vcpu.nmi_blocked);
+}
+
+#[test]
+fn nmis_wait_out_the_shadow_of_sti() {
+    let mut guest = Guest::long();
+    // sti; nop; nop
+    guest.load(&[0xfb, 0x90, 0x90]);
+    assert!(guest.machine.vcpu.single_step().is_none());
+    guest.machine.vcpu.handle.raise(Event::NMI);
+    assert_eq!(guest.go(), End::Vector(2, None));
+    assert_eq!(guest.stack(0), CODE + 2, "after the nop that follows the sti");
 }
 
 #[test]

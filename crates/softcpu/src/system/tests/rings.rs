@@ -97,6 +97,36 @@ fn syscall_and_sysret() {
 }
 
 #[test]
+fn sysret_steps_by_the_flags_it_restores() {
+    let mut guest = Guest::long();
+    guest.machine.vcpu.state.msr.star = 0x20 << 48;
+    guest.machine.put(USER, &[0x90, 0x90]);
+    guest.set(Gpr::Rcx, USER);
+    guest.set(Gpr::R11, (RFlags::TF | RFlags::FIXED).bits());
+    assert_eq!(guest.run(&[0x48, 0x0f, 0x07]), End::Vector(1, None));
+    assert_eq!(guest.stack(0), USER, "before anything ran in ring 3");
+    assert_eq!(guest.machine.vcpu.state.dr6 & 1 << 14, 1 << 14);
+}
+
+#[test]
+fn segments_lost_on_the_way_out_keep_their_bases() {
+    let mut guest = Guest::long();
+    let mut gs = Segment::from_descriptor(sel::DATA, DATA_SEGMENT);
+    gs.base = DATA;
+    *guest.machine.vcpu.state.segment_mut(SegReg::Gs) = gs;
+    guest.machine.put(DATA + 8, &0x1234_5678_u64.to_le_bytes());
+    let frame = [USER, sel::USER_CODE64.into(), 2, USER_STACK, sel::USER_DATA.into()];
+    let bytes: Vec<u8> = frame.iter().flat_map(|word: &u64| word.to_le_bytes()).collect();
+    guest.set(Gpr::Rsp, STACK - 0x100);
+    guest.machine.put(STACK - 0x100, &bytes);
+    // Ring 3: mov rax, gs:[8]; ud2
+    let user = [0x65, 0x48, 0x8b, 0x04, 0x25, 8, 0, 0, 0, 0x0f, 0x0b];
+    guest.machine.put(USER, &user);
+    assert_eq!(guest.run(&[0x48, 0xcf]), UD);
+    assert_eq!((guest.selector(SegReg::Gs), guest.reg(Gpr::Rax)), (0, 0x1234_5678));
+}
+
+#[test]
 fn sysenter_and_sysexit() {
     let mut guest = Guest::protected();
     // The four segments in a row that SYSENTER wants do not exist here, but it reads none.

@@ -321,10 +321,14 @@ impl LocalApic {
     /// it slept until then).
     pub fn timer_expired(&self, now: u64) {
         if self.with_timer(|timer| timer.expire(now)) {
-            let entry = self.lvt_entry(Lvt::Timer);
-            if entry & LVT_MASKED == 0 {
-                self.post_vector(entry as u8, Trigger::Edge);
-            }
+            self.timer_interrupt();
+        }
+    }
+
+    fn timer_interrupt(&self) {
+        let entry = self.lvt_entry(Lvt::Timer);
+        if entry & LVT_MASKED == 0 {
+            self.post_vector(entry as u8, Trigger::Edge);
         }
     }
 
@@ -420,9 +424,17 @@ impl LocalApic {
         self.lock_timer().tsc_deadline()
     }
 
-    /// A write of `IA32_TSC_DEADLINE`; `offset` is guest TSC minus host TSC.
+    /// A write of `IA32_TSC_DEADLINE`; `offset` is guest TSC minus host TSC. A deadline that
+    /// has passed already interrupts at once, with no thread to wait for.
     pub fn set_tsc_deadline(&self, value: u64, offset: u64) {
-        self.with_timer(|timer| timer.set_tsc_deadline(value, offset));
+        let now = host_tsc();
+        let passed = self.with_timer(|timer| {
+            timer.set_tsc_deadline(value, offset);
+            timer.expire(now)
+        });
+        if passed {
+            self.timer_interrupt();
+        }
     }
 
     /// The guest's TSC was moved.

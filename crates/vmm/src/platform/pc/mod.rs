@@ -33,8 +33,9 @@ use crate::devices::pit::{PORT_61, Pit};
 use crate::devices::pvpanic::{self, PVPANIC_PORT};
 use crate::devices::rtc::Rtc;
 use crate::devices::serial::{SerialInput, SerialPort};
+use crate::devices::test_device::TestDevice;
 use crate::devices::{InterruptLine, Request};
-use crate::layout::{COM1, COM1_IRQ, I8042_COMMAND, I8042_DATA};
+use crate::layout::{COM1, COM1_IRQ, I8042_COMMAND, I8042_DATA, IO_APIC_PINS};
 
 pub mod kvm;
 pub mod timers;
@@ -55,7 +56,7 @@ pub struct PcConfig {
     pub epoch: Epoch,
     /// Where COM1's output goes.
     pub serial_output: Box<dyn Write + Send>,
-    /// Whether the debug-exit port exists.
+    /// Whether the debug-exit port exists, and the test device beside it.
     pub debug_exit: bool,
     /// Who hears the guest's requests.
     pub requests: RequestSink,
@@ -80,7 +81,8 @@ pub struct Pc {
     pit: Mutex<Pit>,
     pic: Mutex<Pic>,
     i8042: Mutex<I8042>,
-    debug_exit: bool,
+    /// There if test kernels are expected, and the debug-exit port with it.
+    test_device: Option<Mutex<TestDevice>>,
     requests: RequestSink,
 }
 
@@ -99,6 +101,10 @@ impl Pc {
     #[must_use]
     pub fn new(config: PcConfig) -> Arc<Self> {
         let line: InterruptLine = config.controller.line(COM1_IRQ);
+        let test_device = config.debug_exit.then(|| {
+            let lines = (0..IO_APIC_PINS).map(|pin| config.controller.line(pin));
+            Mutex::new(TestDevice::new(lines.collect()))
+        });
         Arc::new(Self {
             serial: SerialPort::new(line, config.serial_output),
             controller: config.controller,
@@ -108,7 +114,7 @@ impl Pc {
             pit: Mutex::default(),
             pic: Mutex::default(),
             i8042: Mutex::default(),
-            debug_exit: config.debug_exit,
+            test_device,
             requests: config.requests,
         })
     }
@@ -135,6 +141,25 @@ impl Pc {
     #[must_use]
     pub fn serial_input(&self) -> SerialInput {
         self.serial.input()
+    }
+
+    /// The test device, if there is one.
+    fn test_device(&self) -> Option<MutexGuard<'_, TestDevice>> {
+        self.test_device.as_ref().map(lock)
+    }
+
+    /// Reads guest-physical memory that is neither RAM nor an interrupt controller's.
+    pub fn memory_read(&self, addr: u64, data: &mut [u8]) {
+        if !self.test_device().is_some_and(|device| device.memory_read(addr, data)) {
+            data.fill(0xff);
+        }
+    }
+
+    /// Writes it; nobody minds if nobody is there.
+    pub fn memory_write(&self, addr: u64, data: &[u8]) {
+        if let Some(mut device) = self.test_device() {
+            device.memory_write(addr, data);
+        }
     }
 
     /// Nanoseconds since the machine's epoch, for the timer chip.
@@ -173,6 +198,9 @@ impl Pc {
             0x40..=0x43 => lock(&self.pit).read(port, self.nanos()),
             PVPANIC_PORT => pvpanic::read(),
             port if Pic::owns(port) => lock(&self.pic).read(port),
+            port if TestDevice::owns(port) => {
+                self.test_device().map_or(0xff, |device| device.read(port))
+            }
             port if AcpiPower::owns(port) => AcpiPower.read(port),
             _ => 0xff,
         }
@@ -191,10 +219,15 @@ impl Pc {
             PORT_61 => lock(&self.pit).write_port_61(value, self.nanos()),
             0x40..=0x43 => lock(&self.pit).write(port, value, self.nanos()),
             PVPANIC_PORT => return pvpanic::write(value),
-            DEBUG_EXIT_PORT if self.debug_exit => return Some(debug_exit::write(value)),
+            DEBUG_EXIT_PORT if self.test_device.is_some() => return Some(debug_exit::write(value)),
             // POST codes, and the delay kernels make by writing there.
             0x80 => tracing::trace!(value, "POST code"),
             port if Pic::owns(port) => lock(&self.pic).write(port, value),
+            port if TestDevice::owns(port) => {
+                if let Some(mut device) = self.test_device() {
+                    device.write(port, value);
+                }
+            }
             port if AcpiPower::owns(port) => return AcpiPower.write(port, value),
             _ => {}
         }

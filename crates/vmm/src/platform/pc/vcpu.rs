@@ -74,7 +74,7 @@ impl Environment for PcVcpu {
         }
         match within(addr, IO_APIC.0, IO_APIC_SIZE) {
             Some(offset) => self.pc.controller().io_read(offset, data),
-            None => data.fill(0xff),
+            None => self.pc.memory_read(addr.0, data),
         }
     }
 
@@ -86,8 +86,9 @@ impl Environment for PcVcpu {
             self.perform(effect);
             return;
         }
-        if let Some(offset) = within(addr, IO_APIC.0, IO_APIC_SIZE) {
-            self.pc.controller().io_write(offset, data);
+        match within(addr, IO_APIC.0, IO_APIC_SIZE) {
+            Some(offset) => self.pc.controller().io_write(offset, data),
+            None => self.pc.memory_write(addr.0, data),
         }
     }
 
@@ -181,6 +182,25 @@ mod tests {
         vcpu.mmio_read(GuestPhysAddr(0xd000_0000), &mut data);
         assert_eq!(data, [0xff; 4]);
         assert_eq!(vcpu.read_msr(0x1234), Err(MsrRefused));
+    }
+
+    #[test]
+    fn the_test_device_is_memory_and_lines() {
+        let (mut vcpu, _) = vcpu();
+        let mut data = [0; 8];
+        vcpu.mmio_write(GuestPhysAddr(0xff00_0010), b"not RAM!");
+        vcpu.mmio_read(GuestPhysAddr(0xff00_0010), &mut data);
+        assert_eq!(&data, b"not RAM!");
+        vcpu.port_write(0xe0, &[1, 2, 3, 4]);
+        vcpu.port_read(0xe0, data.first_chunk_mut::<4>().unwrap());
+        assert_eq!(data[..4], [1, 2, 3, 4]);
+        vcpu.mmio_write(GuestPhysAddr(0xfee0_00f0), &0x1ff_u32.to_le_bytes());
+        for (register, value) in [(0x2c_u8, 0x76_u32), (0x2d, 0)] {
+            vcpu.mmio_write(GuestPhysAddr(0xfec0_0000), &[register, 0, 0, 0]);
+            vcpu.mmio_write(GuestPhysAddr(0xfec0_0010), &value.to_le_bytes());
+        }
+        vcpu.port_write(0x200e, &[1]);
+        assert_eq!(vcpu.acknowledge_interrupt(), Some(0x76));
     }
 
     #[test]

@@ -34,7 +34,8 @@ pub fn perform(call: &Hypercall, controller: &InterruptController) -> u64 {
             0
         }
         SEND_IPI => {
-            send_ipi(controller, u128::from(second) << 64 | u128::from(first), third, fourth)
+            let word = if call.long { 64 } else { 32 };
+            send_ipi(controller, u128::from(second) << word | u128::from(first), third, fourth)
         }
         _ => ENOSYS,
     }
@@ -61,7 +62,7 @@ mod tests {
     use softcpu::Event;
 
     fn call(number: u64, args: [u64; 4], cpl: u8) -> Hypercall {
-        Hypercall { number, args, cpl }
+        Hypercall { number, args, cpl, long: true }
     }
 
     #[test]
@@ -73,6 +74,12 @@ mod tests {
         assert_eq!(taken, [None, Some(0x40), Some(0x40)]);
         assert_eq!(perform(&call(SEND_IPI, [1, 1, 64_u64.wrapping_neg(), icr], 0), &controller), 0);
         assert_eq!(perform(&call(SEND_IPI, [1, 0, 0, 0x500], 0), &controller), EINVAL);
+        // 32-bit code: the second word of the bitmap is bits 32 and up.
+        let controller = test_controller(33);
+        let wide = call(SEND_IPI, [0, 1, 0, icr], 0);
+        assert_eq!(perform(&wide, &controller), 0);
+        assert_eq!(perform(&Hypercall { long: false, ..wide }, &controller), 1);
+        assert_eq!(controller.local(32).unwrap().acknowledge(), Some(0x40));
     }
 
     #[test]

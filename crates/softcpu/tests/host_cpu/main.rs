@@ -1,0 +1,81 @@
+//! The interpreter against the host CPU: random instructions of every encoding, in 64-,
+//! 32- and 16-bit code, run on both from the same state, at the same addresses.
+//!
+//! Unlike the stubs' own tests this takes the whole path: fetch, decode, addressing,
+//! segmentation, paging, execution, faults. The output ends with a table of what was
+//! covered and what was refused, and why. Seen with
+//! `cargo test -p softcpu --test host_cpu -- --nocapture`. `LGUEST_PROPERTY_ROUNDS=1000` makes it run for
+//! longer, `LGUEST_PROPERTY_SEED=...` elsewhere.
+
+mod compare;
+mod encode;
+mod guest;
+mod layout;
+mod oracle;
+mod prepare;
+mod random;
+mod tally;
+
+use iced_x86::Code;
+
+use compare::{Bench, Verdict};
+use layout::Mode;
+use random::Random;
+use tally::Tally;
+
+fn number(name: &str) -> Option<u64> {
+    std::env::var(name)
+        .ok()
+        .map(|text| text.parse().unwrap_or_else(|_| panic!("{name} is no number: {text}")))
+}
+
+#[test]
+fn every_encoding_does_what_the_host_does() {
+    let rounds = number("LGUEST_PROPERTY_ROUNDS").unwrap_or(64);
+    let seed = number("LGUEST_PROPERTY_SEED").unwrap_or(0x1234_5678_9abc_def1);
+    let mut random = Random(seed);
+    let mut bench = Bench::new();
+    let mut tally = Tally::default();
+    let modes = [Mode::Long, Mode::Flat32, Mode::Based32, Mode::Bits16];
+    let offered = modes.map(|mode| bench.offers(mode));
+    assert!(offered[0], "the host does not even run 64-bit code");
+    for code in Code::values() {
+        let op_code = code.op_code();
+        if !op_code.is_instruction() {
+            continue;
+        }
+        for (mode, offered) in modes.into_iter().zip(offered) {
+            let exists = match mode.bitness() {
+                64 => op_code.mode64(),
+                32 => op_code.mode32(),
+                _ => op_code.mode16(),
+            };
+            if !exists {
+                continue;
+            }
+            if !offered {
+                tally.note(
+                    mode,
+                    code,
+                    &Verdict::Refused("the host has no segments for such code".to_owned()),
+                );
+                continue;
+            }
+            // Vector instructions are alike in all modes; integers are worth more.
+            let vector = compare::is_vector(code);
+            let rounds = if vector && mode != Mode::Long {
+                rounds / 8
+            } else if vector {
+                rounds / 2
+            } else {
+                rounds
+            };
+            for _ in 0..rounds.max(2) {
+                let verdict = bench.compare(code, mode, &mut random);
+                tally.note(mode, code, &verdict);
+            }
+        }
+    }
+    tally.print(seed);
+    tally.check(offered);
+}
