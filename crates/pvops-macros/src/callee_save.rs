@@ -8,7 +8,7 @@ use crate::convention::X86_64;
 use crate::signature::simple;
 use crate::thunk;
 
-/// See [`crate::callee_save`].
+/// See [`callee_save`](macro@crate::callee_save).
 pub(crate) fn expand(attribute: TokenStream, item: TokenStream) -> Result<TokenStream> {
     if !attribute.is_empty() {
         return Err(Error::new_spanned(attribute, "callee_save takes no arguments"));

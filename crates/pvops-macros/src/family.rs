@@ -205,7 +205,7 @@ fn function(index: usize, op: &Operation) -> TokenStream {
     }
 }
 
-/// See [`crate::family`].
+/// See [`family`](macro@crate::family).
 pub(crate) fn expand(input: TokenStream) -> Result<TokenStream> {
     let Declaration { attributes, vis, name, uses, operations } = syn::parse2(input)?;
     let count = operations.len();
