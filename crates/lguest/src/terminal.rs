@@ -78,3 +78,33 @@ pub(crate) fn restore_on_panic() {
         print(info);
     }));
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
+    use std::fs::File;
+    use std::thread;
+
+    #[test]
+    fn a_panic_on_any_thread_puts_the_terminal_back() {
+        let keeper = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY).unwrap();
+        grantpt(&keeper).unwrap();
+        unlockpt(&keeper).unwrap();
+        let name = ptsname(&keeper, Vec::new()).unwrap();
+        let terminal = File::options().read(true).write(true).open(name.to_str().unwrap()).unwrap();
+        rustix::stdio::dup2_stdin(&terminal).unwrap();
+
+        let before = tcgetattr(&terminal).unwrap().local_modes;
+        let guard = make_raw().unwrap().unwrap();
+        assert!(is_raw());
+        assert_ne!(tcgetattr(&terminal).unwrap().local_modes, before);
+
+        restore_on_panic();
+        assert!(thread::spawn(|| panic!("on purpose")).join().is_err());
+        // The guard still stands: it was the hook that put the terminal back.
+        assert!(!is_raw());
+        assert_eq!(tcgetattr(&terminal).unwrap().local_modes, before);
+        drop(guard);
+    }
+}
