@@ -11,11 +11,11 @@
 
 use std::sync::{Arc, Mutex, PoisonError};
 
-use crate::addr::{GuestPhysAddr, PAGE_SIZE};
+use crate::addr::{GuestPhysAddr, PAGE_SHIFT, PAGE_SIZE};
 use crate::cpuid::{CpuModel, CpuidTable, Topology};
 use crate::env::{Environment, Hypercall, MsrRefused};
 use crate::handle::VcpuHandle;
-use crate::memory::{PhysMemory, RamRegion};
+use crate::memory::{CodeMap, PhysMemory, RamRegion};
 use crate::state::control::{Cr0, Cr4, Efer};
 use crate::state::segment::{SegReg, Segment};
 use crate::vcpu::{Vcpu, VcpuConfig};
@@ -51,9 +51,10 @@ impl TestMachine {
     pub fn new() -> Self {
         let owner = Arc::new(Pages::new(RAM as usize));
         let region = RamRegion { start: GuestPhysAddr(0), len: RAM, host: owner.start };
+        let code = Arc::new(CodeMap::new((RAM >> PAGE_SHIFT) as usize));
         // SAFETY: `owner` holds the pages, hands out no reference to them, and lives as
         // long as the memory.
-        let memory = unsafe { PhysMemory::new(&[region], owner) };
+        let memory = unsafe { PhysMemory::new(&[region], code, owner) };
         let memory = Arc::new(memory.expect("one aligned region is a valid layout"));
         Self::on(memory)
     }

@@ -45,13 +45,21 @@ pub struct CodeMap {
 }
 
 impl CodeMap {
-    pub(crate) fn new(frames: usize) -> Self {
+    /// For that many RAM frames, none of them code yet.
+    #[must_use]
+    pub fn new(frames: usize) -> Self {
         Self {
             lines: zeroed_lines(frames),
             versions: zeroed_versions(frames),
             epoch: AtomicU64::new(0),
             observers: RwLock::default(),
         }
+    }
+
+    /// How many RAM frames it covers.
+    #[must_use]
+    pub fn frames(&self) -> usize {
+        self.lines.len()
     }
 
     /// Enrols a vCPU. It counts as idle until [`CodeMap::enter`].

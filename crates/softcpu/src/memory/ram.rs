@@ -34,7 +34,7 @@ pub struct RamFrame(pub u32);
 /// All RAM of one machine, shared by its vCPUs.
 pub struct PhysMemory {
     regions: Vec<Placed>,
-    code: CodeMap,
+    code: Arc<CodeMap>,
     /// Whatever owns the host mapping; dropped last.
     _owner: Arc<dyn Any + Send + Sync>,
 }
@@ -61,13 +61,14 @@ pub enum LayoutError {
     /// A region overlaps the one before it, or comes before it.
     #[error("RAM at {0:?} overlaps or precedes the region before it")]
     Order(GuestPhysAddr),
-    /// More than 2^32 frames.
+    /// More than 2^32 frames, or not as many as the code map has.
     #[error("more RAM than this CPU can address")]
     TooLarge,
 }
 
 impl PhysMemory {
-    /// Builds the memory from its regions, which are in ascending order.
+    /// Builds the memory from its regions, which are in ascending order. `code` has room
+    /// for all their frames, and is shared with whoever else writes to this memory.
     ///
     /// # Safety
     /// Each region's `host..host+len` is mapped readable and writable for as long as
@@ -77,6 +78,7 @@ impl PhysMemory {
     /// [`LayoutError`] when the regions do not make sense.
     pub unsafe fn new(
         regions: &[RamRegion],
+        code: Arc<CodeMap>,
         owner: Arc<dyn Any + Send + Sync>,
     ) -> Result<Self, LayoutError> {
         let mut placed: Vec<Placed> = Vec::with_capacity(regions.len());
@@ -98,10 +100,10 @@ impl PhysMemory {
             // Cannot overflow: the regions do not overlap, so all of them fit in 2^64 bytes.
             frames = frames.saturating_add(region.len >> PAGE_SHIFT);
         }
-        if frames > u64::from(u32::MAX) || end > 1 << 52 {
+        if frames > u64::from(u32::MAX) || end > 1 << 52 || code.frames() as u64 != frames {
             return Err(LayoutError::TooLarge);
         }
-        Ok(Self { regions: placed, code: CodeMap::new(frames as usize), _owner: owner })
+        Ok(Self { regions: placed, code, _owner: owner })
     }
 
     /// What has been decoded as code.

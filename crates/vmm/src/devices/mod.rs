@@ -32,6 +32,7 @@ pub mod pvpanic;
 pub mod rtc;
 pub mod serial;
 pub mod test_device;
+pub mod virtio;
 
 /// What a device's write asks of the machine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

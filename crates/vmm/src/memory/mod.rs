@@ -9,14 +9,24 @@ use std::sync::Arc;
 
 use rustix::mm::{Advice, madvise};
 use softcpu::addr::PAGE_SIZE;
+use softcpu::memory::CodeMap;
 use softcpu::memory::ram::LayoutError;
 use softcpu::{GuestPhysAddr, PhysMemory, RamRegion};
-use vm_memory::mmap::FromRangesError;
+use vm_memory::mmap::{FromRangesError, MmapRegion, MmapRegionBuilder};
 use vm_memory::{
-    GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion, MemoryRegionAddress,
+    GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion, GuestRegionMmap,
+    MemoryRegionAddress,
 };
 
 use crate::layout::{HOLE_END, HOLE_START};
+
+mod watch;
+
+pub use watch::{CodeWatch, CodeWatchSlice};
+
+/// Guest RAM as device models use it. Every write through it is told to the CPU, which
+/// may have decoded what stood there.
+pub type GuestMemory = GuestMemoryMmap<CodeWatch>;
 
 /// One MiB in bytes.
 pub const MIB: u64 = 1 << 20;
@@ -61,10 +71,29 @@ pub fn ram_ranges(bytes: u64) -> Vec<(GuestPhysAddr, u64)> {
     [(GuestPhysAddr(0), low), (HOLE_END, high)].into_iter().filter(|(_, len)| *len != 0).collect()
 }
 
+/// Maps RAM of `bytes` bytes, region by region, each watched from its own first frame on.
+fn map(bytes: u64, code: &Arc<CodeMap>) -> Result<GuestMemory, FromRangesError> {
+    let mut first_frame = 0_u64;
+    let mut regions = Vec::new();
+    for (start, len) in ram_ranges(bytes) {
+        let watch = CodeWatch::new(Arc::clone(code), first_frame);
+        let region: MmapRegion<CodeWatch> = MmapRegionBuilder::new_with_bitmap(len as usize, watch)
+            .with_mmap_prot(libc::PROT_READ | libc::PROT_WRITE)
+            .with_mmap_flags(libc::MAP_ANONYMOUS | libc::MAP_PRIVATE | libc::MAP_NORESERVE)
+            .build()?;
+        let region = GuestRegionMmap::new(region, GuestAddress(start.0))
+            .ok_or(FromRangesError::InvalidGuestRegion)?;
+        regions.push(region);
+        first_frame = first_frame.saturating_add(len / PAGE_SIZE);
+    }
+    Ok(GuestMemory::from_regions(regions)?)
+}
+
 /// The RAM of one machine, mapped and zeroed. Clones are the same memory.
 #[derive(Clone, Debug)]
 pub struct GuestRam {
-    mmap: Arc<GuestMemoryMmap>,
+    mmap: Arc<GuestMemory>,
+    code: Arc<CodeMap>,
     bytes: u64,
 }
 
@@ -84,13 +113,10 @@ impl GuestRam {
             return Err(MemoryError::Unaligned(bytes));
         }
         // usize is 64 bits wide on the only architecture we run on.
-        let ranges: Vec<_> = ram_ranges(bytes)
-            .into_iter()
-            .map(|(start, len)| (GuestAddress(start.0), len as usize))
-            .collect();
-        let mmap = GuestMemoryMmap::from_ranges(&ranges)
-            .map_err(|reason| MemoryError::HostRefused { bytes, reason })?;
-        let ram = Self { mmap: Arc::new(mmap), bytes };
+        let code = Arc::new(CodeMap::new((bytes / PAGE_SIZE) as usize));
+        let mmap =
+            map(bytes, &code).map_err(|reason| MemoryError::HostRefused { bytes, reason })?;
+        let ram = Self { mmap: Arc::new(mmap), code, bytes };
         // A booting kernel touches most small pages it will ever touch once; taking them
         // 512 at a time saves tens of thousands of host page faults, and host TLB misses
         // ever after. Advice only: a host without huge pages loses nothing but speed.
@@ -120,13 +146,11 @@ impl GuestRam {
 
     /// The memory as vm-memory's users (virtio queues, vhost, KVM) want it.
     #[must_use]
-    pub fn mmap(&self) -> &Arc<GuestMemoryMmap> {
+    pub fn mmap(&self) -> &Arc<GuestMemory> {
         &self.mmap
     }
 
     /// The memory as the CPU in software wants it. It keeps the mapping alive.
-    ///
-    /// Build one and share it: it also remembers what has been decoded as code.
     ///
     /// # Errors
     /// [`MemoryError::Cpu`] when the CPU cannot address it.
@@ -138,7 +162,7 @@ impl GuestRam {
         // SAFETY: each region is exactly one of vm-memory's mappings: readable, writable,
         // disjoint from the others, and kept mapped by the Arc handed over as owner.
         // vm-memory itself only makes raw and volatile accesses to it, never references.
-        Ok(unsafe { PhysMemory::new(&regions, self.mmap.clone()) }?)
+        Ok(unsafe { PhysMemory::new(&regions, self.code.clone(), self.mmap.clone()) }?)
     }
 
     /// Makes all RAM zero again and gives its pages back to the host, for a machine that
@@ -188,6 +212,21 @@ mod tests {
         assert_eq!(cpu.load::<u64>(GuestPhysAddr(0x1_4000_0000)), None);
         ram.clear();
         assert_eq!(cpu.load::<u64>(GuestPhysAddr(0x1_0000_0000)), Some(0));
+    }
+
+    #[test]
+    fn a_devices_write_is_told_to_the_cpu() {
+        let ram = GuestRam::new(3100 * MIB).unwrap();
+        let cpu = ram.phys_memory().unwrap();
+        let me = cpu.code().enrol(softcpu::VcpuHandle::new());
+        for addr in [0x5000, HOLE_END.0 + 0x3000] {
+            let (_, frame) = cpu.page(GuestPhysAddr(addr)).unwrap();
+            let ((), version, _) = cpu.code().decode(&me, frame, 64..128, || ());
+            ram.mmap().write_slice(&[1; 64], GuestAddress(addr)).unwrap();
+            assert_eq!(cpu.code().version(frame), version, "beside the code");
+            ram.mmap().write_slice(&[1; 4096], GuestAddress(addr - 4000)).unwrap();
+            assert_ne!(cpu.code().version(frame), version, "over the code");
+        }
     }
 
     #[test]
