@@ -19,6 +19,7 @@ use std::sync::mpsc::{self, SyncSender};
 use std::sync::{Arc, OnceLock};
 use std::thread;
 use std::time::Duration;
+use vmm::devices::virtio::IoThreads;
 use vmm::engine::Engine;
 use vmm::engine::trace::TraceOutput;
 use vmm::machine::{Controller, Machine, MachineConfig, MachineError, Outcome};
@@ -57,6 +58,9 @@ pub(crate) fn run(options: &RunOptions) -> Result<Status, Error> {
         initrds: options.initrd.clone(),
         command_line: command_line(options),
         serial_output: Box::new(output.clone()),
+        devices: Vec::new(),
+        io: IoThreads::start(1)
+            .map_err(|error| Error::Host(format!("the host refuses a thread: {error}")))?,
         debug_exit: options.debug_exit,
         timeout,
         trace: options.trace.as_deref().map(open_trace).transpose()?,

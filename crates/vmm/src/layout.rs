@@ -9,7 +9,7 @@
 //! 0x0009_fc00 .. 0x0010_0000   BIOS area: RAM, reserved; ACPI tables, reset vector
 //! 0x0010_0000 .. 0xc000_0000   RAM as far as there is any: kernel, initrd at the top
 //! 0xc000_0000 .. 0xe000_0000   MMIO window for PCI devices
-//! 0xe000_0000 .. 0xf000_0000   PCI configuration space (ECAM)
+//! 0xe000_0000 .. 0xe010_0000   PCI configuration space (ECAM)
 //! 0xfec0_0000                  IO-APIC
 //! 0xfee0_0000                  local APICs, MSI
 //! 0x1_0000_0000 ..             RAM that did not fit below the hole
@@ -26,8 +26,15 @@ pub const HOLE_END: GuestPhysAddr = GuestPhysAddr(0x1_0000_0000);
 
 /// The window PCI devices' 32-bit BARs are placed in.
 pub const PCI_MMIO32: Range<u64> = 0xc000_0000..0xe000_0000;
-/// PCI Express configuration space: 256 buses of 1 MiB.
-pub const PCI_ECAM: Range<u64> = 0xe000_0000..0xf000_0000;
+/// PCI Express configuration space of the one bus: 4 KiB for each of 256 functions.
+pub const PCI_ECAM: Range<u64> = 0xe000_0000..0xe010_0000;
+
+/// The ports to PCI configuration space: four bytes of address, four of data.
+pub const PCI_CONFIG_PORTS: Range<u16> = 0xcf8..0xd00;
+/// The PCI configuration space's data port.
+pub const PCI_CONFIG_DATA: u16 = 0xcfc;
+/// The IO-APIC pins that PCI's interrupt lines arrive at.
+pub const PCI_INTERRUPTS: Range<u8> = 16..24;
 
 /// The IO-APIC's registers.
 pub const IO_APIC: GuestPhysAddr = GuestPhysAddr(0xfec0_0000);

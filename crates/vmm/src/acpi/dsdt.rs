@@ -24,6 +24,7 @@ pub(super) fn dsdt() -> Sdt {
     isa_device("RTC_", &EISAName::new("PNP0B00"), rtc, None, &mut aml);
     let pvpanic = Ports { first: PVPANIC_PORT, count: 1 };
     isa_device("PEVT", &"QEMU0001", pvpanic, None, &mut aml);
+    super::pci::host_bridge(&mut aml);
     // \_S5: SLP_TYP for the sleep control register (twice, for PM1a and PM1b, which a
     // hardware-reduced machine has not), and two reserved numbers (ACPI 6.5, 7.4.2).
     let slp_typ = ACPI_SLP_TYP_S5;

@@ -6,6 +6,7 @@
 
 mod dsdt;
 mod fixed;
+mod pci;
 
 use std::num::NonZeroU32;
 
@@ -60,9 +61,11 @@ pub fn tables(base: GuestPhysAddr, cpus: NonZeroU32) -> Result<AcpiTables, AcpiE
     let dsdt = blob.push(&dsdt::dsdt());
     let fadt = blob.push(&fixed::fadt(dsdt));
     let madt = blob.push(&fixed::madt(cpus));
+    let mcfg = blob.push(&pci::mcfg());
     let mut xsdt = XSDT::new(OEM_ID, OEM_TABLE_ID, OEM_REVISION);
     xsdt.add_entry(fadt);
     xsdt.add_entry(madt);
+    xsdt.add_entry(mcfg);
     let xsdt = blob.push(&xsdt);
     let mut rsdp = Vec::new();
     Rsdp::new(OEM_ID, xsdt).to_aml_bytes(&mut rsdp);

@@ -14,6 +14,7 @@ use super::apic::io::IoApic;
 use super::apic::local::{DeadlineSink, LocalApic, LocalApicConfig};
 use super::apic::message::MsiMessage;
 use super::i8042::I8042;
+use super::pci::fuzz::fuzz_pci;
 use super::pic::Pic;
 use super::pit::{PIT, Pit};
 use super::rtc::Rtc;
@@ -23,20 +24,24 @@ use super::{InterruptLine, InterruptSink};
 use crate::clock::TscFrequency;
 
 /// Takes numbers off the front of the input.
-struct Bytes<'d>(&'d [u8]);
+pub(crate) struct Bytes<'d>(&'d [u8]);
 
-impl Bytes<'_> {
-    fn take<const N: usize>(&mut self) -> Option<[u8; N]> {
+impl<'d> Bytes<'d> {
+    pub(crate) const fn new(data: &'d [u8]) -> Self {
+        Self(data)
+    }
+
+    pub(crate) fn take<const N: usize>(&mut self) -> Option<[u8; N]> {
         let (head, tail) = self.0.split_first_chunk()?;
         self.0 = tail;
         Some(*head)
     }
 
-    fn byte(&mut self) -> Option<u8> {
+    pub(crate) fn byte(&mut self) -> Option<u8> {
         self.take().map(u8::from_le_bytes)
     }
 
-    fn word(&mut self) -> Option<u32> {
+    pub(crate) fn word(&mut self) -> Option<u32> {
         self.take().map(u32::from_le_bytes)
     }
 
@@ -45,7 +50,7 @@ impl Bytes<'_> {
     }
 }
 
-struct Unwired;
+pub(crate) struct Unwired;
 
 impl InterruptSink for Unwired {
     fn set_line(&self, _: u8, _: bool) {}
@@ -143,7 +148,7 @@ pub fn fuzz_pit_pic(data: &[u8]) {
     }
 }
 
-fn controllers() -> Arc<InterruptController> {
+pub(crate) fn controllers() -> Arc<InterruptController> {
     let local = |vcpu: u8| {
         LocalApic::new(LocalApicConfig {
             id: u32::from(vcpu),
@@ -278,10 +283,11 @@ pub fn fuzz_test_device(data: &[u8]) {
 pub type Target = fn(&[u8]);
 
 /// Every target by name.
-pub const TARGETS: [(&str, Target); 7] = [
+pub const TARGETS: [(&str, Target); 8] = [
     ("serial", fuzz_serial),
     ("rtc", fuzz_rtc),
     ("i8042", fuzz_i8042),
+    ("pci", fuzz_pci),
     ("pit_pic", fuzz_pit_pic),
     ("local_apic", fuzz_local_apic),
     ("io_apic", fuzz_io_apic),

@@ -26,6 +26,7 @@ pub mod debug_exit;
 #[doc(hidden)]
 pub mod fuzz;
 pub mod i8042;
+pub mod pci;
 pub mod pic;
 pub mod pit;
 pub mod pvpanic;

@@ -3,10 +3,12 @@
 use std::fmt;
 use std::io::Write;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use softcpu::cpuid::CpuModel;
 
+use crate::devices::virtio::{IoThreads, VirtioDevice};
 use crate::engine::EngineChoice;
 use crate::engine::trace::TraceOutput;
 
@@ -29,6 +31,10 @@ pub struct MachineConfig {
     /// Where the serial port's output goes. Written to from vCPU threads, byte by byte:
     /// whoever is slow should buffer.
     pub serial_output: Box<dyn Write + Send>,
+    /// The devices on its bus, in this order.
+    pub devices: Vec<Box<dyn VirtioDevice>>,
+    /// The threads that do their work. The machine stops them when it ends.
+    pub io: Arc<IoThreads>,
     /// Whether the guest may end the machine by the debug-exit port.
     pub debug_exit: bool,
     /// After how long the machine is stopped.
@@ -46,6 +52,7 @@ impl fmt::Debug for MachineConfig {
             .field("kernel", &self.kernel)
             .field("initrds", &self.initrds)
             .field("command_line", &self.command_line)
+            .field("devices", &self.devices)
             .finish_non_exhaustive()
     }
 }

@@ -1,5 +1,6 @@
 //! Why there is no machine, or none any more.
 
+use crate::devices::pci::bus::BusFull;
 use crate::engine::EngineError;
 use crate::loader::LoadError;
 use crate::memory::MemoryError;
@@ -19,6 +20,12 @@ pub enum MachineError {
     /// The memory cannot be had.
     #[error(transparent)]
     Memory(#[from] MemoryError),
+    /// More devices than the bus has room for.
+    #[error(transparent)]
+    Bus(#[from] BusFull),
+    /// The host refuses what a device needs.
+    #[error("the host refuses a descriptor for a device: {0}")]
+    Device(#[source] std::io::Error),
     /// The guest cannot be loaded.
     #[error(transparent)]
     Load(#[from] LoadError),
@@ -39,7 +46,12 @@ impl MachineError {
     pub const fn is_users(&self) -> bool {
         matches!(
             self,
-            Self::Engine(_) | Self::Cpu(_) | Self::NoCpus | Self::Memory(_) | Self::Load(_)
+            Self::Engine(_)
+                | Self::Cpu(_)
+                | Self::NoCpus
+                | Self::Memory(_)
+                | Self::Bus(_)
+                | Self::Load(_)
         )
     }
 }

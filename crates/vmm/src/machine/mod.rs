@@ -28,6 +28,7 @@ use crate::platform::pc::{Pc, PcConfig};
 
 mod config;
 mod controller;
+mod devices;
 pub(crate) mod ending;
 mod error;
 pub(crate) mod inspect;
@@ -37,6 +38,7 @@ pub use controller::Controller;
 pub use ending::Outcome;
 pub use error::MachineError;
 
+use devices::Devices;
 use ending::Ending;
 use inspect::Inspector;
 
@@ -53,6 +55,7 @@ pub struct Machine {
     pc: Arc<Pc>,
     controller: Arc<InterruptController>,
     timers: Arc<Timers>,
+    devices: Devices,
     ending: Arc<Ending>,
     inspector: Arc<Inspector>,
 }
@@ -84,11 +87,13 @@ impl Machine {
         let ending = Ending::new(parts.handles.clone());
         let inspector = Arc::new(Inspector::new(parts.handles.clone()));
         let epoch = Epoch::now(frequency);
+        let (pci, devices) = Devices::on_bus(config.devices, config.io, &ram, &parts.controller)?;
         let requests = Arc::clone(&ending);
         let pc = Pc::new(PcConfig {
             controller: Arc::clone(&parts.controller),
             memory: Arc::clone(&memory),
             epoch,
+            pci,
             serial_output: config.serial_output,
             debug_exit: config.debug_exit,
             requests: Box::new(move |request| requests.request(request)),
@@ -125,6 +130,7 @@ impl Machine {
             pc,
             controller: parts.controller,
             timers: parts.timers,
+            devices,
             ending,
             inspector,
         })
@@ -153,7 +159,9 @@ impl Machine {
     pub fn run(self) -> Result<Outcome, MachineError> {
         let serial = self.pc.serial_input();
         let deadline = self.timeout.and_then(|timeout| Instant::now().checked_add(timeout));
-        let mut threads = Threads { running: Vec::new(), timers: Arc::clone(&self.timers), serial };
+        let devices = self.devices;
+        let mut threads =
+            Threads { running: Vec::new(), timers: Arc::clone(&self.timers), serial, devices };
         let (timers, controller) = (self.timers, self.controller);
         let started =
             threads.spawn("timers".into(), move || timers.run(&controller)).and_then(|()| {
@@ -234,6 +242,7 @@ struct Threads {
     running: Vec<JoinHandle<()>>,
     timers: Arc<Timers>,
     serial: SerialInput,
+    devices: Devices,
 }
 
 impl Threads {
@@ -259,5 +268,7 @@ impl Drop for Threads {
                 tracing::warn!(thread = thread.thread().name(), "does not stop and is left behind");
             }
         }
+        // No vCPU asks for anything any more: what is in flight is all there is.
+        self.devices.shut_down();
     }
 }

@@ -1,7 +1,7 @@
 //! Virtio devices (virtio 1.2): the cores, and what carries them to a driver.
 //!
 //! A core is one device: it serves its queues and has a configuration space. How the
-//! driver reaches it is a transport's business (`pci`): the transport negotiates
+//! driver reaches it is a transport's business ([`pci`]): the transport negotiates
 //! features, learns where the queues are, and then *activates* the core with them; on
 //! reset it takes everything back. A core sees guest memory, its queues and a way to
 //! signal its driver; it knows neither buses nor vCPUs.
@@ -26,6 +26,7 @@ use crate::memory::GuestMemory;
 
 pub mod chain;
 pub mod io_threads;
+pub mod pci;
 pub mod queue;
 #[doc(hidden)]
 pub mod testing;

@@ -21,8 +21,10 @@ use virtio_queue::{Queue, QueueT};
 use vm_memory::{Bytes, GuestAddress};
 use vmm_sys_util::eventfd::EventFd;
 
-use super::queue::DeviceQueue;
-use super::{Activation, DriverSignal, feature};
+use super::queue::{DeviceQueue, QueueError};
+use super::{
+    ActivateError, Activation, DeviceKind, DriverSignal, VirtioDevice, feature, read_config_bytes,
+};
 use crate::memory::{GuestMemory, GuestRam};
 
 /// Descriptor flags (virtio 1.2, 2.7.5).
@@ -140,6 +142,64 @@ impl TestDriver {
     pub fn activation(&self, queues: Vec<DeviceQueue>) -> Activation {
         let signal = Arc::clone(&self.signal) as Arc<dyn DriverSignal>;
         Activation { features: self.features, memory: self.memory(), queues, signal }
+    }
+}
+
+/// A device that does nothing with its queues but give each request back when asked to.
+#[derive(Debug, Default)]
+pub struct IdleDevice {
+    pub queues: Arc<Mutex<Vec<DeviceQueue>>>,
+    pub signal: Arc<Mutex<Option<Arc<dyn DriverSignal>>>>,
+    pub config: [u8; 8],
+}
+
+impl VirtioDevice for IdleDevice {
+    fn kind(&self) -> DeviceKind {
+        DeviceKind::Entropy
+    }
+
+    fn features(&self) -> u64 {
+        0b101
+    }
+
+    fn queue_sizes(&self) -> &[u16] {
+        &[64, 16]
+    }
+
+    fn read_config(&self, offset: u64, data: &mut [u8]) {
+        read_config_bytes(&self.config, offset, data);
+    }
+
+    fn write_config(&mut self, offset: u64, data: &[u8]) {
+        for (at, byte) in (offset..=u64::MAX).zip(data) {
+            if let Some(place) = self.config.get_mut(at as usize) {
+                *place = *byte;
+            }
+        }
+    }
+
+    fn activate(&mut self, activation: Activation) -> Result<(), ActivateError> {
+        *self.signal.lock().unwrap() = Some(activation.signal);
+        *self.queues.lock().unwrap() = activation.queues;
+        Ok(())
+    }
+
+    fn reset(&mut self) {
+        self.queues.lock().unwrap().clear();
+        *self.signal.lock().unwrap() = None;
+    }
+}
+
+impl IdleDevice {
+    /// Gives back whatever is in the queues.
+    pub fn serve(queues: &Mutex<Vec<DeviceQueue>>) -> Result<(), QueueError> {
+        for queue in queues.lock().unwrap().iter_mut() {
+            while let Some(chain) = queue.pop()? {
+                queue.push(chain.head(), 0)?;
+            }
+            queue.notify()?;
+        }
+        Ok(())
     }
 }
 

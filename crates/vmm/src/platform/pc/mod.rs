@@ -28,6 +28,7 @@ use crate::devices::acpi_power::AcpiPower;
 use crate::devices::apic::controller::InterruptController;
 use crate::devices::debug_exit::{self, DEBUG_EXIT_PORT};
 use crate::devices::i8042::I8042;
+use crate::devices::pci::PciBus;
 use crate::devices::pic::Pic;
 use crate::devices::pit::{PORT_61, Pit};
 use crate::devices::pvpanic::{self, PVPANIC_PORT};
@@ -35,7 +36,7 @@ use crate::devices::rtc::Rtc;
 use crate::devices::serial::{SerialInput, SerialPort};
 use crate::devices::test_device::TestDevice;
 use crate::devices::{InterruptLine, Request};
-use crate::layout::{COM1, COM1_IRQ, I8042_COMMAND, I8042_DATA, IO_APIC_PINS};
+use crate::layout::{COM1, COM1_IRQ, I8042_COMMAND, I8042_DATA, IO_APIC_PINS, PCI_CONFIG_PORTS};
 
 pub mod kvm;
 pub mod timers;
@@ -54,6 +55,8 @@ pub struct PcConfig {
     pub memory: Arc<PhysMemory>,
     /// The moment its clocks count from.
     pub epoch: Epoch,
+    /// The PCI bus, with all its devices.
+    pub pci: PciBus,
     /// Where COM1's output goes.
     pub serial_output: Box<dyn Write + Send>,
     /// Whether the debug-exit port exists, and the test device beside it.
@@ -76,6 +79,7 @@ pub struct Pc {
     controller: Arc<InterruptController>,
     memory: Arc<PhysMemory>,
     epoch: Epoch,
+    pci: PciBus,
     serial: SerialPort,
     rtc: Mutex<Rtc>,
     pit: Mutex<Pit>,
@@ -110,6 +114,7 @@ impl Pc {
             controller: config.controller,
             memory: config.memory,
             epoch: config.epoch,
+            pci: config.pci,
             rtc: Mutex::default(),
             pit: Mutex::default(),
             pic: Mutex::default(),
@@ -150,14 +155,18 @@ impl Pc {
 
     /// Reads guest-physical memory that is neither RAM nor an interrupt controller's.
     pub fn memory_read(&self, addr: u64, data: &mut [u8]) {
-        if !self.test_device().is_some_and(|device| device.memory_read(addr, data)) {
+        if !self.pci.memory_read(addr, data)
+            && !self.test_device().is_some_and(|device| device.memory_read(addr, data))
+        {
             data.fill(0xff);
         }
     }
 
     /// Writes it; nobody minds if nobody is there.
     pub fn memory_write(&self, addr: u64, data: &[u8]) {
-        if let Some(mut device) = self.test_device() {
+        if !self.pci.memory_write(addr, data)
+            && let Some(mut device) = self.test_device()
+        {
             device.memory_write(addr, data);
         }
     }
@@ -167,8 +176,13 @@ impl Pc {
         self.epoch.frequency.nanos(host_tsc().wrapping_sub(self.epoch.tsc))
     }
 
-    /// `in`: all devices here have byte-wide registers, so wider accesses are several.
+    /// `in`: all devices here but PCI have byte-wide registers, so wider accesses are
+    /// several.
     pub fn port_read(&self, port: u16, data: &mut [u8]) {
+        if PCI_CONFIG_PORTS.contains(&port) {
+            self.pci.port_read(port, data);
+            return;
+        }
         data.fill(0xff);
         for (byte, port) in data.iter_mut().zip(port..=u16::MAX) {
             *byte = self.read_byte(port);
@@ -177,6 +191,10 @@ impl Pc {
 
     /// `out`, likewise.
     pub fn port_write(&self, port: u16, data: &[u8]) {
+        if PCI_CONFIG_PORTS.contains(&port) {
+            self.pci.port_write(port, data);
+            return;
+        }
         for (byte, port) in data.iter().zip(port..=u16::MAX) {
             if let Some(request) = self.write_byte(port, *byte) {
                 (self.requests)(request);
@@ -184,8 +202,7 @@ impl Pc {
         }
     }
 
-    /// The ports nobody answers read as all ones. PCI's configuration ports 0xCF8 and
-    /// 0xCFC are among them until there is a PCI bus: a kernel then knows there is none.
+    /// The ports nobody answers read as all ones.
     fn read_byte(&self, port: u16) -> u8 {
         let now = || SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         match port {
@@ -282,6 +299,7 @@ mod tests {
             controller: test_controller(1),
             memory: test_memory(),
             epoch: Epoch::now(TscFrequency::from_hz(1_000_000_000)),
+            pci: PciBus::default(),
             serial_output: Box::new(std::io::sink()),
             debug_exit: true,
             requests: Box::new(move |request| sink.0.lock().unwrap().push(request)),

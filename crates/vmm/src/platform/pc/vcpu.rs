@@ -175,7 +175,7 @@ mod tests {
     fn nobody_answers_with_ones() {
         let (mut vcpu, _) = vcpu();
         let mut data = [0; 4];
-        for port in [0xcf8, 0x2f8, 0x1234, 0xffff] {
+        for port in [0xcfc, 0x2f8, 0x1234, 0xffff] {
             vcpu.port_read(port, &mut data);
             assert_eq!(data, [0xff; 4], "{port:#x}");
         }

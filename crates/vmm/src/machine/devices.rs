@@ -1,0 +1,57 @@
+//! The devices on the machine's bus, from their cores to the end of their work.
+
+use std::sync::Arc;
+
+use super::MachineError;
+use crate::devices::apic::controller::InterruptController;
+use crate::devices::pci::intx::IntxLines;
+use crate::devices::pci::{PciBus, PciFunction};
+use crate::devices::virtio::pci::{PciPlace, VirtioPci};
+use crate::devices::virtio::{IoThreads, VirtioDevice};
+use crate::layout::PCI_INTERRUPTS;
+use crate::memory::GuestRam;
+
+/// The devices, and the threads that work for them.
+#[derive(Debug)]
+pub(super) struct Devices {
+    functions: Vec<Arc<VirtioPci>>,
+    io: Arc<IoThreads>,
+}
+
+impl Devices {
+    /// Puts the cores on a bus, one slot each.
+    pub(super) fn on_bus(
+        cores: Vec<Box<dyn VirtioDevice>>,
+        io: Arc<IoThreads>,
+        ram: &GuestRam,
+        controller: &Arc<InterruptController>,
+    ) -> Result<(PciBus, Self), MachineError> {
+        let line = |pin| (pin, controller.line(pin));
+        let others = PCI_INTERRUPTS.skip(1).map(line);
+        let lines = IntxLines::new(line(PCI_INTERRUPTS.start), others);
+        let mut bus = PciBus::default();
+        let mut functions = Vec::new();
+        for core in cores {
+            let slot = bus.next_slot()?;
+            tracing::debug!(%slot, device = %core.kind(), "on the bus");
+            let place = PciPlace {
+                slot,
+                pin: lines.pin(slot),
+                messages: Arc::clone(controller) as _,
+                memory: Arc::clone(ram.mmap()),
+            };
+            let function = VirtioPci::new(core, place).map_err(MachineError::Device)?;
+            bus.add(Arc::clone(&function) as Arc<dyn PciFunction>);
+            functions.push(function);
+        }
+        Ok((bus, Self { functions, io }))
+    }
+
+    /// Finishes what is in flight, and stops the threads.
+    pub(super) fn shut_down(&self) {
+        for function in &self.functions {
+            function.shut_down();
+        }
+        self.io.stop();
+    }
+}
