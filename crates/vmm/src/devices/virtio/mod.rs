@@ -24,6 +24,7 @@ use std::sync::Arc;
 
 use crate::memory::GuestMemory;
 
+pub mod block;
 pub mod chain;
 pub mod io_threads;
 pub mod pci;
