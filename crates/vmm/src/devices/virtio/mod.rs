@@ -25,12 +25,16 @@ use std::sync::Arc;
 use crate::memory::GuestMemory;
 
 pub mod chain;
+pub mod entropy;
+#[cfg(test)]
+mod hostile;
 pub mod io_threads;
 pub mod queue;
 #[doc(hidden)]
 pub mod testing;
 
 pub use chain::{Chain, ChainError};
+pub use entropy::Entropy;
 pub use io_threads::IoThreads;
 pub use queue::{DeviceQueue, QueueError};
 
