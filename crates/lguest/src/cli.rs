@@ -34,6 +34,13 @@ pub(crate) enum Command {
     Check(CheckOptions),
 }
 
+/// The order of `lguest run --help`: there are too many options for headings.
+const RUN_HELP: &str = "\
+{about}
+{usage-heading} {usage}
+
+{options}{after-help}";
+
 /// The last lines of `lguest run --help`.
 const RUN_NOTES: &str = "\
 While it runs: Ctrl-A x quits, Ctrl-A ? lists the keys.
@@ -42,7 +49,7 @@ Exit status: 0 powered off, 1 lguest failed, 2 bad input, 3 kernel panic,
 
 /// Boot a kernel and give it this terminal
 #[derive(Args, Debug)]
-#[command(after_help = RUN_NOTES)]
+#[command(help_template = RUN_HELP, after_help = RUN_NOTES)]
 pub(crate) struct RunOptions {
     /// Kernel: bzImage, or ELF vmlinux
     #[arg(long, value_name = "FILE")]
@@ -66,9 +73,12 @@ pub(crate) struct RunOptions {
     /// CPU model: v2, v3 or max
     #[arg(long, value_name = "MODEL", default_value = "max", hide_possible_values = true)]
     pub(crate) cpu: CpuChoice,
-    /// Console: stdio, null or a file
-    #[arg(long, value_name = "WHERE", default_value = "stdio")]
-    pub(crate) serial: SerialChoice,
+    /// COM1: stdio (default), null or a file
+    #[arg(long, value_name = "WHERE")]
+    pub(crate) serial: Option<PortChoice>,
+    /// Virtio console, hvc0: stdio (taken from COM1), null or a file
+    #[arg(long, value_name = "WHERE")]
+    pub(crate) console: Option<PortChoice>,
     /// End the run after so many seconds
     #[arg(long, value_name = "SECONDS", allow_negative_numbers = true)]
     pub(crate) timeout: Option<f64>,
@@ -113,9 +123,9 @@ pub(crate) enum CpuChoice {
     Max,
 }
 
-/// Where the guest's serial port goes.
+/// Where the guest's serial port or virtio console goes.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum SerialChoice {
+pub(crate) enum PortChoice {
     /// This terminal.
     Stdio,
     /// Nowhere.
@@ -124,7 +134,7 @@ pub(crate) enum SerialChoice {
     File(PathBuf),
 }
 
-impl FromStr for SerialChoice {
+impl FromStr for PortChoice {
     type Err = std::convert::Infallible;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {

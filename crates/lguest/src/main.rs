@@ -9,6 +9,7 @@ mod cli;
 mod console;
 mod escape;
 mod logging;
+mod ports;
 mod run;
 mod signals;
 mod size;

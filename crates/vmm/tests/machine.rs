@@ -9,6 +9,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use softcpu::cpuid::CpuModel;
+use vmm::devices::virtio::IoThreads;
 use vmm::engine::EngineChoice;
 use vmm::machine::{Machine, MachineConfig, MachineError, Outcome};
 
@@ -132,6 +133,8 @@ fn config(kernel: &KernelFile, cpus: u32, seconds: f64) -> (MachineConfig, Conso
         initrds: Vec::new(),
         command_line: String::new(),
         serial_output: Box::new(console.clone()),
+        io: IoThreads::start(1).unwrap(),
+        devices: Vec::new(),
         debug_exit: true,
         timeout: Some(Duration::from_secs_f64(seconds)),
         trace: None,

@@ -3,10 +3,12 @@
 use std::fmt;
 use std::io::Write;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use softcpu::cpuid::CpuModel;
 
+use crate::devices::virtio::{IoThreads, VirtioDevice};
 use crate::engine::EngineChoice;
 use crate::engine::trace::TraceOutput;
 
@@ -29,6 +31,10 @@ pub struct MachineConfig {
     /// Where the serial port's output goes. Written to from vCPU threads, byte by byte:
     /// whoever is slow should buffer.
     pub serial_output: Box<dyn Write + Send>,
+    /// The threads that serve the devices below.
+    pub io: Arc<IoThreads>,
+    /// Virtio devices, in the order in which the guest finds them.
+    pub devices: Vec<Box<dyn VirtioDevice>>,
     /// Whether the guest may end the machine by the debug-exit port.
     pub debug_exit: bool,
     /// After how long the machine is stopped.

@@ -25,6 +25,7 @@ use std::sync::Arc;
 use crate::memory::GuestMemory;
 
 pub mod chain;
+pub mod console;
 pub mod entropy;
 #[cfg(test)]
 mod hostile;
@@ -34,6 +35,7 @@ pub mod queue;
 pub mod testing;
 
 pub use chain::{Chain, ChainError};
+pub use console::{Console, ConsoleHandle, ConsoleInput};
 pub use entropy::Entropy;
 pub use io_threads::IoThreads;
 pub use queue::{DeviceQueue, QueueError};
