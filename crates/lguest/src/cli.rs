@@ -7,6 +7,8 @@ use clap::error::ErrorKind;
 use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
 use std::path::PathBuf;
 use std::str::FromStr;
+use vmm::devices::virtio::block::DiskConfig;
+use vmm::devices::virtio::io_threads::MAX_THREADS;
 
 /// Runs Linux guests as ordinary processes, without /dev/kvm.
 #[derive(Debug, Parser)]
@@ -29,10 +31,17 @@ impl Cli {
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
     /// Boot a kernel and give it this terminal
-    Run(RunOptions),
+    Run(Box<RunOptions>),
     /// Say what this host offers, and which engine would be used
     Check(CheckOptions),
 }
+
+/// The order of `lguest run --help`: there are too many options for headings.
+const RUN_HELP: &str = "\
+{about}
+{usage-heading} {usage}
+
+{options}{after-help}";
 
 /// The last lines of `lguest run --help`.
 const RUN_NOTES: &str = "\
@@ -42,7 +51,7 @@ Exit status: 0 powered off, 1 lguest failed, 2 bad input, 3 kernel panic,
 
 /// Boot a kernel and give it this terminal
 #[derive(Args, Debug)]
-#[command(after_help = RUN_NOTES)]
+#[command(help_template = RUN_HELP, after_help = RUN_NOTES)]
 pub(crate) struct RunOptions {
     /// Kernel: bzImage, or ELF vmlinux
     #[arg(long, value_name = "FILE")]
@@ -50,6 +59,9 @@ pub(crate) struct RunOptions {
     /// Initial RAM disk; several are concatenated
     #[arg(long, value_name = "FILE")]
     pub(crate) initrd: Vec<PathBuf>,
+    /// Disk image: PATH[,readonly][,format=raw|qcow2][,serial=NAME][,direct]
+    #[arg(long, value_name = "IMAGE")]
+    pub(crate) disk: Vec<DiskConfig>,
     /// Guest memory
     #[arg(long, value_name = "SIZE", default_value = "512M", value_parser = size::parse)]
     pub(crate) mem: u64,
@@ -66,9 +78,15 @@ pub(crate) struct RunOptions {
     /// CPU model: v2, v3 or max
     #[arg(long, value_name = "MODEL", default_value = "max", hide_possible_values = true)]
     pub(crate) cpu: CpuChoice,
-    /// Console: stdio, null or a file
-    #[arg(long, value_name = "WHERE", default_value = "stdio")]
-    pub(crate) serial: SerialChoice,
+    /// COM1: stdio (default), null or a file
+    #[arg(long, value_name = "WHERE")]
+    pub(crate) serial: Option<PortChoice>,
+    /// Virtio console, hvc0: stdio (taken from COM1), null or a file
+    #[arg(long, value_name = "WHERE")]
+    pub(crate) console: Option<PortChoice>,
+    /// Threads that do devices' work: threads=N
+    #[arg(long, value_name = "HOW", default_value = "threads=1")]
+    pub(crate) io: IoChoice,
     /// End the run after so many seconds
     #[arg(long, value_name = "SECONDS", allow_negative_numbers = true)]
     pub(crate) timeout: Option<f64>,
@@ -113,9 +131,28 @@ pub(crate) enum CpuChoice {
     Max,
 }
 
-/// Where the guest's serial port goes.
+/// How devices' work is done.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct IoChoice {
+    /// On how many threads.
+    pub(crate) threads: usize,
+}
+
+impl FromStr for IoChoice {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let threads = text.strip_prefix("threads=").and_then(|number| number.parse().ok());
+        match threads {
+            Some(threads) if (1..=MAX_THREADS).contains(&threads) => Ok(Self { threads }),
+            _ => Err(format!("give threads=N, with N from 1 to {MAX_THREADS}")),
+        }
+    }
+}
+
+/// Where the guest's serial port or virtio console goes.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum SerialChoice {
+pub(crate) enum PortChoice {
     /// This terminal.
     Stdio,
     /// Nowhere.
@@ -124,7 +161,7 @@ pub(crate) enum SerialChoice {
     File(PathBuf),
 }
 
-impl FromStr for SerialChoice {
+impl FromStr for PortChoice {
     type Err = std::convert::Infallible;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {

@@ -7,8 +7,10 @@
 mod check;
 mod cli;
 mod console;
+mod devices;
 mod escape;
 mod logging;
+mod ports;
 mod run;
 mod signals;
 mod size;

@@ -4,13 +4,14 @@
 //! the threads that listen to the user: one reads the terminal, one takes signals. Whoever
 //! of them ends the run leaves the reason here and stops the machine.
 
-use crate::cli::{CpuChoice, EngineChoice, RunOptions, SerialChoice};
-use crate::console::{self, Output};
+use crate::cli::{CpuChoice, EngineChoice, RunOptions};
+use crate::console;
 use crate::escape::{self, EscapeKeys, Key};
 use crate::logging::say;
+use crate::ports::{self, Input, Ports};
 use crate::signals::{self, Request};
 use crate::status::Status;
-use crate::{Error, size, terminal};
+use crate::{Error, devices, size, terminal};
 use softcpu::cpuid::CpuModel;
 use std::fs::File;
 use std::io;
@@ -19,7 +20,6 @@ use std::sync::mpsc::{self, SyncSender};
 use std::sync::{Arc, OnceLock};
 use std::thread;
 use std::time::Duration;
-use vmm::devices::virtio::IoThreads;
 use vmm::engine::Engine;
 use vmm::engine::trace::TraceOutput;
 use vmm::machine::{Controller, Machine, MachineConfig, MachineError, Outcome};
@@ -30,14 +30,12 @@ const MAX_CPUS: u32 = 64;
 const MAX_TIMEOUT: f64 = 1e9;
 /// How many keys may wait for a guest that does not read: a pasted file or two.
 const TYPED_AHEAD: usize = 1 << 20;
-/// How long the console may take to write out the guest's last words.
-const LAST_OUTPUT: Duration = Duration::from_secs(1);
 /// How long a machine may take to stop before the process ends without it.
 const STOP_PATIENCE: Duration = Duration::from_secs(5);
 
-/// What the kernel is told before the user's own words: talk to the serial port, and do not
-/// sit there after a panic but reset, which ends the run.
-const COMMAND_LINE: &str = "console=ttyS0 panic=-1";
+/// What the kernel is told before the user's own words, beside where its consoles are: do
+/// not sit there after a panic but reset, which ends the run.
+const COMMAND_LINE: &str = "panic=-1";
 
 /// Boots the guest and stays until it ends.
 ///
@@ -47,7 +45,9 @@ pub(crate) fn run(options: &RunOptions) -> Result<Status, Error> {
     let timeout = options.timeout.map(check_timeout).transpose()?;
     check_cpus(options.cpus)?;
     check_memory(options.mem)?;
-    let output = open_output(&options.serial)?;
+    let io = devices::start_io(options)?;
+    let (ports, console) = Ports::open(options, &io)?;
+    let devices = devices::open(options, console, &io)?;
 
     let machine = Machine::new(MachineConfig {
         memory: options.mem,
@@ -57,10 +57,9 @@ pub(crate) fn run(options: &RunOptions) -> Result<Status, Error> {
         kernel: options.kernel.clone(),
         initrds: options.initrd.clone(),
         command_line: command_line(options),
-        serial_output: Box::new(output.clone()),
-        devices: Vec::new(),
-        io: IoThreads::start(1)
-            .map_err(|error| Error::Host(format!("the host refuses a thread: {error}")))?,
+        serial_output: ports.serial_output(),
+        io,
+        devices,
         debug_exit: options.debug_exit,
         timeout,
         trace: options.trace.as_deref().map(open_trace).transpose()?,
@@ -75,15 +74,15 @@ pub(crate) fn run(options: &RunOptions) -> Result<Status, Error> {
     );
 
     let ender = Ender { controller: machine.controller(), reason: Arc::default() };
-    listen_to_signals(&ender)?;
-    let raw = match options.serial {
-        SerialChoice::Stdio => listen_to_stdin(&ender)?,
-        SerialChoice::Null | SerialChoice::File(_) => None,
+    listen_to_signals(&ender, &ports)?;
+    let raw = match ports.input(&ender.controller) {
+        Some(input) => listen_to_stdin(&ender, input)?,
+        None => None,
     };
     let outcome = machine.run();
-    output.finish(LAST_OUTPUT);
+    ports.finish();
     drop(raw);
-    let status = conclude(outcome.map_err(machine_error)?, &ender, &output);
+    let status = conclude(outcome.map_err(machine_error)?, &ender, ports.panic_message());
     tracing::info!(status = status.code(), "the run is over");
     Ok(status)
 }
@@ -94,7 +93,8 @@ fn command_line(options: &RunOptions) -> String {
     if options.debug_exit {
         return options.append.clone();
     }
-    format!("{COMMAND_LINE} {}", options.append).trim_end().to_owned()
+    let consoles = ports::kernel_consoles(options);
+    format!("{consoles} {COMMAND_LINE} {}", options.append).trim_end().to_owned()
 }
 
 /// What a choice on the command line comes to on this host.
@@ -158,21 +158,6 @@ fn check_memory(bytes: u64) -> Result<(), Error> {
     )))
 }
 
-fn open_output(serial: &SerialChoice) -> Result<Output, Error> {
-    let output = match serial {
-        SerialChoice::Stdio => Output::to(io::stdout()),
-        SerialChoice::Null => Output::to(io::sink()),
-        SerialChoice::File(path) => {
-            let file = File::create(path).map_err(|error| {
-                let remedy = "give --serial a file that can be written, stdio or null";
-                Error::Input(format!("{}: {error}: {remedy}", path.display()))
-            })?;
-            Output::to(file)
-        }
-    };
-    output.map_err(|error| Error::Host(format!("the host refuses a thread: {error}")))
-}
-
 fn open_trace(path: &Path) -> Result<TraceOutput, Error> {
     let file = File::create(path).map_err(|error| {
         let remedy = "give --trace a file that can be written";
@@ -218,24 +203,22 @@ impl Ender {
     }
 }
 
-fn listen_to_signals(ender: &Ender) -> Result<(), Error> {
-    let ender = ender.clone();
+fn listen_to_signals(ender: &Ender, ports: &Ports) -> Result<(), Error> {
+    let (ender, window) = (ender.clone(), ports.window());
     signals::watch(move |request| match request {
         Request::End(signal) => ender.end(Status::Signal(signal)),
         Request::Show => ender.show(),
+        Request::Resize => window.follow(),
     })
     .map_err(|error| Error::Host(format!("the host refuses signal handlers: {error}")))
 }
 
 /// Reads what the user types. On a terminal, every key is the guest's except after Ctrl-A;
 /// from a file or pipe every byte is.
-fn listen_to_stdin(ender: &Ender) -> Result<Option<terminal::Guard>, Error> {
+fn listen_to_stdin(ender: &Ender, input: Input) -> Result<Option<terminal::Guard>, Error> {
     let raw = terminal::make_raw()
         .map_err(|error| Error::Host(format!("the terminal cannot be made raw: {error}")))?;
-    let controller = ender.controller.clone();
-    let feed = move |bytes: &[u8]| {
-        controller.serial_input(bytes);
-    };
+    let feed = move |bytes: &[u8]| input.send(bytes);
     let started = if raw.is_some() {
         let (typed, for_guest) = mpsc::sync_channel(TYPED_AHEAD);
         let (ender, mut keys) = (ender.clone(), EscapeKeys::default());
@@ -271,8 +254,7 @@ fn obey_key(key: Key, typed: &SyncSender<u8>, ender: &Ender) {
 }
 
 /// Says in one line how it ended, unless the guest simply powered off.
-fn conclude(outcome: Outcome, ender: &Ender, output: &Output) -> Status {
-    let panic = output.panic_message();
+fn conclude(outcome: Outcome, ender: &Ender, panic: Option<String>) -> Status {
     let (status, line) = match (outcome, panic) {
         (Outcome::PoweredOff, _) => return Status::PoweredOff,
         (Outcome::Panicked, reason) => {
@@ -335,6 +317,7 @@ mod tests {
         };
         assert_eq!(line(&["--append", "quiet"]), "console=ttyS0 panic=-1 quiet");
         assert_eq!(line(&["--append", "a b", "--debug-exit"]), "a b");
+        assert_eq!(line(&["--console", "stdio"]), "console=hvc0 panic=-1");
     }
 
     #[test]

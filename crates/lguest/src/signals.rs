@@ -6,7 +6,7 @@
 use crate::terminal;
 use rustix::process::{Signal, getpid, kill_process};
 use signal_hook::consts::signal::{
-    SIGABRT, SIGCONT, SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGTSTP, SIGUSR1,
+    SIGABRT, SIGCONT, SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGTSTP, SIGUSR1, SIGWINCH,
 };
 use signal_hook::iterator::Signals;
 use std::io;
@@ -19,6 +19,8 @@ pub(crate) enum Request {
     End(u8),
     /// Show where each vCPU is (SIGUSR1).
     Show,
+    /// The terminal's window has another size (SIGWINCH).
+    Resize,
 }
 
 /// Starts the thread that takes signals and hands requests to `obey`.
@@ -35,11 +37,13 @@ pub(crate) fn watch(mut obey: impl FnMut(Request) + Send + 'static) -> io::Resul
     // initialised `OnceLock`, makes one ioctl, and lets the signal do what it does.
     unsafe { signal_hook::low_level::register(SIGABRT, restore_and_die)? };
 
-    let mut signals = Signals::new([SIGINT, SIGTERM, SIGHUP, SIGQUIT, SIGTSTP, SIGCONT, SIGUSR1])?;
+    let mut signals =
+        Signals::new([SIGINT, SIGTERM, SIGHUP, SIGQUIT, SIGTSTP, SIGCONT, SIGUSR1, SIGWINCH])?;
     thread::Builder::new().name("signals".into()).spawn(move || {
         for signal in &mut signals {
             match signal {
                 SIGUSR1 => obey(Request::Show),
+                SIGWINCH => obey(Request::Resize),
                 SIGTSTP => stop_for_a_while(),
                 SIGCONT => continue_again(),
                 number => obey(Request::End(u8::try_from(number).unwrap_or(u8::MAX))),

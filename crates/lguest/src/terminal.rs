@@ -5,7 +5,7 @@
 //! dropped, in the panic hook, by the thread that takes signals, and from the handler of
 //! SIGABRT (it only makes one `ioctl`, which is safe there).
 
-use rustix::termios::{OptionalActions, Termios, isatty, tcgetattr, tcsetattr};
+use rustix::termios::{OptionalActions, Termios, isatty, tcgetattr, tcgetwinsize, tcsetattr};
 use std::io;
 use std::panic;
 use std::sync::OnceLock;
@@ -68,6 +68,15 @@ pub(crate) fn restore() {
 /// Whether the terminal is raw now.
 pub(crate) fn is_raw() -> bool {
     RAW.load(Ordering::SeqCst)
+}
+
+/// Columns and rows of the window that the guest's output is seen in. `None` if it is seen
+/// in none, or in one that does not know.
+pub(crate) fn size() -> Option<(u16, u16)> {
+    let size = tcgetwinsize(rustix::stdio::stdout())
+        .or_else(|_| tcgetwinsize(rustix::stdio::stdin()))
+        .ok()?;
+    (size.ws_col != 0 && size.ws_row != 0).then_some((size.ws_col, size.ws_row))
 }
 
 /// Makes a panic, on whichever thread, put the terminal back before it prints its message.

@@ -26,6 +26,10 @@ use crate::memory::GuestMemory;
 
 pub mod block;
 pub mod chain;
+pub mod console;
+pub mod entropy;
+#[cfg(test)]
+mod hostile;
 pub mod io_threads;
 pub mod pci;
 pub mod queue;
@@ -33,6 +37,8 @@ pub mod queue;
 pub mod testing;
 
 pub use chain::{Chain, ChainError};
+pub use console::{Console, ConsoleHandle, ConsoleInput};
+pub use entropy::Entropy;
 pub use io_threads::IoThreads;
 pub use queue::{DeviceQueue, QueueError};
 

@@ -68,8 +68,7 @@ impl HostFile {
     pub(super) fn open(path: &Path, access: Access) -> Result<Self, DiskError> {
         let writable = access.purpose == Purpose::Write;
         let failed = |reason: io::Error| open_error(path, writable, reason);
-        let is_device =
-            std::fs::metadata(path).map_err(failed)?.file_type().is_block_device();
+        let is_device = std::fs::metadata(path).map_err(failed)?.file_type().is_block_device();
         // NONBLOCK: a pipe must be refused, not waited for. On files it means nothing.
         let mut flags = libc::O_NONBLOCK | libc::O_CLOEXEC;
         if is_device && writable {
@@ -107,7 +106,10 @@ impl HostFile {
             Err(reason) => return Err(DiskError::Lock { path: path.to_owned(), reason }),
         }
         let device_size = if kind.is_block_device() {
-            Some(rustix::fs::seek(&file, rustix::fs::SeekFrom::End(0)).map_err(|e| failed(e.into()))?)
+            Some(
+                rustix::fs::seek(&file, rustix::fs::SeekFrom::End(0))
+                    .map_err(|e| failed(e.into()))?,
+            )
         } else {
             None
         };

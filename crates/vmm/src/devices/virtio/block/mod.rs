@@ -93,11 +93,7 @@ impl Block {
     ///
     /// # Errors
     /// [`DiskError`]: one line that says what to do.
-    pub fn open(
-        config: &DiskConfig,
-        io: Arc<IoThreads>,
-        queues: usize,
-    ) -> Result<Self, DiskError> {
+    pub fn open(config: &DiskConfig, io: Arc<IoThreads>, queues: usize) -> Result<Self, DiskError> {
         Ok(Self::new(Image::open(config)?, config.serial.clone(), io, queues))
     }
 
@@ -134,8 +130,7 @@ impl Block {
     }
 
     fn service(&self, features: u64) -> Arc<Service> {
-        let limits =
-            Limits { size: self.image.size(), readonly: self.image.readonly(), features };
+        let limits = Limits { size: self.image.size(), readonly: self.image.readonly(), features };
         Arc::new(Service {
             image: Arc::clone(&self.image),
             limits,

@@ -1,0 +1,49 @@
+//! From the options to the devices on the guest's bus.
+//!
+//! Everything the user may have got wrong about them (a file that is not there, an image
+//! in use) comes up here, before there is a machine.
+
+use std::sync::Arc;
+
+use vmm::devices::virtio::block::Block;
+use vmm::devices::virtio::{Console, Entropy, IoThreads, VirtioDevice};
+
+use crate::Error;
+use crate::cli::RunOptions;
+
+/// The most queues a disk gets; more vCPUs share them.
+const MAX_DISK_QUEUES: u32 = 4;
+
+/// Starts the threads that do devices' work.
+///
+/// # Errors
+/// The host refuses one.
+pub(crate) fn start_io(options: &RunOptions) -> Result<Arc<IoThreads>, Error> {
+    IoThreads::start(options.io.threads)
+        .map_err(|error| Error::Host(format!("the host refuses an I/O thread: {error}")))
+}
+
+/// Opens all devices, in the order in which the guest finds them.
+///
+/// # Errors
+/// One of them cannot be had.
+pub(crate) fn open(
+    options: &RunOptions,
+    console: Option<Console>,
+    io: &Arc<IoThreads>,
+) -> Result<Vec<Box<dyn VirtioDevice>>, Error> {
+    let mut devices: Vec<Box<dyn VirtioDevice>> = Vec::new();
+    for disk in &options.disk {
+        let queues = options.cpus.min(MAX_DISK_QUEUES) as usize;
+        let block = Block::open(disk, Arc::clone(io), queues)
+            .map_err(|error| Error::Input(error.to_string()))?;
+        tracing::info!(disk = %disk, bytes = block.size(), "a disk");
+        devices.push(Box::new(block));
+    }
+    if let Some(console) = console {
+        devices.push(Box::new(console));
+    }
+    // Always there: a guest that boots without entropy waits for it, or does worse.
+    devices.push(Box::new(Entropy::new(Arc::clone(io))));
+    Ok(devices)
+}
