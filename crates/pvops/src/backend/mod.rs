@@ -10,6 +10,7 @@
 //! [`irq_enable`]: crate::families::irq::irq_enable
 //! [`irq_disable`]: crate::families::irq::irq_disable
 
+mod installed;
 pub mod kvm;
 pub mod lguest;
 pub mod native;

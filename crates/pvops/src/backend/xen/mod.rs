@@ -5,6 +5,13 @@
 //! pending events (the other way round loses one), and a callback is forced exactly when
 //! one is pending and unmasked (Linux had that branch the wrong way round from 2.6.30 to
 //! 2012). A callback is any hypercall: Xen delivers on the way back.
+//!
+//! Its other translation is that of frame numbers in page-table entries: [`frames`].
+//!
+//! `cargo xtask xen-check` runs the interrupt ops and the frame conversions in a small
+//! kernel under Debian's Xen, itself under QEMU; the tests here run them against models.
+
+pub mod frames;
 
 use core::sync::atomic::{AtomicPtr, AtomicU8, Ordering};
 
