@@ -79,14 +79,7 @@ fn without_features_nothing_is_taken_over() {
 }
 
 // The host's clock: what it wrote to the page, when told where that is.
-static PAGE: ClockPage = ClockPage {
-    version: AtomicU32::new(0),
-    pad: AtomicU32::new(0),
-    tsc_timestamp: AtomicU64::new(0),
-    system_time: AtomicU64::new(0),
-    tsc_to_system_mul: AtomicU32::new(0),
-    shift_and_flags: AtomicU32::new(0),
-};
+static PAGE: ClockPage = ClockPage::new();
 static WALL: WallClock = WallClock {
     version: AtomicU32::new(0),
     seconds: AtomicU32::new(0),

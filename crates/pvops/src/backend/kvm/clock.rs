@@ -42,6 +42,19 @@ pub struct ClockPage {
 const STABLE: u32 = 1 << 8;
 
 impl ClockPage {
+    /// As before the host writes to it.
+    #[must_use]
+    pub const fn new() -> Self {
+        Self {
+            version: AtomicU32::new(0),
+            pad: AtomicU32::new(0),
+            tsc_timestamp: AtomicU64::new(0),
+            system_time: AtomicU64::new(0),
+            tsc_to_system_mul: AtomicU32::new(0),
+            shift_and_flags: AtomicU32::new(0),
+        }
+    }
+
     /// The time when the counter shows what `tsc` reads, in nanoseconds.
     ///
     /// `tsc` is called between two looks at the version, and again if it changed.
