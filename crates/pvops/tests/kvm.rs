@@ -78,6 +78,46 @@ fn without_features_nothing_is_taken_over() {
     assert_eq!(twice.to_string(), "backend kvm binds mmu.flush_tlb_others twice");
 }
 
+/// What a host with everything has taken over, op by op; all else stays native.
+#[test]
+fn with_all_features_these_are_taken_over_and_no_others() {
+    let _turn = turn();
+    fn sorted<F: Family>(bindings: &Bindings<F>) -> Vec<&'static str> {
+        let mut ops: Vec<_> = bindings.ops().collect();
+        ops.sort_unstable();
+        ops
+    }
+    let mut cpu = Bindings::<cpu::Family>::new("kvm");
+    bind_cpu(&mut cpu, ALL).expect("once");
+    assert_eq!(sorted(&cpu), ["io_delay"]);
+    let mut time = Bindings::<time::Family>::new("kvm");
+    bind_time(&mut time, ALL, &CLOCK).expect("once");
+    bind_steal_clock(&mut time, ALL, &CPUS).expect("once");
+    let clocks = ["get_tsc_khz", "get_wallclock", "sched_clock", "set_wallclock", "steal_clock"];
+    assert_eq!(sorted(&time), clocks);
+    let mut apic = Bindings::<apic::Family>::new("kvm");
+    bind_apic(&mut apic, ALL, &CLOCK).expect("once");
+    assert_eq!(sorted(&apic), ["setup_secondary_clock"]);
+    let mut lock = Bindings::<lock::Family>::new("kvm");
+    bind_locks(&mut lock, ALL, &SLEEP).expect("once");
+    bind_preempted(&mut lock, ALL, &CPUS).expect("once");
+    let native: Vec<_> = lock::Family::OPS
+        .iter()
+        .map(|op| op.name)
+        .filter(|name| !sorted(&lock).contains(name))
+        .collect();
+    assert_eq!(native, ["spin_is_locked"]);
+    let mut mmu = Bindings::<mmu::Family>::new("kvm");
+    bind_flush(&mut mmu, ALL, &CPUS, &SHOOTDOWN).expect("once");
+    assert_eq!(sorted(&mmu), ["flush_tlb_others"]);
+    bind_paging(&mut mmu, ALL, &BATCHES).expect("once");
+    let mut paging = vec!["flush_tlb_others", "flush_tlb_user", "lazy_enter", "lazy_leave"];
+    paging.extend(["pmd_clear", "pte_clear", "ptep_modify_prot_commit"]);
+    paging.extend(["release_pmd", "release_pte", "release_pud"]);
+    paging.extend(["set_pgd", "set_pmd", "set_pte", "set_pte_at", "set_pte_atomic", "set_pud"]);
+    assert_eq!(sorted(&mmu), paging);
+}
+
 // The host's clock: what it wrote to the page, when told where that is.
 static PAGE: ClockPage = ClockPage::new();
 static WALL: WallClock = WallClock {

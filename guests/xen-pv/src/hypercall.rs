@@ -26,6 +26,7 @@ enum Call {
     XenVersion = 17,
     ConsoleIo = 18,
     VcpuOp = 24,
+    SetSegmentBase = 25,
     SchedOp = 29,
     EventChannelOp = 32,
 }
@@ -110,6 +111,14 @@ pub(crate) unsafe fn register_vcpu_info(cpu: usize, machine_frame: u64, offset: 
     // SAFETY: the caller's.
     let result = unsafe { call(Call::VcpuOp, [REGISTER, cpu, (&raw const place).addr()]) };
     check("vcpu_op register_vcpu_info", result);
+}
+
+/// Sets the kernel's GS base.
+pub(crate) fn set_gs_base(address: usize) {
+    const GS_KERNEL: usize = 2;
+    // SAFETY: nothing else in this kernel goes through GS.
+    let result = unsafe { call(Call::SetSegmentBase, [GS_KERNEL, address, 0]) };
+    check("set_segment_base", result);
 }
 
 /// A new event channel from this CPU to itself.

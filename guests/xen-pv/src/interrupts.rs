@@ -65,6 +65,17 @@ fn callees() -> [*const (); 4] {
     bound.map(|bound| bound.target)
 }
 
+/// The same ops as a kernel with several CPUs has them: `vcpu_info` is where GS says.
+mod per_cpu {
+    /// Where it is in the CPU's own data, which here has nothing before it to speak of.
+    pub(super) const OFFSET: usize = 0x40;
+    pvops::xen_irq_ops!("gs:[{info}", const super::per_cpu::OFFSET);
+
+    pub(super) fn callees() -> [*const (); 4] {
+        [save_fl as _, restore_fl as _, irq_disable as _, irq_enable as _]
+    }
+}
+
 /// One call of one op.
 #[derive(Clone, Copy)]
 struct Case<'f> {
@@ -151,6 +162,8 @@ fn nested(form: &str) {
 pub(crate) fn prove(tables: Tables) {
     xen::on_pending(force_callback::CALLEE_SAVE);
     check("called", callees());
+    hypercall::set_gs_base((&raw const xen::VCPU_INFO).addr() - per_cpu::OFFSET);
+    check("called, through GS", per_cpu::callees());
     let mut bindings = Bindings::new("xen");
     xen::IRQ.bind(&mut bindings).expect("once");
     bindings.bind(irq::op::InitIrq, Binding::call(Plain::new(init_irq))).expect("once");

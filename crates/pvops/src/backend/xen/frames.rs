@@ -188,6 +188,8 @@ mod tests {
         assert_eq!((frames.make(beyond), frames.value(beyond)), (beyond, beyond));
         // A machine frame whose number is one of ours, and is not ours.
         assert_eq!(frames.value(at(5)), FLAGS & !1);
+        // What only one table says is not believed: beyond ours it is the machine's own.
+        assert_eq!((frames.value(at(0x80)), frames.value(at(0x81))), (at(0x80), at(0x81)));
         // Not present: not frames at all.
         for word in [0, 0x70 << 12, !1] {
             assert_eq!((frames.make(word), frames.value(word)), (word, word));
