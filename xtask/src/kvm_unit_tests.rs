@@ -10,14 +10,13 @@ mod list;
 mod verdict;
 
 use crate::qemu::Qemu;
-use crate::{paths, progress};
+use crate::{bounded, paths, progress};
 use anyhow::{Context, Result, bail};
 use clap::Args;
 use list::{Architecture, Test, Tree};
-use std::fs::{self, File};
+use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::{Command, ExitStatus, Stdio};
-use std::thread;
+use std::process::Command;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use verdict::{Outcome, Verdict};
 
@@ -41,8 +40,6 @@ pub(crate) struct Options {
 /// RAM for each test, MiB, unless its list asks for more: QEMU's default, which is what the
 /// tests are tried with.
 const MEMORY_MIB: u32 = 128;
-/// How often a running test is looked at.
-const POLL: Duration = Duration::from_millis(10);
 
 /// `cargo xtask kvm-unit-tests`
 pub(crate) fn kvm_unit_tests(options: &Options) -> Result<()> {
@@ -137,26 +134,9 @@ fn now() -> u64 {
 }
 
 /// Runs `command` for `limit` at most, its output in `log`, and judges it by that.
-fn observe(mut command: Command, limit: Duration, log: &Path) -> Result<Outcome> {
-    let output = File::create(log).with_context(|| format!("{}", log.display()))?;
+fn observe(command: Command, limit: Duration, log: &Path) -> Result<Outcome> {
     let start = Instant::now();
-    let mut child = command
-        .stdin(Stdio::null())
-        .stdout(output.try_clone()?)
-        .stderr(output)
-        .spawn()
-        .with_context(|| format!("cannot run {}", command.get_program().display()))?;
-    let status: Option<ExitStatus> = loop {
-        if let Some(status) = child.try_wait()? {
-            break Some(status);
-        }
-        if start.elapsed() >= limit {
-            child.kill()?;
-            child.wait()?;
-            break None;
-        }
-        thread::sleep(POLL);
-    };
+    let status = bounded::run(command, limit, log)?;
     let said = String::from_utf8_lossy(&fs::read(log)?).into_owned();
     Ok(Outcome::judge(status.and_then(|status| status.code()), &said, start.elapsed()))
 }

@@ -5,6 +5,7 @@
 //! manager by download only and lies under `target/guests/`.
 
 mod apt;
+mod bounded;
 mod compare;
 mod cpio;
 mod demo;
@@ -16,6 +17,7 @@ mod paths;
 mod progress;
 mod qemu;
 mod verify;
+mod xen_check;
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
@@ -40,6 +42,8 @@ enum Command {
     Compare(compare::Options),
     /// Run the x86 tests of a built kvm-unit-tests tree
     KvmUnitTests(kvm_unit_tests::Options),
+    /// Prove pvops' Xen backend under Debian's Xen, in QEMU
+    XenCheck(xen_check::Options),
 }
 
 fn main() -> ExitCode {
@@ -49,6 +53,7 @@ fn main() -> ExitCode {
         Command::Guests(options) => guests::guests(&options),
         Command::Compare(options) => compare::compare(&options),
         Command::KvmUnitTests(options) => kvm_unit_tests::kvm_unit_tests(&options),
+        Command::XenCheck(options) => xen_check::xen_check(&options),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,

@@ -1,4 +1,4 @@
-//! Debian's QEMU, for comparison only: the machine's if it has one, else unpacked privately.
+//! Debian's QEMU, for comparison and to run Xen: the machine's if it has one, else unpacked privately.
 
 use crate::apt::{Apt, Suite};
 use crate::{guests, paths, progress};
@@ -59,6 +59,29 @@ impl Qemu {
         for data in ["usr/share/qemu", "usr/share/seabios"] {
             command.arg("-L").arg(root.join(data));
         }
+        command
+    }
+
+    /// A PC without KVM that starts a multiboot kernel with one module, its serial console on
+    /// stdout. It ends when the kernel resets it.
+    pub(crate) fn multiboot(
+        &self,
+        kernel: &Path,
+        module: &Path,
+        mem_mib: u64,
+        append: &str,
+    ) -> Command {
+        let mut command = self.command();
+        command
+            .args(["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"])
+            .args(["-accel", "tcg", "-cpu", "max", "-smp", "1"])
+            .args(["-m", &format!("{mem_mib}M")])
+            .args(["-serial", "stdio"])
+            .arg("-kernel")
+            .arg(kernel)
+            .arg("-initrd")
+            .arg(module)
+            .args(["-append", append]);
         command
     }
 

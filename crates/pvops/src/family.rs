@@ -168,6 +168,12 @@ impl<F: Family> Bindings<F> {
         Ok(self)
     }
 
+    /// The ops bound so far: what the backend takes over. The others keep their defaults.
+    pub fn ops(&self) -> impl Iterator<Item = &'static str> {
+        let bound = self.bound.as_ref().iter().zip(F::OPS);
+        bound.filter_map(|(bound, info)| bound.map(|_| info.name))
+    }
+
     /// These bindings over the defaults.
     fn complete(&self) -> Result<F::Bound, BindError> {
         let mut complete = F::DEFAULTS;

@@ -5,11 +5,21 @@
 //! in bit 9 whether interrupts are on, [`restore_fl`] and [`irq_enable`] deliver what
 //! became pending while they were off, [`irq_disable`] delivers nothing.
 //!
+//! | backend  | overrides                                       | proved                          |
+//! |----------|-------------------------------------------------|---------------------------------|
+//! | [`native`] | nothing: the defaults                         | in ring 0 of a software CPU (`tests/proof.rs`) |
+//! | [`lguest`] | the interrupt flag                            | against a model of the host (`tests/backends.rs`, 32-bit in `tests/proof.rs`) |
+//! | [`xen`]  | the interrupt flag, conversions of page-table entries | under Xen itself: `cargo xtask xen-check` (opt-in: it fetches Debian's Xen and boots it in QEMU); against a model (`tests/backends.rs`, `tests/frames.rs`, 32-bit in `tests/proof.rs`) |
+//! | [`vmi`]  | the interrupt flag, 32-bit, as its ROM says     | with a ROM that trashes what its contract allows (`tests/proof.rs`) |
+//! | [`vsmp`] | the interrupt flag: IF and AC together          | in ring 0 of a software CPU (`tests/proof.rs`) |
+//! | [`kvm`]  | clocks, delays, locks, remote TLB flushes, batches of page-table writes | against a model of the host (`tests/kvm.rs`) |
+//!
 //! [`save_fl`]: crate::families::irq::save_fl
 //! [`restore_fl`]: crate::families::irq::restore_fl
 //! [`irq_enable`]: crate::families::irq::irq_enable
 //! [`irq_disable`]: crate::families::irq::irq_disable
 
+mod installed;
 pub mod kvm;
 pub mod lguest;
 pub mod native;

@@ -160,6 +160,8 @@ instructions! {
     SPIN_UNLOCK = CalleeSave spin_unlock(lock: *const Lock): "mov byte ptr [rdi], 0"; [0xc6 0x07 0x00]; {};
     /// A real CPU is never preempted.
     VCPU_IS_PREEMPTED = CalleeSave vcpu_is_preempted(cpu: u32) -> i32: "xor eax, eax"; [0x31 0xc0]; {Rax};
+    /// From a real CPU nobody steals.
+    STEAL_CLOCK = Plain steal_clock(cpu: u32) -> u64: "xor eax, eax"; [0x31 0xc0]; {Rax};
     /// `iretq`
     IRET = JumpTarget iret() -> !: "iretq"; [0x48 0xcf]; {};
     /// `swapgs; sysretq`

@@ -18,6 +18,7 @@ crate::family! {
 crate::family! {
     /// Clocks.
     pub mod time {
+        use crate::backend::native;
         /// Chooses and starts the timers.
         direct unsafe fn time_init();
         /// The TSC's rate in kHz.
@@ -28,6 +29,8 @@ crate::family! {
         plain unsafe fn set_wallclock(seconds: u64) -> i32;
         /// The scheduler's time in nanoseconds.
         plain unsafe fn sched_clock() -> u64;
+        /// Nanoseconds that a CPU was ready and a hypervisor ran something else.
+        plain unsafe fn steal_clock(cpu: u32) -> u64 = native::STEAL_CLOCK;
     }
 }
 

@@ -1,4 +1,5 @@
-//! The x86 families, as Linux 2.6.29/2.6.30 had them, for 64-bit kernels.
+//! The x86 families, as Linux 2.6.29/2.6.30 had them, for 64-bit kernels, and of its later
+//! ops those that tell of CPUs that do not run (`vcpu_is_preempted`, `steal_clock`).
 //!
 //! Ops whose native meaning is an instruction or nothing default to that; ops that only
 //! the kernel can give a body to (its IPIs, its clocks, its boot) have no default, and

@@ -5,26 +5,65 @@
 //! pending events (the other way round loses one), and a callback is forced exactly when
 //! one is pending and unmasked (Linux had that branch the wrong way round from 2.6.30 to
 //! 2012). A callback is any hypercall: Xen delivers on the way back.
+//!
+//! Its other translation is that of frame numbers in page-table entries: [`frames`].
+//!
+//! `cargo xtask xen-check` runs the interrupt ops and the frame conversions in a small
+//! kernel under Debian's Xen, itself under QEMU; the tests here run them against models.
 
-use core::sync::atomic::{AtomicPtr, AtomicU8, Ordering};
+pub mod frames;
+
+use core::sync::atomic::{AtomicPtr, AtomicU8, AtomicU64, Ordering};
 
 use super::IrqOps;
+use super::kvm::ClockPage;
 use crate::pointer::nothing;
 use crate::{Binding, CalleeSave, Code, Fixup, RegSet};
 
-/// The first two bytes of `vcpu_info`.
+/// `struct vcpu_info`: what Xen and one CPU of the guest share, 64 bytes that do not cross
+/// a page. (Registering a shorter piece of memory would have Xen write into what follows.)
 #[derive(Debug)]
-#[repr(C, align(8))]
+#[repr(C, align(64))]
 pub struct VcpuInfo {
     /// 1 while an event waits. Xen's to set.
     pub upcall_pending: AtomicU8,
     /// 1 while events are masked.
     pub upcall_mask: AtomicU8,
+    /// Which words of the pending events to look at.
+    pub pending_selector: AtomicU64,
+    /// CR2 as of the last page fault.
+    pub fault_address: AtomicU64,
+    /// Nothing.
+    pub pad: AtomicU64,
+    /// The clock: KVM took it over from here.
+    pub time: ClockPage,
+}
+
+const _: () = assert!(size_of::<VcpuInfo>() == 64);
+
+impl VcpuInfo {
+    /// Masked, and nothing pending: as a CPU starts.
+    #[must_use]
+    pub const fn new() -> Self {
+        Self {
+            upcall_pending: AtomicU8::new(0),
+            upcall_mask: AtomicU8::new(1),
+            pending_selector: AtomicU64::new(0),
+            fault_address: AtomicU64::new(0),
+            pad: AtomicU64::new(0),
+            time: ClockPage::new(),
+        }
+    }
+}
+
+impl Default for VcpuInfo {
+    fn default() -> Self {
+        Self::new()
+    }
 }
 
 /// The boot CPU's, registered with Xen at start.
-pub static VCPU_INFO: VcpuInfo =
-    VcpuInfo { upcall_pending: AtomicU8::new(0), upcall_mask: AtomicU8::new(1) };
+pub static VCPU_INFO: VcpuInfo = VcpuInfo::new();
 
 /// The function that makes a hypercall, behind a thunk.
 #[doc(hidden)]
