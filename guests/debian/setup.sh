@@ -33,3 +33,6 @@ END
 # Work that an ordinary machine does behind one's back would only blur tests.
 chroot "$1" systemctl --quiet disable apt-daily.timer apt-daily-upgrade.timer \
     e2scrub_all.timer fstrim.timer dpkg-db-backup.timer
+
+# Options for dpkg that were meant for the making only.
+rm -f "$1/etc/dpkg/dpkg.cfg.d/99mmdebstrap"
