@@ -7,6 +7,7 @@
 
 use crate::{paths, progress};
 use anyhow::{Context, Result, anyhow, bail};
+use clap::ValueEnum;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -19,18 +20,19 @@ const SECURITY: &str = "http://deb.debian.org/debian-security";
 const FRESH: Duration = Duration::from_secs(24 * 3600);
 
 /// A release of Debian, as far as apt is concerned.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Suite {
     /// Debian 12.
     Bookworm,
     /// Newer packages rebuilt for Debian 12.
+    #[value(skip)]
     BookwormBackports,
     /// Debian 13.
     Trixie,
 }
 
 impl Suite {
-    fn name(self) -> &'static str {
+    pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Bookworm => "bookworm",
             Self::BookwormBackports => "bookworm-backports",
@@ -70,6 +72,22 @@ impl Apt {
             fs::write(apt.stamp(), "")?;
         }
         Ok(apt)
+    }
+
+    /// Where a suite's packages come from, as lines of a sources.list.
+    pub(crate) fn sources(suite: Suite) -> Result<String> {
+        if !Path::new(KEYRING).exists() {
+            bail!("{KEYRING} is missing: install the package debian-archive-keyring");
+        }
+        let mirrors = Mirrors::of_this_machine();
+        let line = |uri: &str, suite: &str| {
+            format!("deb [arch=amd64 signed-by={KEYRING}] {uri} {suite} main\n")
+        };
+        let mut sources = line(&mirrors.archive, suite.name());
+        if let Some(security) = suite.security() {
+            sources.push_str(&line(&mirrors.security, security));
+        }
+        Ok(sources)
     }
 
     /// What a metapackage such as `linux-image-amd64` stands for now.
@@ -135,18 +153,7 @@ impl Apt {
 
     /// Writes the private configuration and sources.
     fn configure(&self) -> Result<()> {
-        if !Path::new(KEYRING).exists() {
-            bail!("{KEYRING} is missing: install the package debian-archive-keyring");
-        }
-        let mirrors = Mirrors::of_this_machine();
-        let line = |uri: &str, suite: &str| {
-            format!("deb [arch=amd64 signed-by={KEYRING}] {uri} {suite} main\n")
-        };
-        let mut sources = line(&mirrors.archive, self.suite.name());
-        if let Some(security) = self.suite.security() {
-            sources.push_str(&line(&mirrors.security, security));
-        }
-        fs::write(self.root.join("sources.list"), sources)?;
+        fs::write(self.root.join("sources.list"), Self::sources(self.suite)?)?;
         if !self.status().exists() {
             fs::write(self.status(), "")?;
         }

@@ -1,10 +1,11 @@
 //! The kernels and programs that guests are made of, fetched once and kept.
 //!
 //! Each kernel becomes `target/guests/NAME/vmlinuz` with its `uname -r` in `release` beside
-//! it; that is what the boot tests look for.
+//! it, some of its modules in `modules/`, and `virtio-initrd.cpio`, the initial RAM disk with
+//! these modules in it; that is what the boot tests look for.
 
 use crate::apt::{Apt, Suite};
-use crate::{initramfs, paths, progress};
+use crate::{initramfs, modules, paths, progress};
 use anyhow::{Context, Result, bail};
 use clap::{Args, ValueEnum};
 use std::fs;
@@ -57,7 +58,11 @@ pub(crate) fn guests(options: &Options) -> Result<()> {
             Guest::Busybox => busybox()?,
             Guest::Smoke => initramfs::smoke()?,
             Guest::Initramfs => initramfs::initramfs()?,
-            kernel => self::kernel(kernel)?,
+            kernel => {
+                let kernel = self::kernel(kernel)?;
+                println!("{}", initramfs::with_modules(&kernel)?.display());
+                kernel
+            }
         };
         println!("{}", path.display());
     }
@@ -80,7 +85,7 @@ pub(crate) fn kernel(guest: Guest) -> Result<PathBuf> {
     };
     let home = paths::guests().join(name);
     let vmlinuz = home.join("vmlinuz");
-    if vmlinuz.exists() && home.join("release").exists() {
+    if vmlinuz.exists() && home.join("release").exists() && home.join(MODULES).exists() {
         return Ok(vmlinuz);
     }
     let mut failure = None;
@@ -102,7 +107,7 @@ fn fetch_kernel(home: &Path, suite: Suite, metapackage: &str) -> Result<()> {
     let release = package.strip_prefix("linux-image-").unwrap_or(&package);
     let deb = apt.download(&package)?;
     fs::create_dir_all(home)?;
-    let unpack = || unpack_boot(&deb, home);
+    let unpack = || unpack_kernel(&deb, home);
     progress::step(&format!("unpacking {package}"), unpack)?;
     let image = home.join("boot").join(format!("vmlinuz-{release}"));
     fs::rename(&image, home.join("vmlinuz"))
@@ -113,9 +118,28 @@ fn fetch_kernel(home: &Path, suite: Suite, metapackage: &str) -> Result<()> {
     Ok(())
 }
 
-/// Unpacks `boot/` of a kernel package: of the hundreds of megabytes of modules beside it
-/// these guests load none.
-fn unpack_boot(deb: &Path, into: &Path) -> Result<()> {
+/// Where a kernel's modules are kept, beside it.
+pub(crate) const MODULES: &str = "modules";
+
+/// Unpacks a kernel package into `boot/` and the few modules that are of use.
+fn unpack_kernel(deb: &Path, home: &Path) -> Result<()> {
+    let all = home.join("unpacked");
+    fs::create_dir_all(&all)?;
+    let kept = extract(deb, &all).and_then(|()| {
+        let _ = fs::remove_dir_all(home.join("boot"));
+        fs::rename(all.join("boot"), home.join("boot"))?;
+        // /lib is part of /usr in newer releases.
+        let trees = [all.join("usr/lib/modules"), all.join("lib/modules")];
+        let tree = trees.iter().find(|tree| tree.exists());
+        let _ = fs::remove_dir_all(home.join(MODULES));
+        modules::keep(tree.context("the package holds no lib/modules")?, &home.join(MODULES))
+    });
+    fs::remove_dir_all(&all)?;
+    kept
+}
+
+/// Unpacks what matters of a kernel package. The files' owner is whoever runs this.
+fn extract(deb: &Path, into: &Path) -> Result<()> {
     let mut unpacker = Command::new("dpkg-deb")
         .arg("--fsys-tarfile")
         .arg(deb)
@@ -126,7 +150,8 @@ fn unpack_boot(deb: &Path, into: &Path) -> Result<()> {
     let status = Command::new("tar")
         .arg("--directory")
         .arg(into)
-        .args(["--extract", "--no-same-owner", "--wildcards", "./boot/*"])
+        .args(["--extract", "--no-same-owner", "--wildcards"])
+        .args(["./boot/*", "*/lib/modules/*.ko*"])
         .stdin(tar)
         .status()
         .context("cannot run tar")?;

@@ -1,11 +1,11 @@
 //! The initial RAM disk of the demo, the boot tests and the measurements: busybox, an `/init`
-//! script and the smoke test.
+//! script and the smoke test; and the same with a kernel's modules for devices.
 
 use crate::cpio::Archive;
-use crate::{guests, paths, progress};
+use crate::{guests, modules, paths, progress};
 use anyhow::{Context, Result, bail};
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// Builds the statically linked smoke test and returns its path.
 pub(crate) fn smoke() -> Result<PathBuf> {
@@ -31,26 +31,49 @@ pub(crate) fn smoke() -> Result<PathBuf> {
 
 /// Makes the initial RAM disk, anew each time since that takes no time, and returns its path.
 pub(crate) fn initramfs() -> Result<PathBuf> {
+    store(contents()?, &paths::guests().join("initramfs.cpio"))
+}
+
+/// Makes the initial RAM disk with the modules of a kernel that [`guests::kernel`] returned,
+/// beside that kernel.
+pub(crate) fn with_modules(kernel: &Path) -> Result<PathBuf> {
+    let mut archive = contents()?;
+    archive.directory("modules", 0o755);
+    let mut order = String::new();
+    for (name, bytes) in modules::kept(&kernel.with_file_name(guests::MODULES))? {
+        archive.file(&format!("modules/{name}"), 0o644, &bytes);
+        order.push_str(&format!("{name}\n"));
+    }
+    archive.file("modules/order", 0o644, order.as_bytes());
+    store(archive, &kernel.with_file_name("virtio-initrd.cpio"))
+}
+
+fn contents() -> Result<Archive> {
     let busybox = guests::busybox()?;
     let smoke = smoke()?;
-    let init = paths::workspace().join("guests/init/init");
+    let scripts = paths::workspace().join("guests/init");
     let read = |path: &PathBuf| fs::read(path).with_context(|| path.display().to_string());
 
     let mut archive = Archive::default();
-    for directory in ["bin", "dev", "proc", "sys", "tmp"] {
+    for directory in ["bin", "dev", "lib", "mnt", "proc", "sys", "tmp"] {
         archive.directory(directory, 0o755);
     }
     // The kernel opens it for /init before anything is mounted.
     archive.device("dev/console", 0o600, 5, 1);
-    archive.file("init", 0o755, &read(&init)?);
+    archive.file("init", 0o755, &read(&scripts.join("init"))?);
+    for script in ["devices", "dhcp"] {
+        archive.file(&format!("lib/{script}"), 0o755, &read(&scripts.join(script))?);
+    }
     archive.file("bin/busybox", 0o755, &read(&busybox)?);
     archive.file("bin/smoke", 0o755, &read(&smoke)?);
     archive.link("bin/sh", "busybox");
+    Ok(archive)
+}
 
-    let path = paths::guests().join("initramfs.cpio");
-    // Replaced in one step: a boot test may be reading the old one.
+/// Replaced in one step: a boot test may be reading the old one.
+fn store(archive: Archive, path: &Path) -> Result<PathBuf> {
     let new = path.with_extension("new");
     fs::write(&new, archive.finish())?;
-    fs::rename(&new, &path)?;
-    Ok(path)
+    fs::rename(&new, path)?;
+    Ok(path.to_owned())
 }

@@ -8,11 +8,15 @@ mod apt;
 mod bounded;
 mod compare;
 mod cpio;
+mod debian_image;
 mod demo;
 mod guests;
 mod initramfs;
 mod kvm_unit_tests;
 mod measure;
+mod mmdebstrap;
+mod modules;
+mod partition_table;
 mod paths;
 mod progress;
 mod qemu;
@@ -38,6 +42,8 @@ enum Command {
     Verify(verify::Options),
     /// Fetch kernels and build what runs in guests
     Guests(guests::Options),
+    /// Make a disk image with Debian on it
+    DebianImage(debian_image::Options),
     /// Measure lguest against QEMU without KVM
     Compare(compare::Options),
     /// Run the x86 tests of a built kvm-unit-tests tree
@@ -51,6 +57,7 @@ fn main() -> ExitCode {
         Command::Demo(options) => demo::demo(&options),
         Command::Verify(options) => verify::verify(&options),
         Command::Guests(options) => guests::guests(&options),
+        Command::DebianImage(options) => debian_image::debian_image(&options),
         Command::Compare(options) => compare::compare(&options),
         Command::KvmUnitTests(options) => kvm_unit_tests::kvm_unit_tests(&options),
         Command::XenCheck(options) => xen_check::xen_check(&options),
