@@ -27,6 +27,8 @@ use crate::memory::GuestMemory;
 pub mod chain;
 pub mod console;
 pub mod entropy;
+#[doc(hidden)]
+pub mod fuzz;
 #[cfg(test)]
 mod hostile;
 pub mod io_threads;
