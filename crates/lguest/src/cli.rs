@@ -81,7 +81,7 @@ pub(crate) struct RunOptions {
     /// COM1: stdio (default), null or a file
     #[arg(long, value_name = "WHERE")]
     pub(crate) serial: Option<PortChoice>,
-    /// Virtio console, hvc0: stdio (taken from COM1), null or a file
+    /// Virtio console (hvc0): stdio, null or a file
     #[arg(long, value_name = "WHERE")]
     pub(crate) console: Option<PortChoice>,
     /// Threads that do devices' work: threads=N

@@ -20,6 +20,7 @@ use super::pit::{PIT, Pit};
 use super::rtc::Rtc;
 use super::serial::SerialPort;
 use super::test_device::{LINES, MEMORY, SCRATCH, TestDevice};
+use super::virtio::fuzz::{fuzz_console, fuzz_entropy};
 use super::{InterruptLine, InterruptSink};
 use crate::clock::TscFrequency;
 
@@ -45,7 +46,7 @@ impl<'d> Bytes<'d> {
         self.take().map(u32::from_le_bytes)
     }
 
-    fn long(&mut self) -> Option<u64> {
+    pub(super) fn long(&mut self) -> Option<u64> {
         self.take().map(u64::from_le_bytes)
     }
 }
@@ -283,7 +284,7 @@ pub fn fuzz_test_device(data: &[u8]) {
 pub type Target = fn(&[u8]);
 
 /// Every target by name.
-pub const TARGETS: [(&str, Target); 8] = [
+pub const TARGETS: [(&str, Target); 10] = [
     ("serial", fuzz_serial),
     ("rtc", fuzz_rtc),
     ("i8042", fuzz_i8042),
@@ -292,4 +293,6 @@ pub const TARGETS: [(&str, Target); 8] = [
     ("local_apic", fuzz_local_apic),
     ("io_apic", fuzz_io_apic),
     ("test_device", fuzz_test_device),
+    ("entropy", fuzz_entropy),
+    ("console", fuzz_console),
 ];

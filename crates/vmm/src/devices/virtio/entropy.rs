@@ -143,11 +143,6 @@ impl Worker {
         Ok(Self { queue, signal, source, retry: TimerFd::new()?, failed: false })
     }
 
-    /// A worker that asks the host, for whoever drives it by hand.
-    pub(super) fn with_host(queue: DeviceQueue, signal: Arc<dyn DriverSignal>) -> io::Result<Self> {
-        Self::new(queue, signal, host)
-    }
-
     /// Does what there is to do, within bounds. `false`: the device needs a reset.
     pub(super) fn turn(&mut self) -> bool {
         if self.failed {

@@ -28,6 +28,8 @@ pub mod block;
 pub mod chain;
 pub mod console;
 pub mod entropy;
+#[doc(hidden)]
+pub mod fuzz;
 #[cfg(test)]
 mod hostile;
 pub mod io_threads;

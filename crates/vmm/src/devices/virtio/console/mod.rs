@@ -2,8 +2,8 @@
 //!
 //! Three parties meet here. The guest has two queues and the configuration space; the
 //! launcher has a [`ConsoleInput`] for what is typed and a [`ConsoleHandle`] for the
-//! window's size; and a writer gets what the guest prints ([`output`]). The queues are
-//! served by a [`worker`] on an I/O thread.
+//! window's size; and a writer gets what the guest prints (`output`). The queues are
+//! served by a `worker` on an I/O thread.
 //!
 //! Several ports (MULTIPORT) are not offered: one console is what is wanted, and drivers
 //! are not of one mind about the order of columns and rows in its control messages.

@@ -97,10 +97,10 @@ impl Worker {
         if self.failed {
             return false;
         }
-        let done = self.print().and_then(|()| self.type_in()).and_then(|()| {
+        let done = self.print().and_then(|()| self.type_in());
+        if done.is_ok() {
             self.tell_size();
-            Ok(())
-        });
+        }
         if let Err(failure) = done {
             tracing::warn!("the virtio console needs a reset: {failure}");
             self.failed = true;
