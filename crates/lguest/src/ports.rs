@@ -205,7 +205,7 @@ mod tests {
     fn options(words: &[&str]) -> RunOptions {
         let words = ["lguest", "run", "--kernel", "k"].iter().chain(words);
         match Cli::try_parse_from(words).unwrap().command {
-            Command::Run(options) => options,
+            Command::Run(options) => *options,
             Command::Check(_) => panic!("that was `run`"),
         }
     }

@@ -197,11 +197,11 @@ mod tests {
             .chain(16_u32.to_le_bytes())
             .chain([super::super::testing::WRITE as u8, 0]);
         let operations: Vec<u8> = operations.collect();
-        assert!(guest.play(operations[0], &mut Bytes(&operations[1..])).is_some());
-        assert!(guest.play(1, &mut Bytes(&[0])).is_some());
+        assert!(guest.play(operations[0], &mut Bytes::new(&operations[1..])).is_some());
+        assert!(guest.play(1, &mut Bytes::new(&[0])).is_some());
         let mut queue = guest.activation().take_queue(0).unwrap();
         assert_eq!(queue.pop().unwrap().unwrap().writable(), 16);
-        let nothing = guest.play(1, &mut Bytes(&[]));
+        let nothing = guest.play(1, &mut Bytes::new(&[]));
         assert!(nothing.is_none());
     }
 }
