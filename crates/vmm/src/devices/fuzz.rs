@@ -1,4 +1,4 @@
-//! Bodies of the fuzz targets for the devices' registers.
+//! Bodies of the fuzz targets for the devices' registers, and the list of all for devices.
 //!
 //! Each takes bytes, plays them as accesses, and must return: no panic, no hang, no
 //! unbounded growth. The fuzzers call them, and so does a short run in the tests, where
@@ -19,28 +19,29 @@ use super::pit::{PIT, Pit};
 use super::rtc::Rtc;
 use super::serial::SerialPort;
 use super::test_device::{LINES, MEMORY, SCRATCH, TestDevice};
+use super::virtio::block::fuzz::fuzz_block;
 use super::{InterruptLine, InterruptSink};
 use crate::clock::TscFrequency;
 
 /// Takes numbers off the front of the input.
-struct Bytes<'d>(&'d [u8]);
+pub(super) struct Bytes<'d>(pub(super) &'d [u8]);
 
 impl Bytes<'_> {
-    fn take<const N: usize>(&mut self) -> Option<[u8; N]> {
+    pub(super) fn take<const N: usize>(&mut self) -> Option<[u8; N]> {
         let (head, tail) = self.0.split_first_chunk()?;
         self.0 = tail;
         Some(*head)
     }
 
-    fn byte(&mut self) -> Option<u8> {
+    pub(super) fn byte(&mut self) -> Option<u8> {
         self.take().map(u8::from_le_bytes)
     }
 
-    fn word(&mut self) -> Option<u32> {
+    pub(super) fn word(&mut self) -> Option<u32> {
         self.take().map(u32::from_le_bytes)
     }
 
-    fn long(&mut self) -> Option<u64> {
+    pub(super) fn long(&mut self) -> Option<u64> {
         self.take().map(u64::from_le_bytes)
     }
 }
@@ -278,7 +279,7 @@ pub fn fuzz_test_device(data: &[u8]) {
 pub type Target = fn(&[u8]);
 
 /// Every target by name.
-pub const TARGETS: [(&str, Target); 7] = [
+pub const TARGETS: &[(&str, Target)] = &[
     ("serial", fuzz_serial),
     ("rtc", fuzz_rtc),
     ("i8042", fuzz_i8042),
@@ -286,4 +287,5 @@ pub const TARGETS: [(&str, Target); 7] = [
     ("local_apic", fuzz_local_apic),
     ("io_apic", fuzz_io_apic),
     ("test_device", fuzz_test_device),
+    ("virtio_block", fuzz_block),
 ];
