@@ -1,4 +1,4 @@
-//! Bodies of the fuzz targets for the devices' registers.
+//! Bodies of the fuzz targets for the devices' registers, and the list of all for devices.
 //!
 //! Each takes bytes, plays them as accesses, and must return: no panic, no hang, no
 //! unbounded growth. The fuzzers call them, and so does a short run in the tests, where
@@ -20,6 +20,7 @@ use super::pit::{PIT, Pit};
 use super::rtc::Rtc;
 use super::serial::SerialPort;
 use super::test_device::{LINES, MEMORY, SCRATCH, TestDevice};
+use super::virtio::block::fuzz::fuzz_block;
 use super::virtio::fuzz::{fuzz_console, fuzz_entropy};
 use super::{InterruptLine, InterruptSink};
 use crate::clock::TscFrequency;
@@ -284,7 +285,7 @@ pub fn fuzz_test_device(data: &[u8]) {
 pub type Target = fn(&[u8]);
 
 /// Every target by name.
-pub const TARGETS: [(&str, Target); 10] = [
+pub const TARGETS: &[(&str, Target)] = &[
     ("serial", fuzz_serial),
     ("rtc", fuzz_rtc),
     ("i8042", fuzz_i8042),
@@ -293,6 +294,7 @@ pub const TARGETS: [(&str, Target); 10] = [
     ("local_apic", fuzz_local_apic),
     ("io_apic", fuzz_io_apic),
     ("test_device", fuzz_test_device),
-    ("entropy", fuzz_entropy),
-    ("console", fuzz_console),
+    ("virtio_entropy", fuzz_entropy),
+    ("virtio_console", fuzz_console),
+    ("virtio_block", fuzz_block),
 ];

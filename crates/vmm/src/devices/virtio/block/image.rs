@@ -157,6 +157,12 @@ impl Image {
         self.access.read().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Keeps all others from the image, as a disk that takes its time would.
+    #[cfg(test)]
+    pub(super) fn hold(&self) -> impl Drop + '_ {
+        self.access.write().unwrap()
+    }
+
     /// Fills `memory` from byte `offset` on.
     ///
     /// # Errors
