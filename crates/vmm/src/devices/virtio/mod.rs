@@ -26,6 +26,7 @@ use crate::memory::GuestMemory;
 
 pub mod chain;
 pub mod io_threads;
+pub mod net;
 pub mod queue;
 #[doc(hidden)]
 pub mod testing;

@@ -100,7 +100,9 @@ pub enum NetConfigError {
         takes: &'static str,
     },
     /// A forward that is none.
-    #[error("--net user: fwd={0} is no forward: give tcp:HOSTPORT:GUESTPORT, or tcp:ADDRESS:HOSTPORT:GUESTPORT, or the same with udp")]
+    #[error(
+        "--net user: fwd={0} is no forward: give tcp:HOSTPORT:GUESTPORT, or tcp:ADDRESS:HOSTPORT:GUESTPORT, or the same with udp"
+    )]
     Forward(String),
     /// Two forwards from one port.
     #[error("--net user: two forwards from {0:?} port {1}: give one of them another host port")]
@@ -271,9 +273,17 @@ mod tests {
         assert!(error(&format!("unix=/{}", "x".repeat(107))).contains("shorter"));
         assert!(error("tap=tap0,fwd=tcp:1:2").contains("tap takes mac="));
         assert!(error("user,forward=tcp:1:2").contains("user takes fwd= and mac="));
-        for forward in
-            ["", "tcp", "tcp:22", "tcp:0:22", "tcp:22:0", "sctp:1:2", "tcp:::1:1:2", "tcp:x:1:2", "tcp:[127.0.0.1]:1:2"]
-        {
+        for forward in [
+            "",
+            "tcp",
+            "tcp:22",
+            "tcp:0:22",
+            "tcp:22:0",
+            "sctp:1:2",
+            "tcp:::1:1:2",
+            "tcp:x:1:2",
+            "tcp:[127.0.0.1]:1:2",
+        ] {
             assert!(error(&format!("user,fwd={forward}")).contains("tcp:HOSTPORT:GUESTPORT"));
         }
         assert!(error("user,fwd=tcp:1:2,fwd=tcp:0.0.0.0:1:3").contains("another host port"));

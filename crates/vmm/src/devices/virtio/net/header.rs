@@ -24,7 +24,17 @@ pub(super) const GSO_ECN: u8 = 0x80;
 
 /// `struct virtio_net_hdr`, also what a tap device speaks.
 #[derive(
-    Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned,
+    Clone,
+    Copy,
+    Debug,
+    Default,
+    PartialEq,
+    Eq,
+    FromBytes,
+    IntoBytes,
+    Immutable,
+    KnownLayout,
+    Unaligned,
 )]
 #[repr(C)]
 pub(super) struct Header {

@@ -100,7 +100,8 @@ mod tests {
 
     #[test]
     fn what_is_no_cards_address_is_refused() {
-        for text in ["", "52:54:00:12:34", "52:54:00:12:34:56:78", "52:54:00:12:34:5", "+2:54:00:12:34:56"]
+        for text in
+            ["", "52:54:00:12:34", "52:54:00:12:34:56:78", "52:54:00:12:34:5", "+2:54:00:12:34:56"]
         {
             assert_eq!(text.parse::<MacAddress>(), Err(MacError::Malformed(text.to_owned())));
         }
