@@ -207,7 +207,7 @@ pub(super) mod tests {
             frame.extend(vec![0; pad]);
             prop_assert!(Transport::find(&frame).unwrap().checksum_is_good());
             let payload_at = len - payload.len();
-            frame[payload_at + at.index(payload.len())] ^= 1 << bit;
+            frame[payload_at + at.index(payload.len())] ^= 1_u8 << bit;
             prop_assert!(!Transport::find(&frame).unwrap().checksum_is_good());
         }
 

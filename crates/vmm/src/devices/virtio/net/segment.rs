@@ -236,7 +236,7 @@ pub(super) mod tests {
             let header = offload(&mut original, TCP, size);
             let segments = cut(&header, &original).unwrap();
             prop_assert_eq!(segments.len(), payload.len().div_ceil(size.into()).max(1));
-            let mut whole = Vec::new();
+            let mut whole: Vec<u8> = Vec::new();
             for (n, segment) in segments.iter().enumerate() {
                 // Lengths, addresses and both checksums, as a receiver sees them.
                 prop_assert!(Transport::find(segment).unwrap().checksum_is_good());

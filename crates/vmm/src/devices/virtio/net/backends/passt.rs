@@ -119,8 +119,8 @@ fn check_forward(forward: &Forward) -> Result<(), NetError> {
     tried.map_err(|error| NetError::Forward { forward: *forward, error })
 }
 
-fn spawn(forwards: &[Forward], socket: UnixStream) -> Result<Passt, NetError> {
-    let mut command = Command::new("passt");
+fn spawn(program: &str, forwards: &[Forward], socket: UnixStream) -> Result<Passt, NetError> {
+    let mut command = Command::new(program);
     command.args(["--foreground", "--quiet", "--fd", "0"]);
     if !has_default_route() {
         tracing::info!("net: this host has no default route; the guest gets 10.0.2.15");
@@ -212,6 +212,8 @@ fn await_answer(mut socket: &UnixStream, mac: MacAddress, passt: &mut Passt) -> 
 #[derive(Debug)]
 pub(in super::super) struct PasstBackend {
     stream: FrameStream,
+    watched: bool,
+    /// None: somebody else is at the other end, in tests.
     passt: Option<Passt>,
 }
 
@@ -221,14 +223,29 @@ impl PasstBackend {
     /// # Errors
     /// [`NetError`]: it is not installed, or says why it does not want to.
     pub(in super::super) fn open(forwards: &[Forward], mac: MacAddress) -> Result<Self, NetError> {
+        Self::open_program("passt", forwards, mac)
+    }
+
+    fn open_program(
+        program: &str,
+        forwards: &[Forward],
+        mac: MacAddress,
+    ) -> Result<Self, NetError> {
         let host = |error| NetError::Host { what: "socket", error };
         let (ours, theirs) = UnixStream::pair().map_err(host)?;
-        let mut passt = spawn(forwards, theirs)?;
+        let mut passt = spawn(program, forwards, theirs)?;
         if !await_answer(&ours, mac, &mut passt).map_err(host)? {
             return Err(NetError::Passt(passt.last_words()));
         }
-        let stream = FrameStream::new(ours).map_err(host)?;
-        Ok(Self { stream, passt: Some(passt) })
+        Ok(Self { passt: Some(passt), ..Self::over(ours).map_err(host)? })
+    }
+
+    /// Over a connected socket, with nobody to start or stop: for tests and fuzzing.
+    ///
+    /// # Errors
+    /// The socket will not be non-blocking.
+    pub(in super::super) fn over(socket: UnixStream) -> io::Result<Self> {
+        Ok(Self { stream: FrameStream::new(socket)?, watched: false, passt: None })
     }
 }
 
@@ -249,6 +266,7 @@ impl Backend for PasstBackend {
         if !self.stream.is_lost() {
             self.stream.assume_ready();
             watch(ops, self.stream.socket(), PEER);
+            self.watched = true;
         }
     }
 
@@ -257,11 +275,10 @@ impl Backend for PasstBackend {
     }
 
     fn settle(&mut self, ops: &mut EventOps<'_>) {
-        if self.stream.is_lost()
-            && let Some(mut passt) = self.passt.take()
-        {
+        if self.stream.is_lost() && std::mem::take(&mut self.watched) {
             unwatch(ops, self.stream.socket());
-            tracing::warn!("net: passt is gone, the link is down: {}", passt.last_words());
+            let words = self.passt.take().map(|mut passt| passt.last_words());
+            tracing::warn!("net: passt is gone, the link is down: {}", words.unwrap_or_default());
         }
     }
 
@@ -296,6 +313,21 @@ impl Backend for PasstBackend {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_passt_that_is_not_there_or_dies_is_said_in_one_line() {
+        let mac = MacAddress::random().unwrap();
+        let error =
+            |program| PasstBackend::open_program(program, &[], mac).unwrap_err().to_string();
+        assert!(error("passt-that-is-not-there").contains("apt install passt"));
+        let dies = error("false");
+        assert!(dies.contains("without a word (exit status: 1)"), "{dies}");
+        let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+        let port = taken.local_addr().unwrap().port();
+        let forward = format!("tcp:{port}:22").parse().unwrap();
+        let refused = PasstBackend::open(&[forward], mac).unwrap_err().to_string();
+        assert!(refused.contains("choose another host port"), "{refused}");
+    }
 
     #[test]
     fn default_routes_are_found_in_the_kernels_tables() {

@@ -236,7 +236,7 @@ impl FrameStream {
         }
         // What is gone makes room, but not by moving much for little.
         if self.sent >= self.pending() {
-            self.output.drain(..self.sent);
+            self.output.drain(..self.sent.min(self.output.len()));
             self.sent = 0;
         }
     }
