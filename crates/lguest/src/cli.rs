@@ -9,6 +9,7 @@ use std::path::PathBuf;
 use std::str::FromStr;
 use vmm::devices::virtio::block::DiskConfig;
 use vmm::devices::virtio::io_threads::MAX_THREADS;
+use vmm::devices::virtio::net::NetConfig;
 
 /// Runs Linux guests as ordinary processes, without /dev/kvm.
 #[derive(Debug, Parser)]
@@ -62,6 +63,9 @@ pub(crate) struct RunOptions {
     /// Disk image: PATH[,readonly][,format=raw|qcow2][,serial=NAME][,direct]
     #[arg(long, value_name = "IMAGE")]
     pub(crate) disk: Vec<DiskConfig>,
+    /// Network: user[,fwd=tcp:HOST:GUEST], tap=NAME or unix=PATH; [,mac=...]
+    #[arg(long, value_name = "HOW")]
+    pub(crate) net: Vec<NetConfig>,
     /// Guest memory
     #[arg(long, value_name = "SIZE", default_value = "512M", value_parser = size::parse)]
     pub(crate) mem: u64,

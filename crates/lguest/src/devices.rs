@@ -6,6 +6,7 @@
 use std::sync::Arc;
 
 use vmm::devices::virtio::block::Block;
+use vmm::devices::virtio::net::{Net, NetError};
 use vmm::devices::virtio::{Console, Entropy, IoThreads, VirtioDevice};
 
 use crate::Error;
@@ -13,6 +14,9 @@ use crate::cli::RunOptions;
 
 /// The most queues a disk gets; more vCPUs share them.
 const MAX_DISK_QUEUES: u32 = 4;
+
+/// The most pairs of queues a network card gets.
+const MAX_NET_PAIRS: u32 = 4;
 
 /// Starts the threads that do devices' work.
 ///
@@ -33,6 +37,16 @@ pub(crate) fn open(
     io: &Arc<IoThreads>,
 ) -> Result<Vec<Box<dyn VirtioDevice>>, Error> {
     let mut devices: Vec<Box<dyn VirtioDevice>> = Vec::new();
+    // Network cards first: their slots, and so their names, stay when disks come and go.
+    for net in &options.net {
+        let pairs = options.cpus.min(MAX_NET_PAIRS) as u16;
+        let card = Net::open(net, Arc::clone(io), pairs).map_err(|error| match error {
+            NetError::Host { .. } => Error::Host(error.to_string()),
+            error => Error::Input(error.to_string()),
+        })?;
+        tracing::info!(net = %net, "a network card");
+        devices.push(Box::new(card));
+    }
     for disk in &options.disk {
         let queues = options.cpus.min(MAX_DISK_QUEUES) as usize;
         let block = Block::open(disk, Arc::clone(io), queues)

@@ -7,10 +7,10 @@
 
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{Ordering, fence};
 
 use virtio_queue::{Queue, QueueOwnedT, QueueT};
-use vm_memory::{Bytes, GuestAddress};
+use vm_memory::{Address, Bytes, GuestAddress};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use super::DriverSignal;
@@ -50,6 +50,8 @@ pub struct DeviceQueue {
     signal: Arc<dyn DriverSignal>,
     kick: Arc<EventFd>,
     event_idx: bool,
+    /// Used entries published since the driver was last considered for a signal.
+    unsignalled: u16,
 }
 
 impl DeviceQueue {
@@ -69,7 +71,7 @@ impl DeviceQueue {
             return Err(QueueError::Ring { queue: index, error });
         }
         let event_idx = queue.event_idx_enabled();
-        Ok(Self { index, queue, memory, signal, kick, event_idx })
+        Ok(Self { index, queue, memory, signal, kick, event_idx, unsignalled: 0 })
     }
 
     /// An eventfd for a queue's notifications.
@@ -122,7 +124,41 @@ impl DeviceQueue {
     /// # Errors
     /// The used ring is not there any more.
     pub fn push(&mut self, head: u16, written: u32) -> Result<(), QueueError> {
-        self.queue.add_used(self.memory.as_ref(), head, written).map_err(|error| self.error(error))
+        self.push_together(&[(head, written)])
+    }
+
+    /// Gives several requests back at once: the driver sees either none of them or all,
+    /// as it must for buffers that hold one packet between them (virtio 1.2, 5.1.6.4).
+    ///
+    /// # Errors
+    /// The used ring is not there any more.
+    pub fn push_together(&mut self, used: &[(u16, u32)]) -> Result<(), QueueError> {
+        let Some(((head, written), earlier)) = used.split_last() else { return Ok(()) };
+        let first = self.queue.next_used();
+        let mut at = first;
+        for (head, written) in earlier {
+            self.write_used(at, *head, *written).map_err(|error| self.error(error))?;
+            at = at.wrapping_add(1);
+        }
+        // The ring's index moves past all of them when the last is added.
+        self.queue.set_next_used(at);
+        self.queue
+            .add_used(self.memory.as_ref(), *head, *written)
+            .map_err(|error| self.error(error))?;
+        let added = self.queue.next_used().wrapping_sub(first);
+        self.unsignalled = self.unsignalled.saturating_add(added);
+        Ok(())
+    }
+
+    /// Writes the used ring's entry number `at` without publishing it (virtio 1.2, 2.7.8).
+    fn write_used(&self, at: u16, head: u16, written: u32) -> Result<(), virtio_queue::Error> {
+        let slot = at.checked_rem(self.queue.size()).unwrap_or(0);
+        let offset = u64::from(slot).saturating_mul(8).saturating_add(4);
+        let entry = GuestAddress(self.queue.used_ring())
+            .checked_add(offset)
+            .ok_or(virtio_queue::Error::AddressOverflow)?;
+        let value = u64::from(written) << 32 | u64::from(head);
+        self.memory.write_obj(value.to_le(), entry).map_err(virtio_queue::Error::GuestMemory)
     }
 
     /// Signals the driver, if it wants to hear of what was pushed.
@@ -130,11 +166,29 @@ impl DeviceQueue {
     /// # Errors
     /// The ring is not there any more.
     pub fn notify(&mut self) -> Result<(), QueueError> {
-        let wanted = self.queue.needs_notification(self.memory.as_ref());
-        if wanted.map_err(|error| self.error(error))? && (self.event_idx || self.interrupts_on()) {
+        // What was published must be visible before the driver's wish is read.
+        fence(Ordering::SeqCst);
+        let added = std::mem::take(&mut self.unsignalled);
+        let wanted = if self.event_idx {
+            let event = self.used_event().map_err(|error| self.error(error))?;
+            self.queue.next_used().wrapping_sub(event).wrapping_sub(1) < added
+        } else {
+            added != 0 && self.interrupts_on()
+        };
+        if wanted {
             self.signal.queue_used(self.index);
         }
         Ok(())
+    }
+
+    /// Behind which used entry the driver wants to be signalled (virtio 1.2, 2.7.7.2).
+    fn used_event(&self) -> Result<u16, virtio_queue::Error> {
+        let offset = u64::from(self.queue.size()).saturating_mul(2).saturating_add(4);
+        let at = GuestAddress(self.queue.avail_ring())
+            .checked_add(offset)
+            .ok_or(virtio_queue::Error::AddressOverflow)?;
+        let event = self.memory.load::<u16>(at, Ordering::Relaxed);
+        event.map(u16::from_le).map_err(virtio_queue::Error::GuestMemory)
     }
 
     /// Without event indices the driver has one flag, which `virtio-queue` leaves to us.

@@ -411,6 +411,28 @@ mod tests {
     }
 
     #[test]
+    fn requests_given_back_together_appear_together() {
+        for (features, event, signals) in
+            [(0, 0, 1), (feature::EVENT_IDX, 1, 1), (feature::EVENT_IDX, 3, 0)]
+        {
+            let driver = TestDriver::new(features);
+            let (mut ring, mut queue) = driver.ring(0, 4);
+            if features != 0 {
+                ring.set_used_event(event);
+            }
+            let heads: Vec<_> = (0..3).map(|_| ring.offer(&[Part::Write(1)]).head).collect();
+            queue.push_together(&[]).unwrap();
+            queue.push_together(&[(heads[0], 1), (heads[1], 2), (heads[2], 3)]).unwrap();
+            queue.notify().unwrap();
+            assert_eq!(driver.signal.seen().used.len(), signals);
+            let used: Vec<_> = (0..3).map(|_| ring.take_used().unwrap()).collect();
+            assert_eq!(used, [(heads[0], 1), (heads[1], 2), (heads[2], 3)]);
+            assert!(ring.take_used().is_none());
+            assert!(queue.push_together(&[(0, 0), (9, 0)]).is_err());
+        }
+    }
+
+    #[test]
     fn chains_that_break_the_rules_are_refused_whole() {
         let endless = ChainError::Endless;
         assert_eq!(chain_error(|ring| ring.set_descriptor(0, 0x1000, 16, NEXT, 0)), endless);
