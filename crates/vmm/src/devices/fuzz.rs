@@ -278,7 +278,7 @@ pub fn fuzz_test_device(data: &[u8]) {
 pub type Target = fn(&[u8]);
 
 /// Every target by name.
-pub const TARGETS: [(&str, Target); 7] = [
+pub const TARGETS: [(&str, Target); 8] = [
     ("serial", fuzz_serial),
     ("rtc", fuzz_rtc),
     ("i8042", fuzz_i8042),
@@ -286,4 +286,5 @@ pub const TARGETS: [(&str, Target); 7] = [
     ("local_apic", fuzz_local_apic),
     ("io_apic", fuzz_io_apic),
     ("test_device", fuzz_test_device),
+    ("virtio_net", super::virtio::net::fuzz::fuzz_net),
 ];
