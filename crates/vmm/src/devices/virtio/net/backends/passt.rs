@@ -302,13 +302,10 @@ impl Backend for PasstBackend {
     }
 
     fn can_send(&mut self) -> bool {
-        self.stream.is_lost() || self.stream.can_send()
+        self.stream.can_send()
     }
 
     fn send(&mut self, header: &Header, frame: &mut dyn Read, len: usize) -> &[u8] {
-        if self.stream.is_lost() {
-            return &[];
-        }
         self.stream.send(header, frame, len)
     }
 
