@@ -297,4 +297,5 @@ pub const TARGETS: &[(&str, Target)] = &[
     ("virtio_entropy", fuzz_entropy),
     ("virtio_console", fuzz_console),
     ("virtio_block", fuzz_block),
+    ("virtio_net", super::virtio::net::fuzz::fuzz_net),
 ];

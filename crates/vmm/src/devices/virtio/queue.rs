@@ -209,6 +209,10 @@ impl DeviceQueue {
     /// Asks the driver to notify again. `true`: there is something already, for which
     /// no notification may come.
     ///
+    /// Call it before waiting, whether notifications were suppressed or not: with event
+    /// indices a driver notifies once, for the index it was told, and not again until it
+    /// is told another (virtio 1.2, 2.7.10).
+    ///
     /// # Errors
     /// The ring is not there any more.
     pub fn await_kicks(&mut self) -> Result<bool, QueueError> {

@@ -84,7 +84,7 @@ pub enum NetConfigError {
     #[error("--net: {0} needs a name behind it: {0}=NAME")]
     Empty(&'static str),
     /// No interface has such a name.
-    #[error("--net tap={0}: no interface has such a name: at most 15 characters, no / or blank")]
+    #[error("--net tap={0}: no interface has such a name: at most 15 characters, no /, % or blank")]
     Interface(String),
     /// No socket has such a path.
     #[error("--net unix={0}: the path of a socket has at most 107 bytes: give a shorter one")]
@@ -130,7 +130,7 @@ impl NetBackend {
             Some(("tap", "")) => Err(NetConfigError::Empty("tap")),
             Some(("unix", "")) => Err(NetConfigError::Empty("unix")),
             Some(("tap", name)) => {
-                let good = |c: char| !c.is_whitespace() && !c.is_control() && c != '/';
+                let good = |c: char| !c.is_whitespace() && !c.is_control() && c != '/' && c != '%';
                 if name.len() > LONGEST_INTERFACE || !name.chars().all(good) {
                     return Err(NetConfigError::Interface(name.to_owned()));
                 }
@@ -269,7 +269,8 @@ mod tests {
         assert!(error("user=me").contains("begin with"));
         assert!(error("tap=").contains("tap=NAME"));
         assert!(error("tap=tap0123456789abc").contains("at most 15"));
-        assert!(error("tap=../x").contains("no /"));
+        assert!(error("tap=tap%d").contains("no /, %"));
+        assert!(error("tap=../x").contains("no /, %"));
         assert!(error(&format!("unix=/{}", "x".repeat(107))).contains("shorter"));
         assert!(error("tap=tap0,fwd=tcp:1:2").contains("tap takes mac="));
         assert!(error("user,forward=tcp:1:2").contains("user takes fwd= and mac="));

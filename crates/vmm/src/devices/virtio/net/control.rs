@@ -60,6 +60,11 @@ impl Control {
         for _ in 0..BUDGET {
             let Some(chain) = self.queue.pop()? else {
                 self.queue.notify()?;
+                // The driver waits for its answer and does nothing else: a command that
+                // came meanwhile must not be left lying.
+                if self.queue.await_kicks()? {
+                    continue;
+                }
                 return Ok(());
             };
             let command = read(&chain)?;

@@ -96,16 +96,17 @@ impl Worker {
         let backend = Arc::clone(&self.backend);
         let mut backend = lock(&backend);
         loop {
+            let was_up = backend.is_up();
             if !self.shared.is_broken()
                 && let Err(fault) = self.serve(backend.as_mut())
             {
                 self.shared.break_down(&fault);
             }
-            // A link that went down lets go of what waited for it; so once more.
-            let was_up = backend.is_up();
             backend.settle(ops);
-            self.shared.set_up(backend.is_up());
-            if was_up == backend.is_up() {
+            let is_up = backend.is_up();
+            self.shared.set_up(is_up);
+            // What waited for a link that went down may go; so once more.
+            if was_up == is_up {
                 return;
             }
         }

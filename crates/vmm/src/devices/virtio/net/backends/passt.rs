@@ -119,6 +119,11 @@ fn check_forward(forward: &Forward) -> Result<(), NetError> {
     tried.map_err(|error| NetError::Forward { forward: *forward, error })
 }
 
+fn is_on_path(program: &str) -> bool {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    std::env::split_paths(&path).any(|folder| folder.join(program).is_file())
+}
+
 fn spawn(program: &str, forwards: &[Forward], socket: UnixStream) -> Result<Passt, NetError> {
     let mut command = Command::new(program);
     command.args(["--foreground", "--quiet", "--fd", "0"]);
@@ -139,6 +144,8 @@ fn spawn(program: &str, forwards: &[Forward], socket: UnixStream) -> Result<Pass
     command.process_group(0);
     let mut child = command.spawn().map_err(|error| match error.kind() {
         ErrorKind::NotFound => NetError::PasstMissing,
+        // Also the answer if the search went through a folder that is not for this user.
+        ErrorKind::PermissionDenied if !is_on_path(program) => NetError::PasstMissing,
         _ => NetError::PasstStart(error),
     })?;
     let log = child.stderr.take().map(|stderr| {
@@ -295,13 +302,10 @@ impl Backend for PasstBackend {
     }
 
     fn can_send(&mut self) -> bool {
-        self.stream.is_lost() || self.stream.can_send()
+        self.stream.can_send()
     }
 
     fn send(&mut self, header: &Header, frame: &mut dyn Read, len: usize) -> &[u8] {
-        if self.stream.is_lost() {
-            return &[];
-        }
         self.stream.send(header, frame, len)
     }
 
@@ -325,8 +329,59 @@ mod tests {
         let taken = TcpListener::bind("127.0.0.1:0").unwrap();
         let port = taken.local_addr().unwrap().port();
         let forward = format!("tcp:{port}:22").parse().unwrap();
-        let refused = PasstBackend::open(&[forward], mac).unwrap_err().to_string();
+        let refused = PasstBackend::open_program("true", &[forward], mac).unwrap_err().to_string();
         assert!(refused.contains("choose another host port"), "{refused}");
+    }
+
+    fn running() -> Option<PasstBackend> {
+        match PasstBackend::open(&[], MacAddress::random().unwrap()) {
+            Err(NetError::PasstMissing) => {
+                // Not through the test harness, which would keep it to itself.
+                let _ =
+                    writeln!(io::stderr(), "SKIPPED: passt is not installed: apt install passt");
+                None
+            }
+            other => Some(other.unwrap()),
+        }
+    }
+
+    #[test]
+    fn passt_ends_with_the_card() {
+        let Some(backend) = running() else { return };
+        let process = format!("/proc/{}", backend.passt.as_ref().unwrap().child.id());
+        assert!(fs::exists(&process).unwrap());
+        drop(backend);
+        assert!(!fs::exists(&process).unwrap());
+    }
+
+    #[test]
+    fn passt_ends_when_this_process_is_killed() {
+        let Some(backend) = running() else { return };
+        let PasstBackend { stream, mut passt, .. } = backend;
+        // What the kernel does to a process that is killed: close its sockets.
+        drop(stream);
+        let child = &mut passt.as_mut().unwrap().child;
+        let deadline = Instant::now() + Duration::from_secs(20);
+        while child.try_wait().unwrap().is_none() {
+            assert!(Instant::now() < deadline, "passt goes on");
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+
+    #[test]
+    fn a_passt_that_dies_is_a_link_that_is_down() {
+        let Some(mut backend) = running() else { return };
+        backend.passt.as_mut().unwrap().child.kill().unwrap();
+        let deadline = Instant::now() + Duration::from_secs(20);
+        while backend.is_up() {
+            assert!(Instant::now() < deadline, "the link stays up");
+            backend.event(PEER, EventSet::IN);
+            while backend.peek().is_some() {
+                backend.consume();
+            }
+        }
+        assert!(backend.can_send());
+        assert!(backend.send(&Header::default(), &mut &[0; 60][..], 60).is_empty());
     }
 
     #[test]

@@ -10,6 +10,7 @@ use std::io::{self, Read, Write};
 use std::os::unix::net::UnixStream;
 
 use event_manager::EventSet;
+use rustix::event::{PollFd, PollFlags, Timespec};
 
 use super::super::feature;
 use super::super::header::{DATA_VALID, Header};
@@ -103,6 +104,17 @@ impl FrameStream {
         self.writable |= broken || set.contains(EventSet::OUT);
     }
 
+    /// Gives the stream up if its other end has been closed, whatever is left to read.
+    pub(in super::super) fn check_other_end(&mut self) {
+        let mut polled = [PollFd::new(&self.socket, PollFlags::empty())];
+        let at_once = Timespec { tv_sec: 0, tv_nsec: 0 };
+        let hung_up = rustix::event::poll(&mut polled, Some(&at_once)).is_ok()
+            && polled.iter().any(|fd| fd.revents().intersects(PollFlags::HUP | PollFlags::ERR));
+        if hung_up {
+            self.lose("the other end has closed it, and another peer is there");
+        }
+    }
+
     fn lose(&mut self, why: impl std::fmt::Display) {
         if !self.lost {
             self.lost = true;
@@ -178,11 +190,12 @@ impl FrameStream {
         }
     }
 
+    /// Whether there is room for a frame. For one that is lost anyway there is.
     pub(in super::super) fn can_send(&mut self) -> bool {
         if self.pending() >= OUTPUT {
             self.flush();
         }
-        self.pending() < OUTPUT
+        self.lost || self.pending() < OUTPUT
     }
 
     const fn pending(&self) -> usize {
@@ -195,6 +208,9 @@ impl FrameStream {
         frame: &mut dyn Read,
         len: usize,
     ) -> &[u8] {
+        if self.lost {
+            return &[];
+        }
         let at = self.output.len();
         if let Err(error) = self.append(header, frame, len) {
             // Of a frame that makes no sense nothing leaves.

@@ -125,8 +125,10 @@ pub(in super::super) struct UnixBackend {
     path: PathBuf,
     listener: Option<Listener>,
     peer: Option<FrameStream>,
-    /// Peers that have come and are not registered yet.
+    /// The peer has come and is not registered yet.
     arrived: bool,
+    /// Who came while the last peer was leaving.
+    next: Option<UnixStream>,
     features: u64,
 }
 
@@ -141,6 +143,7 @@ impl UnixBackend {
             listener: None,
             peer: None,
             arrived: false,
+            next: None,
             features: 0,
         };
         this.join()?;
@@ -176,7 +179,13 @@ impl UnixBackend {
         for _ in 0..MOST_AT_ONCE {
             let Some(listener) = &self.listener else { return };
             let Ok((socket, _)) = listener.socket.accept() else { return };
-            if self.peer.is_some() {
+            if let Some(peer) = &mut self.peer {
+                // It may have left, and we hear of the newcomer first.
+                peer.check_other_end();
+                if peer.is_lost() && self.next.is_none() {
+                    self.next = Some(socket);
+                    continue;
+                }
                 tracing::warn!(path = %self.path.display(), "net: a second peer is turned away");
                 continue;
             }
@@ -225,10 +234,10 @@ impl Backend for UnixBackend {
             tracing::warn!(path = %self.path.display(), "net: the peer is gone, the link is down");
             let talked = peer.frames_in > 0;
             drop(peer);
-            if self.listener.is_some() {
-                // Somebody may have been waiting.
-                self.accept();
-            } else if talked {
+            if let Some(next) = self.next.take() {
+                tracing::info!(path = %self.path.display(), "net: a peer has come");
+                self.take(next);
+            } else if self.listener.is_none() && talked {
                 match self.join() {
                     Ok(()) => self.register(ops),
                     Err(error) => tracing::warn!("{error}"),

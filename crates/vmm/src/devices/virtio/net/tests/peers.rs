@@ -127,6 +127,38 @@ fn a_listener_has_one_peer_and_turns_others_away() {
 }
 
 #[test]
+fn who_comes_when_another_leaves_is_served() {
+    let folder = Folder::new("next");
+    let mut guest = guest(&folder.socket());
+    for n in 0..100 {
+        let mut peer = UnixStream::connect(folder.socket()).unwrap();
+        put(&mut peer, &[n; 60]);
+        while guest.receive().1 != [n; 60] {}
+        // It leaves, with something half said.
+        std::io::Write::write_all(&mut peer, &[0, 0]).unwrap();
+    }
+}
+
+#[test]
+fn a_peer_that_goes_while_the_queue_is_full_frees_it() {
+    let folder = Folder::new("full");
+    let mut guest = guest(&folder.socket());
+    for _ in 0..3 {
+        let peer = UnixStream::connect(folder.socket()).unwrap();
+        guest.wait_link(true);
+        for _ in 0..31 {
+            guest.offer(&Header::default(), &[2; 60_000]);
+        }
+        std::thread::sleep(std::time::Duration::from_millis(20));
+        drop(peer);
+        for _ in 0..40 {
+            guest.offer(&Header::default(), &[2; 60_000]);
+        }
+        guest.wait_link(false);
+    }
+}
+
+#[test]
 fn a_program_may_listen_and_a_peer_that_says_nothing_is_not_called_again() {
     let folder = Folder::new("program");
     let listener = UnixListener::bind(folder.socket()).unwrap();

@@ -61,7 +61,7 @@ fn a_frame_may_be_in_many_pieces() {
 fn large_segments_arrive_as_many_small_ones() {
     let (mut guest, mut peer) = Guest::over_socket(OFFLOADS);
     for version in [IpVersion::V4, IpVersion::V6] {
-        let payload: Vec<u8> = (0..60_000_u32).map(|n| (n * 7 >> 3) as u8).collect();
+        let payload: Vec<u8> = (0..60_000_u32).map(|n| ((n * 7) >> 3) as u8).collect();
         let mut large = frame(version, 0, TCP, (1, 2), &payload);
         let header = offload(&mut large, TCP, 1448);
         guest.send(&header, &large);
