@@ -10,6 +10,7 @@
 //! written) are not supported.
 
 use std::io;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Component, Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{PoisonError, RwLock, RwLockReadGuard};
@@ -24,6 +25,7 @@ use super::config::{DiskConfig, DiskFormat};
 use super::error::DiskError;
 use super::host_file::{Access, HostFile};
 use super::lock::Purpose;
+use super::qcow2_header;
 use crate::devices::virtio::chain::ChainSlice;
 
 /// What qcow2 images begin with.
@@ -316,10 +318,12 @@ fn open_qcow2(
     depth: usize,
 ) -> Result<Qcow2<HostFile>, DiskError> {
     let path = path.to_owned();
-    let mut image = match Qcow2::<HostFile>::open_image(file, writable) {
-        Ok(image) => image,
-        Err(reason) => return Err(DiskError::Image { path, format: DiskFormat::Qcow2, reason }),
-    };
+    let bad = |reason| DiskError::Image { path: path.clone(), format: DiskFormat::Qcow2, reason };
+    qcow2_header::check(&file).map_err(bad)?;
+    // A damaged header can make imago panic. What was opened is dropped then.
+    let image = catch_unwind(AssertUnwindSafe(|| Qcow2::<HostFile>::open_image(file, writable)));
+    let image = image.unwrap_or_else(|_| Err(io::Error::other("its header makes no sense")));
+    let mut image = image.map_err(bad)?;
     if image.requires_external_data_file() {
         return Err(DiskError::DataFile { path });
     }

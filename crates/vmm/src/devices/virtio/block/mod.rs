@@ -40,6 +40,7 @@ mod host_file;
 mod image;
 mod lock;
 mod pool;
+mod qcow2_header;
 mod request;
 mod served_queue;
 mod service;
