@@ -84,13 +84,8 @@ impl FromStr for DiskConfig {
         if path.is_empty() {
             return Err(DiskConfigError::NoPath(text.to_owned()));
         }
-        let mut config = Self {
-            path: path.into(),
-            readonly: false,
-            format: None,
-            serial: None,
-            direct: false,
-        };
+        let mut config =
+            Self { path: path.into(), readonly: false, format: None, serial: None, direct: false };
         for part in parts {
             match part.split_once('=') {
                 None if part == "readonly" => set_flag(&mut config.readonly, "readonly")?,

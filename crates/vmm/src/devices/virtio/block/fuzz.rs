@@ -18,7 +18,7 @@ use super::image::Image;
 use super::lock::Purpose;
 use super::pool::Job;
 use super::request::{Header, RawSegment};
-use super::served_queue::ServedQueue;
+use super::served_queue::{Served, ServedQueue};
 use super::{Block, DiskConfig, DiskFormat};
 use crate::devices::fuzz::Bytes;
 use crate::devices::virtio::testing::{Ring, TestDriver};
@@ -67,6 +67,10 @@ fn serve(queue: &Arc<ServedQueue>, service: &super::Service) -> Option<()> {
     let mut taken = Vec::new();
     queue.take(&mut taken);
     for chain in taken {
+        if let Some(written) = service.serve_at_once(&chain) {
+            queue.complete([Served { chain, written }]);
+            continue;
+        }
         Job { chain, queue: Arc::clone(queue) }.run(service);
     }
     Some(())
@@ -102,12 +106,7 @@ fn descriptor(bytes: &mut Bytes<'_>) -> Option<(u64, u32, u16, u16)> {
     Some((address, len, u16::from(flags & 7), u16::from(bytes.byte()?)))
 }
 
-fn play(
-    bytes: &mut Bytes<'_>,
-    driver: &TestDriver,
-    ring: &mut Ring,
-    operation: u8,
-) -> Option<()> {
+fn play(bytes: &mut Bytes<'_>, driver: &TestDriver, ring: &mut Ring, operation: u8) -> Option<()> {
     let memory = driver.memory();
     match operation & 15 {
         3..=6 => {
@@ -172,7 +171,8 @@ fn disk(setup: u8) -> Option<Block> {
     } else {
         file.set_len(SIZE).ok()?;
     }
-    let config = DiskConfig { path: path.to_owned(), readonly, format, serial: None, direct: false };
+    let config =
+        DiskConfig { path: path.to_owned(), readonly, format, serial: None, direct: false };
     let purpose = if readonly { Purpose::Read } else { Purpose::Write };
     let file = HostFile::from_file(file, path, Access { purpose, direct: false }).ok()?;
     let image = Image::from_file(file, &config).ok()?;

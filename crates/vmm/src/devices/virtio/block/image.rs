@@ -189,6 +189,40 @@ impl Image {
         self.write_now(memory, offset)
     }
 
+    /// [`Image::read`], if that needs no waiting. `false`: it would, and `memory` holds
+    /// anything. Only raw images know without waiting where their data is.
+    pub(super) fn read_at_once(&self, memory: &[ChainSlice<'_>], offset: u64) -> bool {
+        let (vector, guard) = IoVectorMut::from_volatile_slice(memory);
+        let done = self.at_once(offset, vector.len(), |file, at| file.read_at_once(&vector, at));
+        drop(guard);
+        done
+    }
+
+    /// [`Image::write`], if that needs no waiting. `false`: it is still to be done.
+    pub(super) fn write_at_once(&self, memory: &[ChainSlice<'_>], offset: u64) -> bool {
+        if self.readonly || (self.stays_raw && offset < SECTOR) {
+            return false;
+        }
+        self.dirty.store(true, Ordering::Release);
+        let (vector, guard) = IoVector::from_volatile_slice(memory);
+        let done = self.at_once(offset, vector.len(), |file, at| file.write_at_once(&vector, at));
+        drop(guard);
+        done
+    }
+
+    fn at_once(&self, offset: u64, len: u64, io: impl FnOnce(&HostFile, u64) -> bool) -> bool {
+        if self.format != DiskFormat::Raw {
+            return false;
+        }
+        let Ok(access) = self.access.try_read() else { return false };
+        match access.get_mapping(offset, len) {
+            Ok((Mapping::Raw { storage, offset, .. }, mapped)) if mapped == len => {
+                io(storage, offset)
+            }
+            _ => false,
+        }
+    }
+
     fn write_now(&self, memory: &[ChainSlice<'_>], offset: u64) -> io::Result<()> {
         let (vector, guard) = IoVector::from_volatile_slice(memory);
         let done = self.shared().writev(vector, offset);

@@ -1,9 +1,10 @@
 //! Block device (virtio 1.2, 5.2): a disk whose image is a file or block device here.
 //!
 //! ```text
-//!   queue 0 .. n      one handler each, on the I/O threads: takes requests
+//!   queue 0 .. n      one handler each, on the I/O threads: takes requests,
+//!      |              serves what needs no waiting
 //!      |
-//!   line of jobs      a few threads per disk that may wait: serve requests
+//!   line of jobs      a few threads per disk that may wait: serve the rest
 //!      |
 //!   image             raw or qcow2, any number of requests at once
 //!      |
@@ -94,11 +95,7 @@ impl Block {
     ///
     /// # Errors
     /// [`DiskError`]: one line that says what to do.
-    pub fn open(
-        config: &DiskConfig,
-        io: Arc<IoThreads>,
-        queues: usize,
-    ) -> Result<Self, DiskError> {
+    pub fn open(config: &DiskConfig, io: Arc<IoThreads>, queues: usize) -> Result<Self, DiskError> {
         Ok(Self::new(Image::open(config)?, config.serial.clone(), io, queues))
     }
 
@@ -135,8 +132,7 @@ impl Block {
     }
 
     fn service(&self, features: u64) -> Arc<Service> {
-        let limits =
-            Limits { size: self.image.size(), readonly: self.image.readonly(), features };
+        let limits = Limits { size: self.image.size(), readonly: self.image.readonly(), features };
         Arc::new(Service {
             image: Arc::clone(&self.image),
             limits,
@@ -212,7 +208,8 @@ impl VirtioDevice for Block {
         let mut running = Running { handlers: Vec::new(), pool, service };
         for queue in std::iter::once(first).chain(activation.queues) {
             let queue = ServedQueue::new(queue, Arc::clone(&activation.signal));
-            let handler = Handler::new(queue, Arc::clone(running.pool.jobs()));
+            let jobs = Arc::clone(running.pool.jobs());
+            let handler = Handler::new(queue, jobs, Arc::clone(&running.service));
             match self.io.attach(Box::new(handler)) {
                 Ok(attached) => running.handlers.push(attached),
                 Err(error) => {

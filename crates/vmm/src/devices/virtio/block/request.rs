@@ -138,10 +138,7 @@ fn segments(
 ) -> Result<Vec<Segment>, Status> {
     let each = size_of::<RawSegment>() as u64;
     let count = len.checked_div(each).unwrap_or(0);
-    if limits.readonly
-        || count == 0
-        || count > u64::from(MAX_SEGMENTS)
-        || !len.is_multiple_of(each)
+    if limits.readonly || count == 0 || count > u64::from(MAX_SEGMENTS) || !len.is_multiple_of(each)
     {
         return Err(Status::IoError);
     }

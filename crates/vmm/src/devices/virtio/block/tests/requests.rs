@@ -306,27 +306,3 @@ fn every_queue_is_served() {
     disk.reset();
     assert!(disk.activate(driver.activation(vec![queue])).is_err(), "without queue 0");
 }
-
-#[test]
-#[ignore]
-fn latency() {
-    for format in BOTH {
-        let folder = tempfile::tempdir_in("/work/wt/blk/target").unwrap();
-        let path = new_image(folder.path(), format, 8 << 20);
-        let mut guest = Guest::boot(&path, "");
-        for n in 0..16 { guest.write(n * 1024, &vec![1; 512 << 10]); }
-        for kind in [IN, OUT] {
-            let data = [7_u8; 4096];
-            let part = if kind == IN { Part::Write(4096) } else { Part::Read(&data) };
-            let n = 3000;
-            let t = std::time::Instant::now();
-            for i in 0..n {
-                let o = guest.begin(kind, (i * 8) % 8192, &[part]);
-                guest.ring.notify();
-                loop { if guest.ring.take_used().is_some() { break; } std::hint::spin_loop(); }
-                let _ = o;
-            }
-            println!("{format} kind {kind}: {:?} each", t.elapsed() / n as u32);
-        }
-    }
-}
