@@ -109,7 +109,7 @@ impl Image {
                 FormatAccess::new(qcow2)
             }
         };
-        let size = access.size() / SECTOR * SECTOR;
+        let size = access.size() & !(SECTOR - 1);
         if size == 0 {
             return Err(DiskError::Empty { path });
         }
