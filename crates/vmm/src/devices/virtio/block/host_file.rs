@@ -11,7 +11,7 @@ use std::io;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
 
 use imago::Storage;
 use imago::io_buffers::{IoVector, IoVectorMut};
@@ -60,6 +60,8 @@ pub(super) struct HostFile {
     align: Alignment,
     /// The file system cannot write without waiting.
     writes_wait: AtomicBool,
+    /// Why an earlier sync failed, as `errno`, or 0.
+    lost: AtomicI32,
     helper: CommonStorageHelper,
 }
 
@@ -124,6 +126,7 @@ impl HostFile {
             disk_end: 0,
             align,
             writes_wait: AtomicBool::new(false),
+            lost: AtomicI32::new(0),
             helper: CommonStorageHelper::default(),
         })
     }
@@ -347,7 +350,14 @@ impl Storage for HostFile {
     }
 
     fn sync(&self) -> io::Result<()> {
-        self.file.sync_data()
+        // After a failed sync Linux takes the pages for clean, whatever became of them, and
+        // the next sync succeeds. What was lost stays lost, so no later one may.
+        if let lost @ 1.. = self.lost.load(Ordering::Acquire) {
+            return Err(io::Error::from_raw_os_error(lost));
+        }
+        self.file.sync_data().inspect_err(|error| {
+            self.lost.store(error.raw_os_error().unwrap_or(libc::EIO), Ordering::Release);
+        })
     }
 
     /// There are no buffers here.

@@ -81,7 +81,7 @@ pub struct Block {
     running: Option<Running>,
 }
 
-/// What there is between activation and reset. Dropped in this order.
+/// What there is between activation and reset. Ends with [`Running::stop`].
 #[derive(Debug)]
 struct Running {
     handlers: Vec<Attached>,
@@ -240,6 +240,7 @@ impl Block {
 }
 
 impl Running {
+    /// Takes the handlers away, so that nothing new begins, and waits for the rest.
     fn stop(self) {
         let Self { handlers, pool, service: _ } = self;
         for handler in handlers {
