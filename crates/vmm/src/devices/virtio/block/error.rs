@@ -73,7 +73,7 @@ pub enum DiskError {
         path: PathBuf,
     },
     /// The image cannot be read, or is damaged, or does what we do not.
-    #[error("{}: cannot read it as a {format} image: {reason}: check it (qemu-img check), or give its format (format=raw or format=qcow2)", .path.display())]
+    #[error("{}: cannot read it as a {format} image: {reason}: check it (qemu-img check), convert it (qemu-img convert -O qcow2), or give its format (format=raw or format=qcow2)", .path.display())]
     Image {
         /// The image.
         path: PathBuf,

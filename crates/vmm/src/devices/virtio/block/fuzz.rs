@@ -18,7 +18,7 @@ use super::image::Image;
 use super::lock::Purpose;
 use super::pool::Job;
 use super::request::{Header, RawSegment};
-use super::served_queue::ServedQueue;
+use super::served_queue::{Served, ServedQueue};
 use super::{Block, DiskConfig, DiskFormat};
 use crate::devices::fuzz::Bytes;
 use crate::devices::virtio::testing::{Ring, TestDriver};
@@ -67,6 +67,10 @@ fn serve(queue: &Arc<ServedQueue>, service: &super::Service) -> Option<()> {
     let mut taken = Vec::new();
     queue.take(&mut taken);
     for chain in taken {
+        if let Some(written) = service.serve_at_once(&chain) {
+            queue.complete([Served { chain, written }]);
+            continue;
+        }
         Job { chain, queue: Arc::clone(queue) }.run(service);
     }
     Some(())

@@ -11,6 +11,7 @@ use std::io;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
 
 use imago::Storage;
 use imago::io_buffers::{IoVector, IoVectorMut};
@@ -57,6 +58,10 @@ pub(super) struct HostFile {
     /// Bytes up to here are the disk's: their lack is an error. Beyond, nothing is zeroes.
     disk_end: u64,
     align: Alignment,
+    /// The file system cannot write without waiting.
+    writes_wait: AtomicBool,
+    /// Why an earlier sync failed, as `errno`, or 0.
+    lost: AtomicI32,
     helper: CommonStorageHelper,
 }
 
@@ -114,8 +119,16 @@ impl HostFile {
             None
         };
         let align = alignment(&file, access.direct, device_size.is_some());
-        let helper = CommonStorageHelper::default();
-        Ok(Self { file, path: path.to_owned(), device_size, disk_end: 0, align, helper })
+        Ok(Self {
+            file,
+            path: path.to_owned(),
+            device_size,
+            disk_end: 0,
+            align,
+            writes_wait: AtomicBool::new(false),
+            lost: AtomicI32::new(0),
+            helper: CommonStorageHelper::default(),
+        })
     }
 
     /// From now on all bytes below `end` must be there: the file is a raw disk.
@@ -127,6 +140,45 @@ impl HostFile {
     pub(super) fn device_sector(&self) -> Option<u32> {
         self.device_size?;
         rustix::fs::ioctl_blksszget(&self.file).ok().filter(|size| size.is_power_of_two())
+    }
+
+    /// Reads if that needs no waiting, as from the page cache. `false`: it would, and
+    /// `vector` holds anything.
+    pub(super) fn read_at_once(&self, vector: &IoVectorMut<'_>, offset: u64) -> bool {
+        let Some((count, at)) = self.one_call(vector.buffer_count(), offset) else { return false };
+        // SAFETY: the pieces are used by one system call while `vector` is borrowed.
+        let pieces = unsafe { vector.as_iovec() };
+        // SAFETY: as in `pure_readv`, and `count` is their number.
+        let done = unsafe {
+            let pieces = pieces.as_ptr();
+            libc::preadv2(self.file.as_raw_fd(), pieces, count, at, libc::RWF_NOWAIT)
+        };
+        u64::try_from(done).is_ok_and(|done| done == vector.len())
+    }
+
+    /// Writes if that needs no waiting. `false`: it would, and some or nothing is written.
+    pub(super) fn write_at_once(&self, vector: &IoVector<'_>, offset: u64) -> bool {
+        let Some((count, at)) = self.one_call(vector.buffer_count(), offset) else { return false };
+        if self.writes_wait.load(Ordering::Relaxed) {
+            return false;
+        }
+        // SAFETY: the pieces are used by one system call while `vector` is borrowed.
+        let pieces = unsafe { vector.as_iovec() };
+        // SAFETY: as in `pure_writev`, and `count` is their number.
+        let done = unsafe {
+            let pieces = pieces.as_ptr();
+            libc::pwritev2(self.file.as_raw_fd(), pieces, count, at, libc::RWF_NOWAIT)
+        };
+        if done < 0 && io::Error::last_os_error().raw_os_error() == Some(libc::EOPNOTSUPP) {
+            self.writes_wait.store(true, Ordering::Relaxed);
+        }
+        u64::try_from(done).is_ok_and(|done| done == vector.len())
+    }
+
+    /// What one system call needs to know, if one can do it. Direct I/O waits by nature.
+    fn one_call(&self, pieces: usize, offset: u64) -> Option<(libc::c_int, i64)> {
+        let cached = self.align.file == 1 && pieces != 0 && pieces <= MAX_VECTORS;
+        cached.then_some((pieces as libc::c_int, i64::try_from(offset).ok()?))
     }
 
     /// The first bytes, as many as there are.
@@ -298,7 +350,14 @@ impl Storage for HostFile {
     }
 
     fn sync(&self) -> io::Result<()> {
-        self.file.sync_data()
+        // After a failed sync Linux takes the pages for clean, whatever became of them, and
+        // the next sync succeeds. What was lost stays lost, so no later one may.
+        if let lost @ 1.. = self.lost.load(Ordering::Acquire) {
+            return Err(io::Error::from_raw_os_error(lost));
+        }
+        self.file.sync_data().inspect_err(|error| {
+            self.lost.store(error.raw_os_error().unwrap_or(libc::EIO), Ordering::Release);
+        })
     }
 
     /// There are no buffers here.

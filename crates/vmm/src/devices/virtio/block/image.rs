@@ -10,6 +10,7 @@
 //! written) are not supported.
 
 use std::io;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Component, Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{PoisonError, RwLock, RwLockReadGuard};
@@ -24,6 +25,7 @@ use super::config::{DiskConfig, DiskFormat};
 use super::error::DiskError;
 use super::host_file::{Access, HostFile};
 use super::lock::Purpose;
+use super::qcow2_header;
 use crate::devices::virtio::chain::ChainSlice;
 
 /// What qcow2 images begin with.
@@ -107,7 +109,7 @@ impl Image {
                 FormatAccess::new(qcow2)
             }
         };
-        let size = access.size() / SECTOR * SECTOR;
+        let size = access.size() & !(SECTOR - 1);
         if size == 0 {
             return Err(DiskError::Empty { path });
         }
@@ -185,6 +187,40 @@ impl Image {
             return self.write_beginning(memory, offset);
         }
         self.write_now(memory, offset)
+    }
+
+    /// [`Image::read`], if that needs no waiting. `false`: it would, and `memory` holds
+    /// anything. Only raw images know without waiting where their data is.
+    pub(super) fn read_at_once(&self, memory: &[ChainSlice<'_>], offset: u64) -> bool {
+        let (vector, guard) = IoVectorMut::from_volatile_slice(memory);
+        let done = self.at_once(offset, vector.len(), |file, at| file.read_at_once(&vector, at));
+        drop(guard);
+        done
+    }
+
+    /// [`Image::write`], if that needs no waiting. `false`: it is still to be done.
+    pub(super) fn write_at_once(&self, memory: &[ChainSlice<'_>], offset: u64) -> bool {
+        if self.readonly || (self.stays_raw && offset < SECTOR) {
+            return false;
+        }
+        self.dirty.store(true, Ordering::Release);
+        let (vector, guard) = IoVector::from_volatile_slice(memory);
+        let done = self.at_once(offset, vector.len(), |file, at| file.write_at_once(&vector, at));
+        drop(guard);
+        done
+    }
+
+    fn at_once(&self, offset: u64, len: u64, io: impl FnOnce(&HostFile, u64) -> bool) -> bool {
+        if self.format != DiskFormat::Raw {
+            return false;
+        }
+        let Ok(access) = self.access.try_read() else { return false };
+        match access.get_mapping(offset, len) {
+            Ok((Mapping::Raw { storage, offset, .. }, mapped)) if mapped == len => {
+                io(storage, offset)
+            }
+            _ => false,
+        }
     }
 
     fn write_now(&self, memory: &[ChainSlice<'_>], offset: u64) -> io::Result<()> {
@@ -316,10 +352,12 @@ fn open_qcow2(
     depth: usize,
 ) -> Result<Qcow2<HostFile>, DiskError> {
     let path = path.to_owned();
-    let mut image = match Qcow2::<HostFile>::open_image(file, writable) {
-        Ok(image) => image,
-        Err(reason) => return Err(DiskError::Image { path, format: DiskFormat::Qcow2, reason }),
-    };
+    let bad = |reason| DiskError::Image { path: path.clone(), format: DiskFormat::Qcow2, reason };
+    qcow2_header::check(&file).map_err(bad)?;
+    // A damaged header can make imago panic. What was opened is dropped then.
+    let image = catch_unwind(AssertUnwindSafe(|| Qcow2::<HostFile>::open_image(file, writable)));
+    let image = image.unwrap_or_else(|_| Err(io::Error::other("its header makes no sense")));
+    let mut image = image.map_err(bad)?;
     if image.requires_external_data_file() {
         return Err(DiskError::DataFile { path });
     }

@@ -1,9 +1,10 @@
 //! Block device (virtio 1.2, 5.2): a disk whose image is a file or block device here.
 //!
 //! ```text
-//!   queue 0 .. n      one handler each, on the I/O threads: takes requests
+//!   queue 0 .. n      one handler each, on the I/O threads: takes requests,
+//!      |              serves what needs no waiting
 //!      |
-//!   line of jobs      a few threads per disk that may wait: serve requests
+//!   line of jobs      a few threads per disk that may wait: serve the rest
 //!      |
 //!   image             raw or qcow2, any number of requests at once
 //!      |
@@ -40,6 +41,7 @@ mod host_file;
 mod image;
 mod lock;
 mod pool;
+mod qcow2_header;
 mod request;
 mod served_queue;
 mod service;
@@ -79,7 +81,7 @@ pub struct Block {
     running: Option<Running>,
 }
 
-/// What there is between activation and reset. Dropped in this order.
+/// What there is between activation and reset. Ends with [`Running::stop`].
 #[derive(Debug)]
 struct Running {
     handlers: Vec<Attached>,
@@ -206,7 +208,8 @@ impl VirtioDevice for Block {
         let mut running = Running { handlers: Vec::new(), pool, service };
         for queue in std::iter::once(first).chain(activation.queues) {
             let queue = ServedQueue::new(queue, Arc::clone(&activation.signal));
-            let handler = Handler::new(queue, Arc::clone(running.pool.jobs()));
+            let jobs = Arc::clone(running.pool.jobs());
+            let handler = Handler::new(queue, jobs, Arc::clone(&running.service));
             match self.io.attach(Box::new(handler)) {
                 Ok(attached) => running.handlers.push(attached),
                 Err(error) => {
@@ -237,6 +240,7 @@ impl Block {
 }
 
 impl Running {
+    /// Takes the handlers away, so that nothing new begins, and waits for the rest.
     fn stop(self) {
         let Self { handlers, pool, service: _ } = self;
         for handler in handlers {

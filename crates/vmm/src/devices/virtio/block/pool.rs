@@ -8,7 +8,7 @@ use std::io;
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread::JoinHandle;
 
-use super::served_queue::ServedQueue;
+use super::served_queue::{Served, ServedQueue};
 use super::service::Service;
 use crate::devices::virtio::chain::Chain;
 
@@ -22,10 +22,9 @@ pub(super) struct Job {
 impl Job {
     /// Serves the request and gives it back.
     pub(super) fn run(self, service: &Service) {
-        match service.serve(&self.chain) {
-            Ok(written) => self.queue.complete(&self.chain, written),
-            Err(error) => self.queue.fail(&error),
-        }
+        let Self { chain, queue } = self;
+        let written = service.serve(&chain);
+        queue.complete([Served { chain, written }]);
     }
 }
 
@@ -46,6 +45,8 @@ pub(super) struct Jobs {
 impl Jobs {
     /// Puts requests in line.
     pub(super) fn add(&self, jobs: impl Iterator<Item = Job>) {
+        // Collected first: making a job may take a while.
+        let jobs: Vec<Job> = jobs.collect();
         let mut line = self.line.lock().unwrap_or_else(PoisonError::into_inner);
         line.waiting.extend(jobs);
         let wake = line.waiting.len().min(line.idle);

@@ -1,7 +1,8 @@
 //! One queue of the disk: filled by its handler on an I/O thread, emptied by workers.
 //!
 //! The handler takes requests as long as there are any and asks the driver not to notify
-//! meanwhile; workers give them back in whatever order they end.
+//! meanwhile. What can be served without waiting it serves itself; workers give the rest
+//! back in whatever order they end.
 
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -11,11 +12,20 @@ use vmm_sys_util::eventfd::EventFd;
 
 use super::QUEUE_SIZE;
 use super::pool::{Job, Jobs};
-use crate::devices::virtio::chain::Chain;
+use super::service::Service;
+use crate::devices::virtio::chain::{Chain, ChainError};
 use crate::devices::virtio::{DeviceQueue, DriverSignal, QueueError};
 
 /// How many requests are taken before other devices on the thread have their turn.
 const TURN: usize = QUEUE_SIZE as usize;
+
+/// A request that was served: how many bytes were written to it, or that there turned out
+/// to be no place for its answer.
+#[derive(Debug)]
+pub(super) struct Served {
+    pub(super) chain: Chain,
+    pub(super) written: Result<u32, ChainError>,
+}
 
 /// A queue that several threads use.
 pub(super) struct ServedQueue {
@@ -60,25 +70,30 @@ impl ServedQueue {
         })
     }
 
-    /// Gives a request back to the driver.
-    pub(super) fn complete(&self, chain: &Chain, written: u32) {
+    /// Gives requests back to the driver, and signals it once.
+    pub(super) fn complete(&self, served: impl IntoIterator<Item = Served>) {
         let mut state = self.state();
-        state.in_flight = state.in_flight.saturating_sub(1);
-        if state.broken {
-            return;
+        let mut any = false;
+        for Served { chain, written } in served {
+            any = true;
+            state.in_flight = state.in_flight.saturating_sub(1);
+            if state.broken {
+                continue;
+            }
+            match written {
+                Ok(written) => {
+                    if let Err(error) = state.queue.push(chain.head(), written) {
+                        self.give_up(&mut state, &error);
+                    }
+                }
+                Err(error) => self.give_up(&mut state, &error),
+            }
         }
-        let done = state.queue.push(chain.head(), written).and_then(|()| state.queue.notify());
-        if let Err(error) = done {
+        if any
+            && !state.broken
+            && let Err(error) = state.queue.notify()
+        {
             self.give_up(&mut state, &error);
-        }
-    }
-
-    /// A request turned out to have no place for its answer.
-    pub(super) fn fail(&self, error: &dyn fmt::Display) {
-        let mut state = self.state();
-        state.in_flight = state.in_flight.saturating_sub(1);
-        if !state.broken {
-            self.give_up(&mut state, error);
         }
     }
 
@@ -119,13 +134,15 @@ pub(super) struct Handler {
     queue: Arc<ServedQueue>,
     kick: Arc<EventFd>,
     jobs: Arc<Jobs>,
+    service: Arc<Service>,
     taken: Vec<Chain>,
+    served: Vec<Served>,
 }
 
 impl Handler {
-    pub(super) fn new(queue: Arc<ServedQueue>, jobs: Arc<Jobs>) -> Self {
+    pub(super) fn new(queue: Arc<ServedQueue>, jobs: Arc<Jobs>, service: Arc<Service>) -> Self {
         let kick = Arc::clone(queue.state().queue.kick());
-        Self { queue, kick, jobs, taken: Vec::new() }
+        Self { queue, kick, jobs, service, taken: Vec::new(), served: Vec::new() }
     }
 
     fn kick_myself(&self) {
@@ -141,8 +158,17 @@ impl MutEventSubscriber for Handler {
         // An error means that another wakeup has read it already.
         let _ = self.kick.read();
         let more = self.queue.take(&mut self.taken);
-        let queue = &self.queue;
-        self.jobs.add(self.taken.drain(..).map(|chain| Job { chain, queue: Arc::clone(queue) }));
+        let (queue, service, served) = (&self.queue, &self.service, &mut self.served);
+        self.jobs.add(self.taken.drain(..).filter_map(
+            |chain| match service.serve_at_once(&chain) {
+                Some(written) => {
+                    served.push(Served { chain, written });
+                    None
+                }
+                None => Some(Job { chain, queue: Arc::clone(queue) }),
+            },
+        ));
+        self.queue.complete(self.served.drain(..));
         if more {
             self.kick_myself();
         }

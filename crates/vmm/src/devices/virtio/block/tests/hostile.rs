@@ -8,6 +8,9 @@ use vm_memory::{Bytes, GuestAddress};
 
 const SIZE: u64 = 1 << 20;
 
+/// Lays out a broken request.
+type Lay = fn(&mut Ring);
+
 fn guest(folder: &Path) -> Guest {
     let path = new_image(folder, DiskFormat::Raw, SIZE);
     let disk = open(&path, "").unwrap();
@@ -17,7 +20,7 @@ fn guest(folder: &Path) -> Guest {
 
 #[test]
 fn broken_rings_need_a_reset_and_then_all_is_well() {
-    let lay: [(&str, fn(&mut Ring)); 9] = [
+    let lay: [(&str, Lay); 9] = [
         ("a loop", |ring| {
             ring.set_descriptor(0, 0x10000, 16, NEXT, 1);
             ring.set_descriptor(1, 0x10000, 16, NEXT, 0);

@@ -52,7 +52,7 @@ fn an_image_cannot_name_just_any_file() {
     let overlay = |name: &str, behind: &str, format: &str| {
         let path = folder.path().join(name);
         overlay(&path, behind, format);
-        refused(&path, "")
+        refused(&path, ",readonly")
     };
     assert!(overlay("a", "/etc/shadow", "raw").contains("not beside it or below"));
     assert!(overlay("b", "../secret", "raw").contains("qemu-img rebase"));

@@ -105,3 +105,87 @@ proptest! {
         run(DiskFormat::Qcow2, "", &steps);
     }
 }
+
+/// What one of many requests at once does to its own half of a cluster.
+#[derive(Clone, Copy, Debug)]
+enum Half {
+    Write(u8),
+    Zero { unmap: bool },
+    Discard,
+    Read,
+}
+
+fn half() -> impl Strategy<Value = Half> {
+    prop_oneof![
+        3 => (1_u8..).prop_map(Half::Write),
+        2 => any::<bool>().prop_map(|unmap| Half::Zero { unmap }),
+        1 => Just(Half::Discard),
+        2 => Just(Half::Read),
+    ]
+}
+
+/// Half a cluster of the images made here, in sectors.
+const HALF: u64 = 4;
+
+fn run_at_once(format: DiskFormat, rounds: &[Vec<Half>]) {
+    let folder = tempfile::tempdir().unwrap();
+    let path = new_image(folder.path(), format, SECTORS * 512);
+    let mut guest = Guest::boot(&path, "");
+    let mut model: Vec<Option<u8>> = vec![Some(0); (SECTORS / HALF) as usize];
+    for round in rounds {
+        let mut offered = Vec::new();
+        for (at, half) in (0..).step_by(HALF as usize).zip(round) {
+            let segment = |flags: u32| RawSegment {
+                sector: at.into(),
+                sectors: (HALF as u32).into(),
+                flags: flags.into(),
+            };
+            offered.push(match *half {
+                Half::Write(byte) => guest.begin(OUT, at, &[Part::Read(&[byte; 2048])]),
+                Half::Read => guest.begin(IN, at, &[Part::Write(2048)]),
+                Half::Zero { unmap } => {
+                    guest.begin(WRITE_ZEROES, 0, &[Part::Read(segment(unmap.into()).as_bytes())])
+                }
+                Half::Discard => guest.begin(DISCARD, 0, &[Part::Read(segment(0).as_bytes())]),
+            });
+        }
+        guest.ring.notify();
+        for _ in &offered {
+            guest.ring.wait_used();
+        }
+        for ((known, half), offered) in model.iter_mut().zip(round).zip(&offered) {
+            let mut answer = guest.ring.answer(offered);
+            assert_eq!(answer.pop(), Some(OK));
+            match *half {
+                Half::Write(byte) => *known = Some(byte),
+                Half::Zero { .. } => *known = Some(0),
+                Half::Discard => *known = None,
+                Half::Read => {
+                    if let Some(byte) = known {
+                        assert!(answer.iter().all(|found| found == byte));
+                    }
+                }
+            }
+        }
+    }
+    drop(guest);
+    let found = Guest::boot(&path, "").read(0, SECTORS as usize * 512);
+    for (n, (found, known)) in found.chunks(2048).zip(&model).enumerate() {
+        if let Some(byte) = known {
+            assert!(found.iter().all(|found| found == byte), "half {n}");
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(20))]
+
+    #[test]
+    fn neighbours_at_once_do_not_disturb_each_other(
+        rounds in prop::collection::vec(prop::collection::vec(half(), 1..=64), 1..6),
+    ) {
+        for format in BOTH {
+            run_at_once(format, &rounds);
+        }
+    }
+}
