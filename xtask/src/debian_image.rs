@@ -58,12 +58,14 @@ const SETUP: &str = include_str!("../../guests/debian/setup.sh");
 
 /// Makes a file system of a tree. The tree comes as a tar archive on stdin, the image is
 /// stdout, opened for reading and writing: the shell's user may not be able to reach it by
-/// its path.
+/// its path. Device nodes are the kernel's business (devtmpfs), and root of a namespace may
+/// not make any.
 const FILL: &str = r#"
 exec 3<>/proc/self/fd/1 1>&2
 tree=$(mktemp --directory --tmpdir lguest-debian.XXXXXXXX)
 trap 'rm -rf "$tree"' EXIT
-tar --extract --numeric-owner --xattrs --xattrs-include='*' --directory "$tree"
+tar --extract --numeric-owner --xattrs --xattrs-include='*' --exclude './dev/*' \
+    --directory "$tree"
 mkfs.ext4 -q -F -L debian -U "$uuid" -E "offset=$offset,lazy_itable_init=0,lazy_journal_init=0" \
     -d "$tree" /proc/self/fd/3 "${kib}k"
 "#;
