@@ -2,13 +2,13 @@
 
 use std::fmt;
 use std::io::Write;
-use std::path::PathBuf;
 use std::time::Duration;
 
 use softcpu::cpuid::CpuModel;
 
 use crate::engine::EngineChoice;
 use crate::engine::trace::TraceOutput;
+use crate::loader::Image;
 
 /// Everything the user decides about a machine.
 pub struct MachineConfig {
@@ -20,10 +20,10 @@ pub struct MachineConfig {
     pub cpu_model: CpuModel,
     /// Which engine is wanted.
     pub engine: EngineChoice,
-    /// The kernel's file.
-    pub kernel: PathBuf,
-    /// The initrds' files, in order.
-    pub initrds: Vec<PathBuf>,
+    /// The kernel.
+    pub kernel: Image,
+    /// The initrds, in order.
+    pub initrds: Vec<Image>,
     /// The kernel command line, whole.
     pub command_line: String,
     /// Where the serial port's output goes. Written to from vCPU threads, byte by byte:
@@ -43,8 +43,8 @@ impl fmt::Debug for MachineConfig {
             .field("memory", &self.memory)
             .field("cpus", &self.cpus)
             .field("engine", &self.engine)
-            .field("kernel", &self.kernel)
-            .field("initrds", &self.initrds)
+            .field("kernel", &self.kernel.name())
+            .field("initrds", &self.initrds.len())
             .field("command_line", &self.command_line)
             .finish_non_exhaustive()
     }

@@ -22,8 +22,8 @@ pub(super) fn default_entry(config: &str) -> Option<Choice> {
 /// The last default that is a plain number. Menus within menus ("1>0") and names are not
 /// followed; they fall back to the first entry, as GRUB does for names it does not find.
 fn default_number(config: &str) -> Option<usize> {
-    let values = config.lines().filter_map(|line| line.trim().strip_prefix("set default="));
-    values.filter_map(|value| value.trim_matches('"').parse().ok()).last()
+    let values = config.lines().rev().filter_map(|line| line.trim().strip_prefix("set default="));
+    values.filter_map(|value| value.trim_matches('"').parse().ok()).next()
 }
 
 /// Entries while lines are read. A submenu's entries follow the top level's here only when
@@ -76,8 +76,8 @@ fn plain_words<'w>(words: impl Iterator<Item = &'w str>) -> Vec<String> {
 pub(super) fn default_words(defaults: &str) -> Vec<String> {
     let mut words = Vec::new();
     for key in ["GRUB_CMDLINE_LINUX=", "GRUB_CMDLINE_LINUX_DEFAULT="] {
-        let values = defaults.lines().filter_map(|line| line.trim().strip_prefix(key));
-        if let Some(value) = values.last() {
+        let mut values = defaults.lines().rev().filter_map(|line| line.trim().strip_prefix(key));
+        if let Some(value) = values.next() {
             words.extend(plain_words(value.trim_matches(['"', '\'']).split_whitespace()));
         }
     }

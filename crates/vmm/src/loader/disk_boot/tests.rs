@@ -147,7 +147,9 @@ fn the_newest_kernel_is_taken_with_its_initrd() {
     assert_eq!(summary(gpt(&ext4(8192, UUID, &[], DEBIAN))), expected);
     assert_eq!(summary(mbr(&[ext4(8192, UUID, &[], DEBIAN)])), expected);
     // ext2 and ext3, and with blocks of another size.
-    for parameters in [["-O", "^extents,^has_journal"], ["-O", "^extents"], ["-b", "1024"]] {
+    for parameters in
+        [["-O", "^extents,^64bit,^has_journal"], ["-O", "^extents,^64bit"], ["-b", "1024"]]
+    {
         assert_eq!(summary(ext4(8192, UUID, &parameters, DEBIAN)), expected, "{parameters:?}");
     }
     let suse = [("/boot/vmlinuz-1", "k"), ("/boot/initrd-1", "i"), ("/etc/", "")];
@@ -295,12 +297,12 @@ fn seeds() -> Vec<(&'static str, Vec<u8>)> {
                     "-N",
                     "32",
                     "-O",
-                    "^extents,^metadata_csum,^has_journal,^resize_inode",
+                    "^extents,^64bit,^metadata_csum,^has_journal,^resize_inode",
                 ],
                 &grub,
             ),
         ),
-        ("journal", ext4(1400, UUID, &journal, &grub)),
+        ("journal", ext4(2400, UUID, &journal, &grub)),
     ]
 }
 
@@ -343,4 +345,19 @@ proptest! {
             }
         }
     }
+}
+
+/// A real disk, for looking at by hand.
+#[test]
+#[ignore = "set LGUEST_DISK to a raw image or a block device"]
+fn a_real_disk_has_a_kernel() {
+    let path = std::env::var("LGUEST_DISK").unwrap();
+    let image: Rc<dyn ImageRead> = Rc::new(fs::File::open(&path).unwrap());
+    let started = std::time::Instant::now();
+    let files = find(&image, &path).unwrap();
+    println!("{} ({} bytes)", files.kernel.name(), files.kernel.len());
+    for initrd in &files.initrds {
+        println!("{} ({} bytes)", initrd.name(), initrd.len());
+    }
+    println!("{} in {:?}", files.command_line, started.elapsed());
 }
