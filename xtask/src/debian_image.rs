@@ -210,9 +210,15 @@ fn run(command: &Command, limit: &str, stdin: Stdio, stdout: File) -> Result<()>
         return Ok(());
     }
     let said = fs::read_to_string(&log).unwrap_or_default();
-    let last = said.lines().rfind(|line| line.starts_with("E:") || line.contains("rror"));
-    let last = last.or(said.lines().last()).unwrap_or("no message").trim();
-    Err(anyhow!("{last} ({status}; all of it is in {})", log.display()))
+    Err(anyhow!("{} ({status}; all of it is in {})", reason(&said), log.display()))
+}
+
+/// The line that says why: the first error, of which later ones are only consequences, or
+/// else the last words.
+fn reason(log: &str) -> &str {
+    let error = log.lines().find(|line| line.starts_with("E:"));
+    let error = error.or(log.lines().rfind(|line| !line.trim().is_empty()));
+    error.unwrap_or("no message").trim_start_matches("E:").trim()
 }
 
 /// The kernel's own source of version 4 UUIDs.
@@ -252,6 +258,14 @@ mod tests {
         for bad in ["", "G", "2g", "2GG", "-1G", "1K", "99999999T", "1.5G"] {
             assert!(size(bad).is_err(), "{bad}");
         }
+    }
+
+    #[test]
+    fn the_first_error_is_the_reason() {
+        let log = "I: starting\nE: Unable to locate package x\nE: setup failed\nI: bye\n";
+        assert_eq!(reason(log), "Unable to locate package x");
+        assert_eq!(reason("tar: cannot\nmkfs: no space\n\n"), "mkfs: no space");
+        assert_eq!(reason(""), "no message");
     }
 
     #[test]
