@@ -58,12 +58,14 @@ const SETUP: &str = include_str!("../../guests/debian/setup.sh");
 
 /// Makes a file system of a tree. The tree comes as a tar archive on stdin, the image is
 /// stdout, opened for reading and writing: the shell's user may not be able to reach it by
-/// its path.
+/// its path. Device nodes are the kernel's business (devtmpfs), and root of a namespace may
+/// not make any.
 const FILL: &str = r#"
 exec 3<>/proc/self/fd/1 1>&2
 tree=$(mktemp --directory --tmpdir lguest-debian.XXXXXXXX)
 trap 'rm -rf "$tree"' EXIT
-tar --extract --numeric-owner --xattrs --xattrs-include='*' --directory "$tree"
+tar --extract --numeric-owner --xattrs --xattrs-include='*' --exclude './dev/*' \
+    --directory "$tree"
 mkfs.ext4 -q -F -L debian -U "$uuid" -E "offset=$offset,lazy_itable_init=0,lazy_journal_init=0" \
     -d "$tree" /proc/self/fd/3 "${kib}k"
 "#;
@@ -208,9 +210,15 @@ fn run(command: &Command, limit: &str, stdin: Stdio, stdout: File) -> Result<()>
         return Ok(());
     }
     let said = fs::read_to_string(&log).unwrap_or_default();
-    let last = said.lines().rfind(|line| line.starts_with("E:") || line.contains("rror"));
-    let last = last.or(said.lines().last()).unwrap_or("no message").trim();
-    Err(anyhow!("{last} ({status}; all of it is in {})", log.display()))
+    Err(anyhow!("{} ({status}; all of it is in {})", reason(&said), log.display()))
+}
+
+/// The line that says why: the first error, of which later ones are only consequences, or
+/// else the last words.
+fn reason(log: &str) -> &str {
+    let error = log.lines().find(|line| line.starts_with("E:"));
+    let error = error.or(log.lines().rfind(|line| !line.trim().is_empty()));
+    error.unwrap_or("no message").trim_start_matches("E:").trim()
 }
 
 /// The kernel's own source of version 4 UUIDs.
@@ -250,6 +258,14 @@ mod tests {
         for bad in ["", "G", "2g", "2GG", "-1G", "1K", "99999999T", "1.5G"] {
             assert!(size(bad).is_err(), "{bad}");
         }
+    }
+
+    #[test]
+    fn the_first_error_is_the_reason() {
+        let log = "I: starting\nE: Unable to locate package x\nE: setup failed\nI: bye\n";
+        assert_eq!(reason(log), "Unable to locate package x");
+        assert_eq!(reason("tar: cannot\nmkfs: no space\n\n"), "mkfs: no space");
+        assert_eq!(reason(""), "no message");
     }
 
     #[test]

@@ -125,6 +125,7 @@ fn fetch() -> Result<()> {
         let path = guests::kernel(kernel)?;
         let release = fs::read_to_string(path.with_file_name("release"))?;
         println!("{} is Linux {release}", path.display());
+        println!("{}", initramfs::with_modules(&path)?.display());
     }
     println!("{}", initramfs::initramfs()?.display());
     Ok(())

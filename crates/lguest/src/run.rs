@@ -22,6 +22,7 @@ use std::thread;
 use std::time::Duration;
 use vmm::engine::Engine;
 use vmm::engine::trace::TraceOutput;
+use vmm::loader::Image;
 use vmm::machine::{Controller, Machine, MachineConfig, MachineError, Outcome};
 
 /// The most vCPUs a machine gets: each is a thread of this process.
@@ -54,8 +55,8 @@ pub(crate) fn run(options: &RunOptions) -> Result<Status, Error> {
         cpus: options.cpus,
         cpu_model: cpu_model(options.cpu),
         engine: engine(options.engine),
-        kernel: options.kernel.clone(),
-        initrds: options.initrd.clone(),
+        kernel: open_image(&options.kernel)?,
+        initrds: options.initrd.iter().map(|path| open_image(path)).collect::<Result<_, _>>()?,
         command_line: command_line(options),
         serial_output: ports.serial_output(),
         io,
@@ -156,6 +157,10 @@ fn check_memory(bytes: u64) -> Result<(), Error> {
         size::display(bytes),
         host >> 20
     )))
+}
+
+fn open_image(path: &Path) -> Result<Image, Error> {
+    Image::open(path).map_err(|error| machine_error(error.into()))
 }
 
 fn open_trace(path: &Path) -> Result<TraceOutput, Error> {

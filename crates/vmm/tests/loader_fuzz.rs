@@ -1,4 +1,4 @@
-//! Replays the loader's fuzz corpus, then mutates it for two seconds, always in the same
+//! Replays the loader's fuzz corpora, then mutates each for two seconds, always in the same
 //! way: a bounded stand-in for `cargo fuzz` that runs with every test run.
 
 use std::path::Path;
@@ -6,15 +6,15 @@ use std::time::{Duration, Instant};
 
 use proptest::prelude::Rng;
 use proptest::test_runner::{RngAlgorithm, TestRng};
-use vmm::loader::fuzz::fuzz_loader;
+use vmm::loader::fuzz::{fuzz_disk_boot, fuzz_loader};
 
 /// How long mutations go on.
 const BUDGET: Duration = Duration::from_secs(2);
 /// No single input may take longer than this (debug builds and busy machines included).
 const LIMIT: Duration = Duration::from_secs(5);
 
-fn corpus() -> Vec<(String, Vec<u8>)> {
-    let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz_corpus/loader");
+fn corpus(target: &str) -> Vec<(String, Vec<u8>)> {
+    let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz_corpus").join(target);
     let mut seeds: Vec<_> = std::fs::read_dir(directory)
         .unwrap()
         .map(|entry| entry.unwrap().path())
@@ -29,9 +29,9 @@ fn corpus() -> Vec<(String, Vec<u8>)> {
     seeds
 }
 
-fn run(name: &str, data: &[u8]) {
+fn run(target: fn(&[u8]), name: &str, data: &[u8]) {
     let started = Instant::now();
-    fuzz_loader(data);
+    target(data);
     assert!(started.elapsed() < LIMIT, "{name} took {:?}", started.elapsed());
 }
 
@@ -61,10 +61,18 @@ fn mutate(rng: &mut TestRng, data: &mut Vec<u8>, other: &[u8]) {
 
 #[test]
 fn the_corpus_and_its_mutations_end_in_a_guest_or_an_error() {
-    let seeds = corpus();
-    assert!(seeds.len() > 10, "the corpus is missing");
-    for (name, data) in &seeds {
-        run(name, data);
+    mutate_all(fuzz_loader, &corpus("loader"));
+}
+
+#[test]
+fn disks_and_their_mutations_end_in_a_kernel_or_an_error() {
+    mutate_all(fuzz_disk_boot, &corpus("disk_boot"));
+}
+
+fn mutate_all(target: fn(&[u8]), seeds: &[(String, Vec<u8>)]) {
+    assert!(seeds.len() > 5, "the corpus is missing");
+    for (name, data) in seeds {
+        run(target, name, data);
     }
     let mut rng = TestRng::deterministic_rng(RngAlgorithm::ChaCha);
     let started = Instant::now();
@@ -76,7 +84,7 @@ fn the_corpus_and_its_mutations_end_in_a_guest_or_an_error() {
         for _ in 0..1 + rng.next_u32() % 4 {
             mutate(&mut rng, &mut data, other);
         }
-        run(name, &data);
+        run(target, name, &data);
         runs += 1;
     }
     eprintln!("{runs} mutations");

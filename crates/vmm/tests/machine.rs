@@ -1,16 +1,14 @@
 //! Small guests of a few instructions, run by a whole machine: how runs end, and that
 //! vCPUs sleep, wake and start as they should.
 
-use std::fs;
 use std::io::Write;
-use std::path::PathBuf;
-use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use softcpu::cpuid::CpuModel;
 use vmm::devices::virtio::IoThreads;
 use vmm::engine::EngineChoice;
+use vmm::loader::Image;
 use vmm::machine::{Machine, MachineConfig, MachineError, Outcome};
 
 /// Where the guest is loaded; what its parts are called.
@@ -102,34 +100,14 @@ impl Write for Console {
     }
 }
 
-/// A kernel's file, gone when dropped.
-struct KernelFile(PathBuf);
-
-impl KernelFile {
-    fn new(bytes: &[u8]) -> Self {
-        static COUNT: AtomicU32 = AtomicU32::new(0);
-        let count = COUNT.fetch_add(1, Ordering::Relaxed);
-        let name = format!("lguest-machine-{}-{count}.elf", std::process::id());
-        let path = std::env::temp_dir().join(name);
-        fs::write(&path, bytes).unwrap();
-        Self(path)
-    }
-}
-
-impl Drop for KernelFile {
-    fn drop(&mut self) {
-        let _ = fs::remove_file(&self.0);
-    }
-}
-
-fn config(kernel: &KernelFile, cpus: u32, seconds: f64) -> (MachineConfig, Console) {
+fn config(kernel: &[u8], cpus: u32, seconds: f64) -> (MachineConfig, Console) {
     let console = Console::default();
     let config = MachineConfig {
         memory: 64 << 20,
         cpus,
         cpu_model: CpuModel::best_for_host(),
         engine: EngineChoice::Soft,
-        kernel: kernel.0.clone(),
+        kernel: Image::from_bytes("kernel", kernel.to_vec()),
         initrds: Vec::new(),
         command_line: String::new(),
         serial_output: Box::new(console.clone()),
@@ -143,7 +121,7 @@ fn config(kernel: &KernelFile, cpus: u32, seconds: f64) -> (MachineConfig, Conso
 }
 
 fn run(cpus: u32, code: &[u8], handler: &[u8], other: &[u8]) -> Outcome {
-    let kernel = KernelFile::new(&image(code, handler, other));
+    let kernel = image(code, handler, other);
     let (config, _) = config(&kernel, cpus, 20.0);
     Machine::new(config).unwrap().run().unwrap()
 }
@@ -166,13 +144,13 @@ fn guests_end_runs() {
 
 #[test]
 fn others_end_runs() {
-    let spinning = KernelFile::new(&image(&[0xeb, 0xfe], &[], &[]));
+    let spinning = image(&[0xeb, 0xfe], &[], &[]);
     let (timed, _) = config(&spinning, 2, 0.2);
     let start = Instant::now();
     assert_eq!(Machine::new(timed).unwrap().run().unwrap(), Outcome::TimedOut);
     assert!(start.elapsed() < Duration::from_secs(5));
 
-    let halted = KernelFile::new(&image(&[&[CLI], HALT_FOR_EVER].concat(), &[], &[]));
+    let halted = image(&[&[CLI], HALT_FOR_EVER].concat(), &[], &[]);
     let (stopped, _) = config(&halted, 2, 20.0);
     let machine = Machine::new(stopped).unwrap();
     let controller = machine.controller();
@@ -249,7 +227,7 @@ fn the_console_speaks_and_listens() {
     // mov dx, 0x3fd; in al, dx; test al, 1; jz in; mov dx, 0x3f8; in al, dx; out dx, al
     let echo =
         [0x66, 0xba, 0xfd, 0x03, 0xec, 0xa8, 0x01, 0x74, 0xfb, 0x66, 0xba, 0xf8, 0x03, 0xec, 0xee];
-    let kernel = KernelFile::new(&image(&[&hello, &echo[..], &exit(0)].concat(), &[], &[]));
+    let kernel = image(&[&hello, &echo[..], &exit(0)].concat(), &[], &[]);
     let (config, console) = config(&kernel, 1, 20.0);
     let machine = Machine::new(config).unwrap();
     assert_eq!(machine.controller().serial_input(b"!"), 1);
@@ -259,7 +237,7 @@ fn the_console_speaks_and_listens() {
 
 #[test]
 fn what_cannot_be_had_is_said_before_anything_runs() {
-    let kernel = KernelFile::new(b"not a kernel");
+    let kernel = b"not a kernel".to_vec();
     let error = |change: fn(&mut MachineConfig)| {
         let (mut config, _) = config(&kernel, 1, 1.0);
         change(&mut config);
@@ -270,7 +248,7 @@ fn what_cannot_be_had_is_said_before_anything_runs() {
         error(|config| config.cpus = 0),
         error(|config| config.memory = 1),
         error(|config| config.engine = EngineChoice::Kvm),
-        error(|config| config.kernel = "/nonexistent".into()),
+        error(|config| config.kernel = Image::from_bytes("empty", Vec::new())),
     ];
     for error in errors {
         assert!(error.is_users(), "{error:?}");

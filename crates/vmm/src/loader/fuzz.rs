@@ -1,9 +1,12 @@
-//! The loader's fuzz target: arbitrary bytes as a kernel, with arbitrary bytes as initrd
-//! and command line. Whatever they are, loading ends soon, in a guest or an error.
+//! The loader's fuzz targets. Arbitrary bytes as a kernel, with arbitrary bytes as initrd and
+//! command line: whatever they are, loading ends soon, in a guest or an error. And arbitrary
+//! bytes as a disk to find a kernel on.
 
 use std::num::NonZeroU32;
+use std::rc::Rc;
 use std::sync::OnceLock;
 
+use super::disk_boot::{self, ImageRead};
 use super::{BootSource, Image, load};
 use crate::memory::{GuestRam, MIN_RAM};
 
@@ -40,6 +43,20 @@ pub fn fuzz_loader(data: &[u8]) {
     match load(ram, &source) {
         Ok(guest) => {
             let _ = guest.entry.vcpu_state();
+        }
+        Err(error) => {
+            let _ = error.to_string();
+        }
+    }
+}
+
+/// Looks for a kernel on a disk of which `data` is all there is.
+#[doc(hidden)]
+pub fn fuzz_disk_boot(data: &[u8]) {
+    let image: Rc<dyn ImageRead> = Rc::new(data.to_vec());
+    match disk_boot::find(&image, "disk") {
+        Ok(files) => {
+            let _ = (files.kernel.len(), files.command_line.len());
         }
         Err(error) => {
             let _ = error.to_string();

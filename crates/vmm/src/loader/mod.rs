@@ -23,6 +23,7 @@
 
 mod boot_params;
 mod bzimage;
+pub mod disk_boot;
 mod elf;
 mod error;
 #[doc(hidden)]

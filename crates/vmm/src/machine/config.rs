@@ -2,7 +2,6 @@
 
 use std::fmt;
 use std::io::Write;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -11,6 +10,7 @@ use softcpu::cpuid::CpuModel;
 use crate::devices::virtio::{IoThreads, VirtioDevice};
 use crate::engine::EngineChoice;
 use crate::engine::trace::TraceOutput;
+use crate::loader::Image;
 
 /// Everything the user decides about a machine.
 pub struct MachineConfig {
@@ -22,10 +22,10 @@ pub struct MachineConfig {
     pub cpu_model: CpuModel,
     /// Which engine is wanted.
     pub engine: EngineChoice,
-    /// The kernel's file.
-    pub kernel: PathBuf,
-    /// The initrds' files, in order.
-    pub initrds: Vec<PathBuf>,
+    /// The kernel.
+    pub kernel: Image,
+    /// The initrds, in order.
+    pub initrds: Vec<Image>,
     /// The kernel command line, whole.
     pub command_line: String,
     /// Where the serial port's output goes. Written to from vCPU threads, byte by byte:
@@ -49,8 +49,8 @@ impl fmt::Debug for MachineConfig {
             .field("memory", &self.memory)
             .field("cpus", &self.cpus)
             .field("engine", &self.engine)
-            .field("kernel", &self.kernel)
-            .field("initrds", &self.initrds)
+            .field("kernel", &self.kernel.name())
+            .field("initrds", &self.initrds.len())
             .field("command_line", &self.command_line)
             .field("devices", &self.devices)
             .finish_non_exhaustive()

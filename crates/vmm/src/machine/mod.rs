@@ -19,7 +19,7 @@ use crate::devices::apic::local::{LocalApic, LocalApicConfig};
 use crate::devices::serial::SerialInput;
 use crate::engine::Engine;
 use crate::engine::soft::VcpuThread;
-use crate::loader::{self, BootSource, Image, set_firmware_msrs};
+use crate::loader::{self, BootSource, set_firmware_msrs};
 use crate::memory::GuestRam;
 use crate::platform::pc::kvm::clock::Epoch;
 use crate::platform::pc::kvm::cpuid;
@@ -178,17 +178,14 @@ impl Machine {
     }
 }
 
-/// Reads the kernel and its initrds and puts them into RAM.
+/// Puts the kernel and its initrds into RAM.
 fn load(
     config: &MachineConfig,
     ram: &GuestRam,
     cpus: NonZeroU32,
 ) -> Result<loader::EntryPoint, MachineError> {
-    let kernel = Image::open(&config.kernel)?;
-    let initrds =
-        config.initrds.iter().map(|path| Image::open(path)).collect::<Result<Vec<_>, _>>()?;
-    let source =
-        BootSource { kernel: &kernel, initrds: &initrds, command_line: &config.command_line, cpus };
+    let MachineConfig { kernel, initrds, command_line, .. } = config;
+    let source = BootSource { kernel, initrds, command_line, cpus };
     Ok(loader::load(ram, &source)?.entry)
 }
 
