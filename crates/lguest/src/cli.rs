@@ -54,9 +54,9 @@ Exit status: 0 powered off, 1 lguest failed, 2 bad input, 3 kernel panic,
 #[derive(Args, Debug)]
 #[command(help_template = RUN_HELP, after_help = RUN_NOTES)]
 pub(crate) struct RunOptions {
-    /// Kernel: bzImage, or ELF vmlinux
+    /// Kernel: bzImage or ELF vmlinux; default: the one on the first disk
     #[arg(long, value_name = "FILE")]
-    pub(crate) kernel: PathBuf,
+    pub(crate) kernel: Option<PathBuf>,
     /// Initial RAM disk; several are concatenated
     #[arg(long, value_name = "FILE")]
     pub(crate) initrd: Vec<PathBuf>,

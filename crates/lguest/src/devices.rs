@@ -5,7 +5,7 @@
 
 use std::sync::Arc;
 
-use vmm::devices::virtio::block::Block;
+use vmm::devices::virtio::block::{Block, DiskContents};
 use vmm::devices::virtio::net::{Net, NetError};
 use vmm::devices::virtio::{Console, Entropy, IoThreads, VirtioDevice};
 
@@ -27,7 +27,15 @@ pub(crate) fn start_io(options: &RunOptions) -> Result<Arc<IoThreads>, Error> {
         .map_err(|error| Error::Host(format!("the host refuses an I/O thread: {error}")))
 }
 
-/// Opens all devices, in the order in which the guest finds them.
+/// The devices of a guest, opened.
+pub(crate) struct Devices {
+    /// In the order in which the guest finds them.
+    pub(crate) all: Vec<Box<dyn VirtioDevice>>,
+    /// What is on the first disk, and its name.
+    pub(crate) first_disk: Option<(DiskContents, String)>,
+}
+
+/// Opens all devices.
 ///
 /// # Errors
 /// One of them cannot be had.
@@ -35,8 +43,9 @@ pub(crate) fn open(
     options: &RunOptions,
     console: Option<Console>,
     io: &Arc<IoThreads>,
-) -> Result<Vec<Box<dyn VirtioDevice>>, Error> {
+) -> Result<Devices, Error> {
     let mut devices: Vec<Box<dyn VirtioDevice>> = Vec::new();
+    let mut first_disk = None;
     // Network cards first: their slots, and so their names, stay when disks come and go.
     for net in &options.net {
         let pairs = options.cpus.min(MAX_NET_PAIRS) as u16;
@@ -52,6 +61,7 @@ pub(crate) fn open(
         let block = Block::open(disk, Arc::clone(io), queues)
             .map_err(|error| Error::Input(error.to_string()))?;
         tracing::info!(disk = %disk, bytes = block.size(), "a disk");
+        first_disk.get_or_insert_with(|| (block.contents(), disk.path.display().to_string()));
         devices.push(Box::new(block));
     }
     if let Some(console) = console {
@@ -59,5 +69,5 @@ pub(crate) fn open(
     }
     // Always there: a guest that boots without entropy waits for it, or does worse.
     devices.push(Box::new(Entropy::new(Arc::clone(io))));
-    Ok(devices)
+    Ok(Devices { all: devices, first_disk })
 }

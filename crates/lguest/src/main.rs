@@ -4,6 +4,7 @@
 //! the Machine (crate `vmm`) and the CPU (crate `softcpu`) know nothing of them. Everything
 //! a user can get wrong ends in one line on stderr and exit status 2.
 
+mod boot;
 mod check;
 mod cli;
 mod console;

@@ -8,7 +8,7 @@ use crate::cli::{CpuChoice, EngineChoice, RunOptions};
 use crate::console;
 use crate::escape::{self, EscapeKeys, Key};
 use crate::logging::say;
-use crate::ports::{self, Input, Ports};
+use crate::ports::{Input, Ports};
 use crate::signals::{self, Request};
 use crate::status::Status;
 use crate::{Error, devices, size, terminal};
@@ -22,7 +22,6 @@ use std::thread;
 use std::time::Duration;
 use vmm::engine::Engine;
 use vmm::engine::trace::TraceOutput;
-use vmm::loader::Image;
 use vmm::machine::{Controller, Machine, MachineConfig, MachineError, Outcome};
 
 /// The most vCPUs a machine gets: each is a thread of this process.
@@ -33,10 +32,6 @@ const MAX_TIMEOUT: f64 = 1e9;
 const TYPED_AHEAD: usize = 1 << 20;
 /// How long a machine may take to stop before the process ends without it.
 const STOP_PATIENCE: Duration = Duration::from_secs(5);
-
-/// What the kernel is told before the user's own words, beside where its consoles are: do
-/// not sit there after a panic but reset, which ends the run.
-const COMMAND_LINE: &str = "panic=-1";
 
 /// Boots the guest and stays until it ends.
 ///
@@ -49,30 +44,31 @@ pub(crate) fn run(options: &RunOptions) -> Result<Status, Error> {
     let io = devices::start_io(options)?;
     let (ports, console) = Ports::open(options, &io)?;
     let devices = devices::open(options, console, &io)?;
+    let source = boot::source(options, devices.first_disk)?;
+    tracing::info!(
+        cpus = options.cpus,
+        memory = size::display(options.mem),
+        kernel = source.kernel.name(),
+        "building the machine"
+    );
 
     let machine = Machine::new(MachineConfig {
         memory: options.mem,
         cpus: options.cpus,
         cpu_model: cpu_model(options.cpu),
         engine: engine(options.engine),
-        kernel: open_image(&options.kernel)?,
-        initrds: options.initrd.iter().map(|path| open_image(path)).collect::<Result<_, _>>()?,
-        command_line: command_line(options),
+        kernel: source.kernel,
+        initrds: source.initrds,
+        command_line: source.command_line,
         serial_output: ports.serial_output(),
         io,
-        devices,
+        devices: devices.all,
         debug_exit: options.debug_exit,
         timeout,
         trace: options.trace.as_deref().map(open_trace).transpose()?,
     })
     .map_err(machine_error)?;
-    tracing::info!(
-        engine = %machine.engine(),
-        cpus = options.cpus,
-        memory = size::display(options.mem),
-        kernel = %options.kernel.display(),
-        "starting the guest"
-    );
+    tracing::info!(engine = %machine.engine(), "starting the guest");
 
     let ender = Ender { controller: machine.controller(), reason: Arc::default() };
     listen_to_signals(&ender, &ports)?;
@@ -86,16 +82,6 @@ pub(crate) fn run(options: &RunOptions) -> Result<Status, Error> {
     let status = conclude(outcome.map_err(machine_error)?, &ender, ports.panic_message());
     tracing::info!(status = status.code(), "the run is over");
     Ok(status)
-}
-
-/// Test kernels, which end by the debug-exit port, count their words: they get the user's
-/// alone.
-fn command_line(options: &RunOptions) -> String {
-    if options.debug_exit {
-        return options.append.clone();
-    }
-    let consoles = ports::kernel_consoles(options);
-    format!("{consoles} {COMMAND_LINE} {}", options.append).trim_end().to_owned()
 }
 
 /// What a choice on the command line comes to on this host.
@@ -159,10 +145,6 @@ fn check_memory(bytes: u64) -> Result<(), Error> {
     )))
 }
 
-fn open_image(path: &Path) -> Result<Image, Error> {
-    Image::open(path).map_err(|error| machine_error(error.into()))
-}
-
 fn open_trace(path: &Path) -> Result<TraceOutput, Error> {
     let file = File::create(path).map_err(|error| {
         let remedy = "give --trace a file that can be written";
@@ -171,7 +153,7 @@ fn open_trace(path: &Path) -> Result<TraceOutput, Error> {
     Ok(TraceOutput::new(io::BufWriter::new(file)))
 }
 
-fn machine_error(error: MachineError) -> Error {
+pub(crate) fn machine_error(error: MachineError) -> Error {
     if error.is_users() { Error::Input(error.to_string()) } else { Error::Host(error.to_string()) }
 }
 
@@ -296,7 +278,6 @@ fn conclude(outcome: Outcome, ender: &Ender, panic: Option<String>) -> Status {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use clap::Parser;
 
     #[test]
     fn impossible_numbers_are_refused_with_a_remedy() {
@@ -309,20 +290,6 @@ mod tests {
         assert!(check_cpus(0).is_err() && check_cpus(1).is_ok() && check_cpus(65).is_err());
         assert!(check_memory(1 << 20).is_ok());
         assert!(check_memory(1 << 60).unwrap_err().to_string().contains("smaller --mem"));
-    }
-
-    #[test]
-    fn test_kernels_get_the_users_words_alone() {
-        let line = |words: &[&str]| {
-            let words = ["lguest", "run", "--kernel", "k"].iter().chain(words);
-            match crate::cli::Cli::try_parse_from(words).unwrap().command {
-                crate::cli::Command::Run(options) => command_line(&options),
-                crate::cli::Command::Check(_) => panic!("that was `run`"),
-            }
-        };
-        assert_eq!(line(&["--append", "quiet"]), "console=ttyS0 panic=-1 quiet");
-        assert_eq!(line(&["--append", "a b", "--debug-exit"]), "a b");
-        assert_eq!(line(&["--console", "stdio"]), "console=hvc0 panic=-1");
     }
 
     #[test]

@@ -177,6 +177,14 @@ impl Image {
         done
     }
 
+    /// Fills memory of our own from byte `offset` on.
+    ///
+    /// # Errors
+    /// What the host says.
+    pub(super) fn read_bytes(&self, bytes: &mut [u8], offset: u64) -> io::Result<()> {
+        self.shared().read(bytes, offset)
+    }
+
     /// Writes `memory` from byte `offset` on.
     ///
     /// # Errors

@@ -33,6 +33,7 @@ use zerocopy::IntoBytes;
 
 mod config;
 mod config_space;
+mod contents;
 mod error;
 mod error_log;
 #[doc(hidden)]
@@ -49,6 +50,7 @@ mod service;
 mod tests;
 
 pub use config::{DiskConfig, DiskConfigError, DiskFormat, MAX_SERIAL};
+pub use contents::DiskContents;
 pub use error::DiskError;
 
 use super::io_threads::Attached;
@@ -109,6 +111,12 @@ impl Block {
             writeback: None,
             running: None,
         }
+    }
+
+    /// What is on the disk, for whoever boots from it.
+    #[must_use]
+    pub fn contents(&self) -> DiskContents {
+        DiskContents(Arc::clone(&self.image))
     }
 
     /// Where the image is.
