@@ -108,7 +108,7 @@ unsafe impl Text for Buffer {
         bytes.copy_from_slice(&self.bytes[start..start + bytes.len()]);
         Ok(())
     }
-    fn write(&mut self, address: u64, bytes: &[u8]) -> Result<(), TextError> {
+    unsafe fn write(&mut self, address: u64, bytes: &[u8]) -> Result<(), TextError> {
         if self.writes_left == 0 {
             self.writes_left = usize::MAX;
             return Err(TextError::Refused { call: "write", errno: 5 });
@@ -138,7 +138,8 @@ fn patch(sites: Sites<'_>, text: &mut Buffer) -> Result<pvops::Report, PatchErro
         index_of: |slot| (slot == SLOT).then_some(0),
     };
     let bound = Erased { target: core::ptr::without_provenance(0x5000), template: Template::Call };
-    rewrite(&subject, sites, text, |_| State::Original, |_| State::Bound(bound), |_| ())
+    // SAFETY: nobody executes the buffer.
+    unsafe { rewrite(&subject, sites, text, |_| State::Original, |_| State::Bound(bound), |_| ()) }
 }
 
 /// One record of a site at `offset`, with this kind of call.

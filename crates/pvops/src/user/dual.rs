@@ -165,7 +165,7 @@ unsafe impl Text for DualMapping {
         Ok(())
     }
 
-    fn write(&mut self, address: u64, bytes: &[u8]) -> Result<(), TextError> {
+    unsafe fn write(&mut self, address: u64, bytes: &[u8]) -> Result<(), TextError> {
         let offset = self.offset(address, bytes.len())?;
         for (i, byte) in bytes.iter().enumerate() {
             // SAFETY: inside the mapping, checked above.
