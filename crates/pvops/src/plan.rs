@@ -1,14 +1,14 @@
 //! What bytes go to a site: a pure function of site and binding.
 //!
 //! Order of preference: in line, nop or identity, direct call or jump, indirect. Every
-//! form fills the site exactly. Calls keep the length of the compiler's own (six bytes,
-//! by a prefix without meaning), so that a callee that is running while its site is
-//! patched returns to the same place in either form.
+//! form fills the site exactly. Calls stand at the site's end, as the compiler's own does
+//! (padding goes before them): a callee that is running while its site is patched returns
+//! to the end, and whatever form the site has by then, one of its instructions ends there.
 
 use crate::binding::{Code, Erased, Template};
 use crate::convention::{CallKind, Convention, Width};
 use crate::report::{Form, Why};
-use crate::site::{SITE_MAX, Site};
+use crate::site::{SITE_MAX, SITE_MIN, Site};
 
 /// The longest site.
 const MAX: usize = SITE_MAX as usize;
@@ -57,29 +57,39 @@ impl Plan {
     }
 
     /// Fills up to the site's length with the longest nops.
-    fn nops(mut self, site: &Site) -> Self {
-        while let Some(rest) = usize::from(site.len).checked_sub(self.len).filter(|n| *n > 0) {
+    fn nops(self, site: &Site) -> Self {
+        self.nops_before(site, 0)
+    }
+
+    /// Fills up to what the site's last `tail` bytes leave.
+    fn nops_before(mut self, site: &Site, tail: usize) -> Self {
+        while let Some(rest) = usize::from(site.len).checked_sub(self.len + tail)
+            && rest > 0
+        {
             self.push(NOPS[rest.min(NOPS.len()) - 1]);
         }
         self
     }
 }
 
-/// What the compiler put there: an indirect call or jump and single-byte nops.
+/// Bytes of a call or jump at the end of a site.
+const CALL: usize = SITE_MIN as usize;
+
+/// What the compiler put there: single-byte nops and an indirect call or jump.
 #[must_use]
 pub fn original(site: &Site, width: Width, why: Why) -> Plan {
     let mut plan = Plan::new(Form::Indirect(why));
+    while plan.len + CALL < usize::from(site.len) {
+        plan.push(&[0x90]);
+    }
     let modrm = if site.kind == CallKind::Jump { 0x25 } else { 0x15 };
     plan.push(&[0xff, modrm]);
     let operand = match width {
         // The linker resolved it within 32 bits, or there would be no program.
-        Width::Bits64 => site.slot.wrapping_sub(site.address.wrapping_add(6)) as u32,
+        Width::Bits64 => site.slot.wrapping_sub(site.address.wrapping_add(site.len.into())) as u32,
         Width::Bits32 => site.slot as u32,
     };
     plan.push(&operand.to_le_bytes());
-    while plan.len < usize::from(site.len) {
-        plan.push(&[0x90]);
-    }
     plan
 }
 
@@ -111,12 +121,12 @@ pub fn plan(site: &Site, bound: &Erased, width: Width) -> Plan {
         CallKind::Plain | CallKind::CalleeSave => (0xe8, Form::Direct),
     };
     let target = bound.target.addr() as u64;
-    match relative(site.address, 6, target, width) {
+    match relative(site.address, site.len.into(), target, width) {
         Some(displacement) => {
-            let mut plan = Plan::new(form);
+            let mut plan = Plan::new(form).nops_before(site, CALL);
             plan.push(&[PAD_PREFIX, opcode]);
             plan.push(&displacement.to_le_bytes());
-            plan.nops(site)
+            plan
         }
         None => original(site, width, Why::TooFar),
     }
@@ -199,6 +209,24 @@ mod tests {
                     original(&site, Width::Bits64, Why::Unpatched).bytes().len(),
                     usize::from(len)
                 );
+            }
+        }
+    }
+
+    #[test]
+    fn calls_return_to_the_end_of_their_site() {
+        for len in 6..=64 {
+            for kind in [CallKind::Plain, CallKind::CalleeSave] {
+                let site = site(len, kind);
+                let end = usize::from(len);
+                let indirect = original(&site, Width::Bits64, Why::Unpatched);
+                assert_eq!(indirect.bytes()[end - 6..end - 4], [0xff, 0x15]);
+                let direct = plan(&site, &bound(Template::Call), Width::Bits64);
+                assert_eq!(direct.bytes()[end - 5], 0xe8);
+                let slot = site.slot - site.address - u64::from(len);
+                assert_eq!(indirect.bytes()[end - 4..], (slot as u32).to_le_bytes());
+                let target = 0x50_0000 - site.address - u64::from(len);
+                assert_eq!(direct.bytes()[end - 4..], (target as u32).to_le_bytes());
             }
         }
     }
