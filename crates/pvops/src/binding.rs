@@ -17,7 +17,8 @@ pub struct Fixup {
 /// Instructions that can replace the call.
 ///
 /// They find the arguments in the registers of the convention and leave a result in its
-/// return register.
+/// return register. In 64-bit code the first of them may get segment prefixes in front,
+/// which mean nothing there, to fill the site.
 #[derive(Clone, Copy, Debug)]
 pub struct Code {
     /// The instructions.

@@ -13,8 +13,12 @@ use crate::site::{SITE_MAX, SITE_MIN, Site};
 /// The longest site.
 const MAX: usize = SITE_MAX as usize;
 
-/// A CS override: without meaning on near branches, and one byte.
+/// A CS override: one byte, and without meaning on near branches, on register operands,
+/// and in 64-bit mode on anything.
 const PAD_PREFIX: u8 = 0x2e;
+
+/// How many of them an instruction takes before some CPUs decode it slowly.
+const PREFIXES: usize = 3;
 
 /// Nops of one to nine bytes (SDM vol. 2, NOP).
 const NOPS: [&[u8]; 9] = [
@@ -54,6 +58,16 @@ impl Plan {
         let count = end - self.len;
         self.buffer[self.len..end].copy_from_slice(&bytes[..count]);
         self.len = end;
+    }
+
+    /// Lengthens the first instruction of `len` bytes of code to come, if that spares the
+    /// nop behind them: one instruction less to decode, and nothing to be caught inside.
+    fn prefixes(&mut self, site: &Site, len: usize) {
+        if let Some(rest) = usize::from(site.len).checked_sub(self.len + len)
+            && rest <= PREFIXES
+        {
+            self.push(&[PAD_PREFIX; PREFIXES][..rest]);
+        }
     }
 
     /// Fills up to the site's length with the longest nops.
@@ -110,6 +124,7 @@ pub fn plan(site: &Site, bound: &Erased, width: Width) -> Plan {
             if let ([from, ..], [to, ..]) = (convention.args, convention.ret)
                 && from != to
             {
+                plan.prefixes(site, 3);
                 plan.push(&[0x48, 0x89, 0xc0 | (*from as u8) << 3 | *to as u8]);
             }
             return plan.nops(site);
@@ -139,11 +154,16 @@ fn fits(site: &Site, code: &Code) -> bool {
 
 fn inline(site: &Site, code: &Code, width: Width) -> Option<Plan> {
     let mut plan = Plan::new(Form::Inline);
+    if width == Width::Bits64 {
+        plan.prefixes(site, code.bytes.len());
+    }
+    let start = plan.len;
     plan.push(code.bytes);
     for fixup in code.fixups {
         let target = fixup.target.addr() as u64;
-        let displacement = relative(site.address, u64::from(fixup.end), target, width)?;
-        let at = usize::from(fixup.at);
+        let end = (start + usize::from(fixup.end)) as u64;
+        let displacement = relative(site.address, end, target, width)?;
+        let at = start + usize::from(fixup.at);
         plan.buffer[..plan.len].get_mut(at..at + 4)?.copy_from_slice(&displacement.to_le_bytes());
     }
     Some(plan.nops(site))
@@ -162,6 +182,7 @@ fn relative(site: u64, end: u64, target: u64, width: Width) -> Option<i32> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::binding::Fixup;
     use crate::convention::{Gpr, RegSet, X86_32, X86_64};
 
     fn site(len: u8, kind: CallKind) -> Site {
@@ -214,6 +235,26 @@ mod tests {
     }
 
     #[test]
+    fn fixups_move_with_the_prefixes() {
+        const FIXUPS: &[Fixup] =
+            &[Fixup { at: 2, end: 7, target: core::ptr::without_provenance(0x50_0000) }];
+        // mov byte ptr [rip + target], 1
+        let bytes = &[0xc6, 0x05, 0, 0, 0, 0, 1];
+        let code = Code { bytes, clobbers: RegSet::EMPTY, fixups: FIXUPS };
+        let bound = bound(Template::Inline(code));
+        let padded = plan(&site(10, CallKind::CalleeSave), &bound, Width::Bits64);
+        let relative = 0x50_0000u32 - 0x40_0000 - 10;
+        assert_eq!(padded.bytes()[..5], [0x2e, 0x2e, 0x2e, 0xc6, 0x05]);
+        assert_eq!(padded.bytes()[5..9], relative.to_le_bytes());
+        let loose = plan(&site(11, CallKind::CalleeSave), &bound, Width::Bits64);
+        assert_eq!(loose.bytes()[2..6], (relative + 3).to_le_bytes());
+        assert_eq!(loose.bytes()[7..], [0x0f, 0x1f, 0x40, 0x00]);
+        // In 32-bit code the prefix would mean another segment.
+        let narrow = plan(&site(10, CallKind::CalleeSave), &bound, Width::Bits32);
+        assert_eq!(narrow.bytes()[0], 0xc6);
+    }
+
+    #[test]
     fn calls_return_to_the_end_of_their_site() {
         for len in 6..=64 {
             for kind in [CallKind::Plain, CallKind::CalleeSave] {
@@ -234,7 +275,7 @@ mod tests {
     #[test]
     fn identity_moves_only_where_registers_differ() {
         let wide = plan(&site(6, CallKind::CalleeSave), &bound(Template::Identity), Width::Bits64);
-        assert_eq!(wide.bytes(), [0x48, 0x89, 0xf8, 0x0f, 0x1f, 0x00]);
+        assert_eq!(wide.bytes(), [0x2e, 0x2e, 0x2e, 0x48, 0x89, 0xf8]);
         let mut narrow = site(6, CallKind::CalleeSave);
         narrow.clobbers = X86_32.clobbers(CallKind::CalleeSave);
         let narrow = plan(&narrow, &bound(Template::Identity), Width::Bits32);

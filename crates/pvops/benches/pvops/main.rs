@@ -1,9 +1,12 @@
 //! `cargo bench -p pvops`: what the layer costs, in bytes, registers and time. With
 //! `-- --report` the results are written to `docs/pvops/` as a table and a plot.
 
+mod counters;
 mod disasm;
 mod measure;
 mod pages;
+mod paired;
+mod patching;
 mod plot;
 mod retpoline;
 mod styles;
@@ -33,6 +36,7 @@ fn main() -> std::io::Result<()> {
     let rounds = if quick { 10_000 } else { 20_000_000 };
     let runs = if quick { 3 } else { 7 };
 
+    paired::pin();
     let sites = Sites::of_program();
     // SAFETY: this program has one thread.
     let alone = unsafe { Threads::assume_alone() };
@@ -67,7 +71,8 @@ fn main() -> std::io::Result<()> {
         sites.len() * pvops::site::RECORD,
         disasm::length(styles::WRAPPED.0.address()),
     );
-    out += &pages::table(quick);
+    out += &patching::table();
+    out += &pages::table(quick, measure::ticks_a_ns());
     println!("{out}");
     if report {
         let dir = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/pvops");
@@ -91,8 +96,12 @@ fn code_table(out: &mut String) {
              each call sixteen memory operations, while it is not patched. Thunks win where sites\n  \
              are many, patched in line on bare hardware, or starved of registers. A hot op that\n  \
              stays a call (in a guest) should get an assembler body.\n\
-             * The page-copying loop's overhead is small against the noise of a shared machine, and\n  \
-             varies between runs by more than the 0.1 % aimed at; the loop of entries alone shows the moves and nops that are left of six bytes a site.\n";
+             * Callee-save ops that return nothing lose `rax` all the same: it is the one register\n  \
+             that thunks, and callees such as lguest's `irq_enable`, have to work with.\n\
+             * What is left in the loop of entries is that the op's argument and result must be in\n  \
+             two given registers, and that plain ops make their caller keep values elsewhere. An\n  \
+             identity is one move; it could only be less if argument and result shared a register,\n  \
+             as they do in 32-bit code, and the callee then were no ordinary function.\n";
     *out += "\n## Code of the callers\n\nThe corpus is 21 functions with 0 to 12 values alive \
              across one to three ops; `hungry` is a\nloop with 12 live values. Spills and reloads \
              are beyond what native code needs itself.\n\n";
@@ -177,4 +186,8 @@ fn cold_table(out: &mut String, runs: usize) {
         let (best, median) = (t.best / 4096.0, t.median / 4096.0);
         let _ = writeln!(out, "| {} | {best:.2} ({median:.2}) |", style.name);
     }
+    let run = |caller: styles::Caller| move || caller(&mut [7; 16]);
+    let runs: Vec<_> = STYLES.iter().map(|s| (s.name, run(s.cold))).collect();
+    let rows: Vec<(&str, &dyn Fn())> = runs.iter().map(|(n, r)| (*n, r as &dyn Fn())).collect();
+    counters::table(out, &rows, 4096.0);
 }
