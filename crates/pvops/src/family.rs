@@ -89,9 +89,8 @@ impl Slots {
 
     fn store(self, bound: &[Option<Erased>]) {
         for (slot, bound) in self.slots.iter().zip(bound) {
-            if let Some(bound) = bound {
-                slot.store(bound.target.cast_mut(), Ordering::Release);
-            }
+            let target = bound.map_or(unbound as *const (), |bound| bound.target);
+            slot.store(target.cast_mut(), Ordering::Release);
         }
     }
 }
@@ -178,19 +177,19 @@ impl<F: Family> Bindings<F> {
     /// These bindings over the defaults.
     fn complete(&self) -> Result<F::Bound, BindError> {
         let mut complete = F::DEFAULTS;
-        for ((slot, bound), info) in
-            complete.as_mut().iter_mut().zip(self.bound.as_ref()).zip(F::OPS)
-        {
+        for (slot, bound) in complete.as_mut().iter_mut().zip(self.bound.as_ref()) {
             *slot = bound.or(*slot);
-            if slot.is_none() {
-                return Err(BindError::Missing {
-                    family: F::NAME,
-                    op: info.name,
-                    backend: self.backend,
-                });
-            }
         }
+        nothing_missing::<F>(&complete, self.backend)?;
         Ok(complete)
+    }
+}
+
+/// Whether every op is bound.
+fn nothing_missing<F: Family>(bound: &F::Bound, backend: &'static str) -> Result<(), BindError> {
+    match bound.as_ref().iter().zip(F::OPS).find(|(bound, _)| bound.is_none()) {
+        None => Ok(()),
+        Some((_, info)) => Err(BindError::Missing { family: F::NAME, op: info.name, backend }),
     }
 }
 
@@ -227,7 +226,10 @@ impl<F: Family> Unpatched<F> {
         text: &mut T,
         log: impl FnMut(&Outcome),
     ) -> Result<(Patched<F>, Report), (Self, PatchError)> {
-        if let Err(error) = whole::<F>(self.half) {
+        // Nobody may have bound anything yet: then it is the defaults that must be whole.
+        let ready =
+            whole::<F>(self.half).and_then(|()| nothing_missing::<F>(&self.bound, "default"));
+        if let Err(error) = ready {
             return Err((self, error.into()));
         }
         let new = |op| State::of(&self.bound, op);
@@ -252,10 +254,11 @@ impl<F: Family> Unpatched<F> {
         Ok(repaired)
     }
 
-    /// Gives the right to bind back, unless sites are left half changed: then nobody gets
-    /// it any more. What is bound stays bound.
+    /// Gives the right to bind back, and the family its defaults: whoever claims it next
+    /// starts from those. When sites are left half changed, nobody gets it any more.
     pub fn release(self) {
         if !self.half {
+            F::slots().store(F::DEFAULTS.as_ref());
             F::slots().claimed.store(false, Ordering::Release);
         }
     }

@@ -282,3 +282,44 @@ fn a_window_mapped_over_says_so() {
     let family = patched.undo(sites, &mut second).map_err(|e| e.1).expect("undone");
     family.release();
 }
+
+pvops::family! {
+    /// One op has a default, the other must be bound.
+    mod partial {
+        use super::add_one;
+        callee_save fn given(a: u64) -> u64 = pvops::Binding::call(add_one::CALLEE_SAVE);
+        callee_save fn wanted(a: u64) -> u64;
+    }
+}
+
+#[inline(never)]
+fn both_partial(a: u64) -> u64 {
+    partial::given(a) + partial::wanted(a)
+}
+
+/// Nothing bound at all is no excuse for an op without a default; and who claims a family
+/// after somebody else finds its defaults, in the table as in what would be patched.
+#[test]
+fn a_family_starts_from_its_defaults_and_must_be_complete() {
+    let _turn = turn();
+    let sites = Sites::of_program();
+    let mut text = DualMapping::around(sites, Threads::stop(SIGNAL)).expect("a window");
+    let family = partial::Family::claim().expect("nobody has it");
+    let (mut family, error) = family.apply(sites, &mut text, |_| ()).expect_err("incomplete");
+    let text_of_error = error.to_string();
+    assert_eq!(text_of_error, "backend default does not bind partial.wanted, which has no default");
+    let mut bindings = Bindings::new("mine");
+    bindings.bind(partial::op::Given, Binding::call(add_two::CALLEE_SAVE)).expect("once");
+    bindings.bind(partial::op::Wanted, Binding::call(add_two::CALLEE_SAVE)).expect("once");
+    family.bind(&bindings).expect("complete");
+    assert_eq!(both_partial(1), 6);
+    family.release();
+    assert_eq!(partial::given(1), 2, "the default again");
+    let mut family = partial::Family::claim().expect("given back");
+    let mut bindings = Bindings::new("other");
+    bindings.bind(partial::op::Wanted, Binding::call(add_one::CALLEE_SAVE)).expect("once");
+    family.bind(&bindings).expect("complete");
+    let (patched, _) = family.apply(sites, &mut text, |_| ()).map_err(|e| e.1).expect("patched");
+    assert_eq!(both_partial(1), 4);
+    patched.undo(sites, &mut text).map_err(|e| e.1).expect("undone").release();
+}

@@ -13,14 +13,15 @@ mod styles;
 
 use measure::Ticks;
 use pvops::user::{DualMapping, Threads};
-use pvops::{Family, Report, Sites};
+use pvops::{Binding, Bindings, Family, Plain, Report, Sites};
 use std::fmt::Write as _;
 use std::time::Instant;
 use styles::STYLES;
 
-/// Patches a family for good.
-fn patch<F: Family>(text: &mut DualMapping) -> Report {
-    let family = F::claim().expect("nobody has it");
+/// Patches a family for good, with these bindings.
+fn patch<F: Family>(text: &mut DualMapping, bindings: &Bindings<F>) -> Report {
+    let mut family = F::claim().expect("nobody has it");
+    family.bind(bindings).expect("complete");
     let (_, report) = family
         .apply(Sites::of_program(), text, |_| ())
         .map_err(|(_, error)| error)
@@ -41,12 +42,16 @@ fn main() -> std::io::Result<()> {
     // SAFETY: this program has one thread.
     let alone = unsafe { Threads::assume_alone() };
     let mut text = DualMapping::around(sites, alone).expect("a window");
+    let mut mmu = Bindings::new("native");
+    // Other CPUs' entries are the kernel's to drop, by its interrupts; there is none here.
+    mmu.bind(pvops::families::mmu::op::FlushTlbOthers, Binding::<Plain<_>>::nop()).expect("once");
+    mmu.bind(pvops::families::mmu::op::SetFixmap, Binding::<Plain<_>>::nop()).expect("once");
     let start = Instant::now();
     let patched = [
-        patch::<styles::direct::ops::Family>(&mut text),
-        patch::<styles::direct_thunk::ops::Family>(&mut text),
-        patch::<styles::patched::ops::Family>(&mut text),
-        patch::<pvops::families::mmu::Family>(&mut text),
+        patch::<styles::direct::ops::Family>(&mut text, &Bindings::new("default")),
+        patch::<styles::direct_thunk::ops::Family>(&mut text, &Bindings::new("default")),
+        patch::<styles::patched::ops::Family>(&mut text, &Bindings::new("default")),
+        patch(&mut text, &mmu),
     ];
     let took = start.elapsed();
     let count: usize = patched.iter().map(Report::sites).sum();
