@@ -264,7 +264,8 @@ impl<F: Family> Unpatched<F> {
     }
 }
 
-/// A claimed family whose sites were rewritten to what is bound.
+/// A claimed family whose sites were rewritten to what is bound. Every change takes all of
+/// the family's records.
 #[derive(Debug)]
 pub struct Patched<F: Family> {
     bound: F::Bound,
@@ -318,6 +319,10 @@ impl<F: Family> Patched<F> {
     }
 
     /// Patches sites that were loaded later: a module's own records.
+    ///
+    /// What is re-bound or undone afterwards must be given these records too, in one
+    /// section with the others: sites that a change does not see keep calling what they
+    /// called before it, and the next change refuses them as text changed by somebody else.
     ///
     /// # Errors
     /// As [`Unpatched::apply`].

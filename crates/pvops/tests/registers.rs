@@ -173,6 +173,9 @@ fn thunk(target: u64) -> Vec<u8> {
     memory
 }
 
+/// How a run starts and ends: registers besides the patterns, and flags.
+type Start = (Vec<(Gpr, u64)>, RFlags, End);
+
 /// Runs a site in one form, with as many tries as there are pages to copy in.
 fn run(
     kind: CallKind,
@@ -180,7 +183,7 @@ fn run(
     bound: Erased,
     form: Form,
     touched: &mut Touched,
-    prepare: &mut dyn FnMut(&mut Image) -> (Vec<(Gpr, u64)>, RFlags, End),
+    prepare: &mut dyn FnMut(&mut Image) -> Start,
 ) -> (After, After, pvops::Report) {
     let thunked = matches!(form, Form::Thunked | Form::DirectThunked);
     let target = bound.target.addr() as u64;

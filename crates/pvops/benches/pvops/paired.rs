@@ -5,7 +5,8 @@
 //! the two pages is whose, and the offset, change from layout to layout. Each sample is
 //! four short runs on the same data, in the order ABBA or BAAB as a coin decides: whatever
 //! drifts evenly cancels. The estimate is the median over the samples of a layout, which
-//! interruptions do not move, averaged over the layouts; its interval is a bootstrap's.
+//! interruptions do not move, averaged over the layouts. Its interval is a bootstrap's that
+//! draws layouts as well as samples: where things lie in memory matters as much as noise.
 
 use super::disasm;
 use super::measure::now;
@@ -16,7 +17,9 @@ const PAGE: usize = 4096;
 /// Offsets in the pages: every place that code may begin at in a cache line of 64 bytes.
 const OFFSETS: [usize; 4] = [0, 16, 32, 48];
 /// Bootstrap samples.
-const RESAMPLES: usize = 400;
+const RESAMPLES: usize = 1000;
+/// How often everything is done again in fresh pages.
+const STAGES: usize = 3;
 
 /// An overhead in percent, with the ends of its 95 % interval.
 #[derive(Clone, Copy, Debug)]
@@ -139,18 +142,18 @@ pub(crate) fn overhead(
     mut run: impl FnMut(*const u8, usize),
 ) -> Overhead {
     let code = loops.map(movable);
-    let stage = Stage::new();
+    let stages: [Stage; STAGES] = std::array::from_fn(|_| Stage::new());
     let mut random = Random::new();
     let (mut layouts, mut ticks) = (vec![], vec![]);
-    for offset in OFFSETS {
-        for swapped in [false, true] {
+    for stage in &stages {
+        for (offset, swapped) in OFFSETS.into_iter().flat_map(|o| [(o, false), (o, true)]) {
             let places = stage.load(code, offset, swapped);
             let mut differences = Vec::with_capacity(samples);
             let mut firsts = Vec::with_capacity(2 * samples);
             for sample in 0..samples {
                 let mut time = |which: usize| {
                     let start = now();
-                    run(places[which], sample);
+                    run(places[which], layouts.len() * samples + sample);
                     (now() - start) as f64
                 };
                 // Brings data and code in.
@@ -169,7 +172,9 @@ pub(crate) fn overhead(
     let ticks = ticks.iter().sum::<f64>() / ticks.len() as f64;
     let mean_of_medians = |mut pick: Option<&mut Random>| {
         let mut sum = 0.0;
-        for differences in &layouts {
+        for i in 0..layouts.len() {
+            let layout = pick.as_mut().map_or(i, |random| random.below(layouts.len()));
+            let differences: &Vec<f64> = &layouts[layout];
             let mut drawn: Vec<f64> = match &mut pick {
                 None => differences.clone(),
                 Some(random) => {
