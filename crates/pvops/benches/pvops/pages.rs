@@ -166,7 +166,7 @@ pub(crate) fn table(quick: bool, ticks_a_ns: f64) -> String {
     let mut out = String::from(
         "\n## Page tables, patched native\n\nFive ops a page: entry read, made read-only, \
          written to both tables. Each loop runs as a copy at the\nsame offset of a page, in four \
-         offsets and two pages; samples are runs in the order ABBA or BAAB\nby a coin; medians, \
+         offsets and six pages; samples are runs in the order ABBA or BAAB\nby a coin; medians, \
          and the bootstrap's 95 % interval.\n\n| loop | no table, ns a page | more, ns a page | overhead | 95 % \
          interval | instructions more a page | samples |\n|---|---|---|---|---|---|---|\n",
     );
