@@ -61,6 +61,12 @@ fn main() -> std::io::Result<()> {
     out += "Made by `cargo bench -p pvops -- --report`. Ticks are those of the time-stamp\n\
             counter, best (median) of several interleaved runs; instructions are counted by\n\
             single-stepping; bytes, spills and reloads are read from the disassembly.\n";
+    let load = std::fs::read_to_string("/proc/loadavg").unwrap_or_default();
+    let load = load.split(' ').next().unwrap_or("unknown");
+    let _ = writeln!(
+        out,
+        "Load average of the machine in this run: {load}. Above 1, hot loops are timed too long."
+    );
     code_table(&mut out);
     let hot = time_table(&mut out, rounds, runs);
     other_forms(&mut out, rounds, runs);
