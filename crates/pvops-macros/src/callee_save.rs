@@ -21,6 +21,14 @@ pub(crate) fn expand(attribute: TokenStream, item: TokenStream) -> Result<TokenS
             "a function that never returns has nothing to restore: declare the op as `jump`",
         ));
     }
+    if let Some(attribute) = function.attrs.iter().find(|a| a.path().is_ident("target_feature"))
+        && !matches!(function.sig.safety, syn::Safety::Unsafe(_))
+    {
+        return Err(Error::new_spanned(
+            attribute,
+            "the thunk can be called where the CPU lacks the feature: make the function `unsafe`",
+        ));
+    }
     match &function.sig.abi {
         None => function.sig.abi = Some(parse_quote!(extern "sysv64")),
         Some(abi) if abi.name.as_ref().map(LitStr::value).as_deref() == Some("sysv64") => {}

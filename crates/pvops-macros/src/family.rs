@@ -155,7 +155,8 @@ fn marker(index: usize, op: &Operation) -> TokenStream {
         #[derive(Clone, Copy, Debug)]
         pub struct #name;
 
-        impl ::pvops::Op for #name {
+        // SAFETY: the op's sites are generated from the same declaration, at this index.
+        unsafe impl ::pvops::Op for #name {
             type Family = super::Family;
             type Pointer = ::pvops::#wrapper<#unsafety extern "sysv64" fn(#(#types),*) #ret>;
             const INDEX: usize = #index;

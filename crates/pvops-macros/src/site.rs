@@ -68,8 +68,10 @@ pub(crate) fn body(index: usize, op: &Operation) -> TokenStream {
         unsafe {
             ::core::arch::asm!(
                 "771:",
-                #branch,
+                // A callee that runs while its site is patched returns to the site's end,
+                // where every form has one.
                 #padding,
+                #branch,
                 "772:",
                 ".pushsection pvops_sites, \"aR\", @progbits",
                 ".balign 4",

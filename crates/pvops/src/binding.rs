@@ -17,7 +17,8 @@ pub struct Fixup {
 /// Instructions that can replace the call.
 ///
 /// They find the arguments in the registers of the convention and leave a result in its
-/// return register.
+/// return register. In 64-bit code the first of them may get segment prefixes in front,
+/// which mean nothing there, to fill the site.
 #[derive(Clone, Copy, Debug)]
 pub struct Code {
     /// The instructions.
@@ -61,7 +62,8 @@ impl<P: Copy> Binding<P> {
     /// `code` must do what the pointer's function does, be complete instructions for the
     /// mode the sites run in, fall through at its end, change no register outside
     /// `clobbers` and neither the stack pointer nor memory below it, other than by
-    /// balanced pushes and pops.
+    /// balanced pushes and pops. It must not call: a callee that runs while its site is
+    /// changed again would return into the middle of another form.
     #[must_use]
     pub const unsafe fn inline(pointer: P, code: Code) -> Self {
         Self { pointer, template: Template::Inline(code) }

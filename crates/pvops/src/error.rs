@@ -22,6 +22,12 @@ pub enum BindError {
         /// The backend.
         backend: &'static str,
     },
+    /// Sites of the family were left half changed ([`PatchError::HalfDone`]): they must be
+    /// repaired before anything else.
+    HalfDone {
+        /// The family.
+        family: &'static str,
+    },
     /// An op without a default was not bound.
     Missing {
         /// The family.
@@ -39,6 +45,9 @@ impl fmt::Display for BindError {
             Self::Claimed { family } => write!(f, "family {family} is claimed already"),
             Self::Twice { family, op, backend } => {
                 write!(f, "backend {backend} binds {family}.{op} twice")
+            }
+            Self::HalfDone { family } => {
+                write!(f, "family {family} has sites that were left half changed: repair it first")
             }
             Self::Missing { family, op, backend } => {
                 write!(f, "backend {backend} does not bind {family}.{op}, which has no default")
@@ -92,7 +101,62 @@ impl fmt::Display for TextError {
 
 impl core::error::Error for TextError {}
 
-/// Patching refused; the text is as it was before.
+/// What went wrong at a site.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Cause {
+    /// The bytes there are not what was last put there.
+    Changed,
+    /// They could not be read or written.
+    Text(TextError),
+}
+
+impl From<TextError> for Cause {
+    fn from(error: TextError) -> Self {
+        Self::Text(error)
+    }
+}
+
+impl fmt::Display for Cause {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Changed => write!(f, "the text was changed by somebody else"),
+            Self::Text(error) => error.fmt(f),
+        }
+    }
+}
+
+/// A change that failed half way and could not be taken back: some sites have their new
+/// form, all others the old one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct HalfDone {
+    /// The family.
+    pub family: &'static str,
+    /// The site where the change failed.
+    pub site: u64,
+    /// The op there.
+    pub op: &'static str,
+    /// Why it did.
+    pub cause: Cause,
+    /// The first site that could not be put back.
+    pub left: u64,
+    /// The op there.
+    pub left_op: &'static str,
+    /// How many sites could not be put back.
+    pub count: usize,
+}
+
+impl fmt::Display for HalfDone {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { family, site, op, cause, left, left_op, count } = self;
+        write!(
+            f,
+            "site {site:#x} of {family}.{op}: {cause}; and {count} changed before it could not be \
+             put back, the first at {left:#x} of {family}.{left_op}: repair the family"
+        )
+    }
+}
+
+/// Patching refused; the text is as it was before, unless it is [`PatchError::HalfDone`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum PatchError {
@@ -118,7 +182,7 @@ pub enum PatchError {
         /// The op.
         op: &'static str,
     },
-    /// The text could not be written, and everything written before was put back.
+    /// The text could not be read or written, and everything written before was put back.
     Text {
         /// The site's address.
         site: u64,
@@ -129,6 +193,8 @@ pub enum PatchError {
         /// Why.
         error: TextError,
     },
+    /// The text could not be written, and not everything written before be put back.
+    HalfDone(HalfDone),
     /// The world could not be stopped for the change.
     Stop(TextError),
 }
@@ -142,8 +208,9 @@ impl fmt::Display for PatchError {
                 write!(f, "site {site:#x}: its record is not one of a call of {family}.{op}")
             }
             Self::Changed { site, family, op } => {
-                write!(f, "site {site:#x} of {family}.{op}: the text was changed by somebody else")
+                write!(f, "site {site:#x} of {family}.{op}: {}", Cause::Changed)
             }
+            Self::HalfDone(half) => half.fmt(f),
             Self::Text { site, family, op, error } => {
                 write!(f, "site {site:#x} of {family}.{op}: {error}")
             }

@@ -3,7 +3,10 @@
 //! The table starts out bound to its defaults, so sites work from the first instruction.
 //! Whoever [claims](Family::claim) the family holds the only [`Unpatched`] there is and
 //! may bind; [`Unpatched::apply`] turns it into a [`Patched`], which can only be re-bound
-//! together with its sites. A table that changed without its sites cannot be expressed.
+//! together with its sites. A table that changed without its sites cannot be expressed:
+//! when a change fails so badly that sites are left in between
+//! ([`PatchError::HalfDone`]), both states refuse everything until `repair` has put them
+//! right.
 
 use core::sync::atomic::{AtomicBool, AtomicPtr, Ordering};
 
@@ -86,9 +89,8 @@ impl Slots {
 
     fn store(self, bound: &[Option<Erased>]) {
         for (slot, bound) in self.slots.iter().zip(bound) {
-            if let Some(bound) = bound {
-                slot.store(bound.target.cast_mut(), Ordering::Release);
-            }
+            let target = bound.map_or(unbound as *const (), |bound| bound.target);
+            slot.store(target.cast_mut(), Ordering::Release);
         }
     }
 }
@@ -117,12 +119,16 @@ pub unsafe trait Family: Copy + 'static {
         if Self::slots().claimed.swap(true, Ordering::AcqRel) {
             return Err(BindError::Claimed { family: Self::NAME });
         }
-        Ok(Unpatched { bound: Self::DEFAULTS })
+        Ok(Unpatched { bound: Self::DEFAULTS, half: false })
     }
 }
 
 /// An op of a family: a name for its slot and the type of what goes there.
-pub trait Op: Copy {
+///
+/// # Safety
+/// Sites and callers of the op at `INDEX` of the family must call it by the convention
+/// and signature of `Pointer`: what is bound goes into the slot on that word.
+pub unsafe trait Op: Copy {
     /// The family.
     type Family: Family;
     /// What the slot holds: a [`CalleeSave`](crate::CalleeSave), a
@@ -177,19 +183,19 @@ impl<F: Family> Bindings<F> {
     /// These bindings over the defaults.
     fn complete(&self) -> Result<F::Bound, BindError> {
         let mut complete = F::DEFAULTS;
-        for ((slot, bound), info) in
-            complete.as_mut().iter_mut().zip(self.bound.as_ref()).zip(F::OPS)
-        {
+        for (slot, bound) in complete.as_mut().iter_mut().zip(self.bound.as_ref()) {
             *slot = bound.or(*slot);
-            if slot.is_none() {
-                return Err(BindError::Missing {
-                    family: F::NAME,
-                    op: info.name,
-                    backend: self.backend,
-                });
-            }
         }
+        nothing_missing::<F>(&complete, self.backend)?;
         Ok(complete)
+    }
+}
+
+/// Whether every op is bound.
+fn nothing_missing<F: Family>(bound: &F::Bound, backend: &'static str) -> Result<(), BindError> {
+    match bound.as_ref().iter().zip(F::OPS).find(|(bound, _)| bound.is_none()) {
+        None => Ok(()),
+        Some((_, info)) => Err(BindError::Missing { family: F::NAME, op: info.name, backend }),
     }
 }
 
@@ -197,6 +203,8 @@ impl<F: Family> Bindings<F> {
 #[derive(Debug)]
 pub struct Unpatched<F: Family> {
     bound: F::Bound,
+    /// Whether sites were left in the form that is bound.
+    half: bool,
 }
 
 impl<F: Family> Unpatched<F> {
@@ -207,6 +215,7 @@ impl<F: Family> Unpatched<F> {
     /// # Errors
     /// [`BindError::Missing`] when an op has neither; nothing is changed then.
     pub fn bind(&mut self, bindings: &Bindings<F>) -> Result<(), BindError> {
+        whole::<F>(self.half)?;
         self.bound = bindings.complete()?;
         F::slots().store(self.bound.as_ref());
         Ok(())
@@ -215,37 +224,81 @@ impl<F: Family> Unpatched<F> {
     /// Rewrites the family's sites to what is bound. `log` sees every site.
     ///
     /// # Errors
-    /// With the family as it was: the text is not changed, or changed back.
+    /// With the family as it was: the text is not changed, or changed back; except for
+    /// [`PatchError::HalfDone`], after which it must be [repaired](Self::repair).
     pub fn apply<T: Text>(
-        self,
+        mut self,
         sites: Sites<'_>,
         text: &mut T,
         log: impl FnMut(&Outcome),
     ) -> Result<(Patched<F>, Report), (Self, PatchError)> {
+        // Nobody may have bound anything yet: then it is the defaults that must be whole.
+        let ready =
+            whole::<F>(self.half).and_then(|()| nothing_missing::<F>(&self.bound, "default"));
+        if let Err(error) = ready {
+            return Err((self, error.into()));
+        }
         let new = |op| State::of(&self.bound, op);
         match change::<F, T>(sites, text, |_| State::Original, new, log) {
-            Ok(report) => Ok((Patched { bound: self.bound }, report)),
-            Err(error) => Err((self, error)),
+            Ok(report) => Ok((Patched { bound: self.bound, stray: None }, report)),
+            Err(error) => {
+                self.half = matches!(error, PatchError::HalfDone(_));
+                Err((self, error))
+            }
         }
     }
 
-    /// Gives the right to bind back. What is bound stays bound.
+    /// Makes the sites that [`PatchError::HalfDone`] left behind what all others are:
+    /// indirect calls. Returns how many there were.
+    ///
+    /// # Errors
+    /// When one still cannot be written; those before it are repaired.
+    pub fn repair<T: Text>(&mut self, sites: Sites<'_>, text: &mut T) -> Result<usize, PatchError> {
+        let stray = |op| State::of(&self.bound, op);
+        let repaired = settle::<F, T>(sites, text, |_| State::Original, stray)?;
+        self.half = false;
+        Ok(repaired)
+    }
+
+    /// Gives the right to bind back, and the family its defaults: whoever claims it next
+    /// starts from those. When sites are left half changed, nobody gets it any more.
     pub fn release(self) {
-        F::slots().claimed.store(false, Ordering::Release);
+        if !self.half {
+            F::slots().store(F::DEFAULTS.as_ref());
+            F::slots().claimed.store(false, Ordering::Release);
+        }
     }
 }
 
-/// A claimed family whose sites were rewritten to what is bound.
+/// A claimed family whose sites were rewritten to what is bound. Every change takes all of
+/// the family's records.
 #[derive(Debug)]
 pub struct Patched<F: Family> {
     bound: F::Bound,
+    /// What sites that were left half changed are instead.
+    stray: Option<Stray<F::Bound>>,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Stray<B> {
+    Original,
+    Bound(B),
+}
+
+impl<B: AsRef<[Option<Erased>]>> Stray<B> {
+    fn state(&self, op: usize) -> State {
+        match self {
+            Self::Original => State::Original,
+            Self::Bound(bound) => State::of(bound, op),
+        }
+    }
 }
 
 impl<F: Family> Patched<F> {
     /// Binds anew, table and sites together.
     ///
     /// # Errors
-    /// As [`Unpatched::bind`] and [`Unpatched::apply`]; the family is as it was then.
+    /// As [`Unpatched::bind`] and [`Unpatched::apply`].
     pub fn rebind<T: Text>(
         &mut self,
         bindings: &Bindings<F>,
@@ -253,6 +306,7 @@ impl<F: Family> Patched<F> {
         text: &mut T,
         log: impl FnMut(&Outcome),
     ) -> Result<Report, PatchError> {
+        whole::<F>(self.stray.is_some())?;
         let bound = bindings.complete()?;
         // Sites that stay indirect read the slot, so it must not lag behind the text.
         F::slots().store(bound.as_ref());
@@ -264,6 +318,7 @@ impl<F: Family> Patched<F> {
             }
             Err(error) => {
                 F::slots().store(self.bound.as_ref());
+                self.note(&error, Stray::Bound(bound));
                 Err(error)
             }
         }
@@ -271,15 +326,25 @@ impl<F: Family> Patched<F> {
 
     /// Patches sites that were loaded later: a module's own records.
     ///
+    /// What is re-bound or undone afterwards must be given these records too, in one
+    /// section with the others: sites that a change does not see keep calling what they
+    /// called before it, and the next change refuses them as text changed by somebody else.
+    ///
     /// # Errors
     /// As [`Unpatched::apply`].
     pub fn apply_late<T: Text>(
-        &self,
+        &mut self,
         sites: Sites<'_>,
         text: &mut T,
         log: impl FnMut(&Outcome),
     ) -> Result<Report, PatchError> {
-        change::<F, T>(sites, text, |_| State::Original, |op| State::of(&self.bound, op), log)
+        whole::<F>(self.stray.is_some())?;
+        let new = |op| State::of(&self.bound, op);
+        let result = change::<F, T>(sites, text, |_| State::Original, new, log);
+        if let Err(error) = &result {
+            self.note(error, Stray::Original);
+        }
+        result
     }
 
     /// Makes the sites indirect calls again; the bindings stay.
@@ -287,16 +352,68 @@ impl<F: Family> Patched<F> {
     /// # Errors
     /// As [`Unpatched::apply`].
     pub fn undo<T: Text>(
-        self,
+        mut self,
         sites: Sites<'_>,
         text: &mut T,
     ) -> Result<Unpatched<F>, (Self, PatchError)> {
+        if let Err(error) = whole::<F>(self.stray.is_some()) {
+            return Err((self, error.into()));
+        }
         let old = |op| State::of(&self.bound, op);
         match change::<F, T>(sites, text, old, |_| State::Original, |_| ()) {
-            Ok(_) => Ok(Unpatched { bound: self.bound }),
-            Err(error) => Err((self, error)),
+            Ok(_) => Ok(Unpatched { bound: self.bound, half: false }),
+            Err(error) => {
+                self.note(&error, Stray::Original);
+                Err((self, error))
+            }
         }
     }
+
+    /// Makes the sites that [`PatchError::HalfDone`] left behind what all others are: the
+    /// best form of what is bound. Returns how many there were.
+    ///
+    /// # Errors
+    /// When one still cannot be written; those before it are repaired.
+    pub fn repair<T: Text>(&mut self, sites: Sites<'_>, text: &mut T) -> Result<usize, PatchError> {
+        let stray = self.stray.unwrap_or(Stray::Bound(self.bound));
+        let good = |op| State::of(&self.bound, op);
+        let repaired = settle::<F, T>(sites, text, good, |op| stray.state(op))?;
+        self.stray = None;
+        Ok(repaired)
+    }
+
+    /// Remembers what sites were left as, if any were.
+    fn note(&mut self, error: &PatchError, stray: Stray<F::Bound>) {
+        if matches!(error, PatchError::HalfDone(_)) {
+            self.stray = Some(stray);
+        }
+    }
+}
+
+/// Refuses a family with sites that were left half changed.
+fn whole<F: Family>(half: bool) -> Result<(), BindError> {
+    if half { Err(BindError::HalfDone { family: F::NAME }) } else { Ok(()) }
+}
+
+/// A family, as the engine wants to know it.
+fn subject<F: Family>() -> engine::Subject<impl Fn(u64) -> Option<usize>> {
+    engine::Subject {
+        family: F::NAME,
+        ops: F::OPS,
+        width: Width::Bits64,
+        index_of: |slot| F::slots().index_of(slot),
+    }
+}
+
+/// Ends what [`change`] left half done.
+fn settle<F: Family, T: Text>(
+    sites: Sites<'_>,
+    text: &mut T,
+    good: impl Fn(usize) -> State,
+    stray: impl Fn(usize) -> State,
+) -> Result<usize, PatchError> {
+    // SAFETY: as in `change`.
+    unsafe { engine::settle(&subject::<F>(), sites, text, good, stray) }
 }
 
 /// One rewrite of a family's sites from one state to another.
@@ -307,11 +424,8 @@ fn change<F: Family, T: Text>(
     new: impl Fn(usize) -> State,
     log: impl FnMut(&Outcome),
 ) -> Result<Report, PatchError> {
-    let subject = engine::Subject {
-        family: F::NAME,
-        ops: F::OPS,
-        width: Width::Bits64,
-        index_of: |slot| F::slots().index_of(slot),
-    };
-    engine::rewrite(&subject, sites, text, old, new, log)
+    // SAFETY: what is bound to an op was given as a `Binding` of the op's own pointer type
+    // (`Bindings::bind`, or the declaration's default), and sites are matched with ops by
+    // the slot they call through.
+    unsafe { engine::rewrite(&subject::<F>(), sites, text, old, new, log) }
 }

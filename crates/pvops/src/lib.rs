@@ -130,7 +130,7 @@ pub mod word;
 
 pub use binding::{Binding, Code, Erase, Erased, Fixup, Template};
 pub use convention::{CallKind, Gpr, RegSet, Width};
-pub use error::{BindError, PatchError, TextError};
+pub use error::{BindError, Cause, HalfDone, PatchError, TextError};
 pub use family::{Bindings, Family, Op, OpInfo, Patched, Slots, Table, Unpatched};
 pub use pointer::{CalleeSave, FnPtr, JumpTarget, Plain};
 pub use pvops_macros::{callee_save, family, thunk_text};

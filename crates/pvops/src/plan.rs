@@ -1,20 +1,24 @@
 //! What bytes go to a site: a pure function of site and binding.
 //!
 //! Order of preference: in line, nop or identity, direct call or jump, indirect. Every
-//! form fills the site exactly. Calls keep the length of the compiler's own (six bytes,
-//! by a prefix without meaning), so that a callee that is running while its site is
-//! patched returns to the same place in either form.
+//! form fills the site exactly. Calls stand at the site's end, as the compiler's own does
+//! (padding goes before them): a callee that is running while its site is patched returns
+//! to the end, and whatever form the site has by then, one of its instructions ends there.
 
 use crate::binding::{Code, Erased, Template};
 use crate::convention::{CallKind, Convention, Width};
 use crate::report::{Form, Why};
-use crate::site::{SITE_MAX, Site};
+use crate::site::{SITE_MAX, SITE_MIN, Site};
 
 /// The longest site.
 const MAX: usize = SITE_MAX as usize;
 
-/// A CS override: without meaning on near branches, and one byte.
+/// A CS override: one byte, and without meaning on near branches, on register operands,
+/// and in 64-bit mode on anything.
 const PAD_PREFIX: u8 = 0x2e;
+
+/// How many of them an instruction takes before some CPUs decode it slowly.
+const PREFIXES: usize = 3;
 
 /// Nops of one to nine bytes (SDM vol. 2, NOP).
 const NOPS: [&[u8]; 9] = [
@@ -56,30 +60,50 @@ impl Plan {
         self.len = end;
     }
 
+    /// Lengthens the first instruction of `len` bytes of code to come, if that spares the
+    /// nop behind them: one instruction less to decode, and nothing to be caught inside.
+    fn prefixes(&mut self, site: &Site, len: usize) {
+        if let Some(rest) = usize::from(site.len).checked_sub(self.len + len)
+            && rest <= PREFIXES
+        {
+            self.push(&[PAD_PREFIX; PREFIXES][..rest]);
+        }
+    }
+
     /// Fills up to the site's length with the longest nops.
-    fn nops(mut self, site: &Site) -> Self {
-        while let Some(rest) = usize::from(site.len).checked_sub(self.len).filter(|n| *n > 0) {
+    fn nops(self, site: &Site) -> Self {
+        self.nops_before(site, 0)
+    }
+
+    /// Fills up to what the site's last `tail` bytes leave.
+    fn nops_before(mut self, site: &Site, tail: usize) -> Self {
+        while let Some(rest) = usize::from(site.len).checked_sub(self.len + tail)
+            && rest > 0
+        {
             self.push(NOPS[rest.min(NOPS.len()) - 1]);
         }
         self
     }
 }
 
-/// What the compiler put there: an indirect call or jump and single-byte nops.
+/// Bytes of a call or jump at the end of a site.
+const CALL: usize = SITE_MIN as usize;
+
+/// What the compiler put there: single-byte nops and an indirect call or jump.
 #[must_use]
 pub fn original(site: &Site, width: Width, why: Why) -> Plan {
     let mut plan = Plan::new(Form::Indirect(why));
+    while plan.len + CALL < usize::from(site.len) {
+        plan.push(&[0x90]);
+    }
     let modrm = if site.kind == CallKind::Jump { 0x25 } else { 0x15 };
     plan.push(&[0xff, modrm]);
     let operand = match width {
         // The linker resolved it within 32 bits, or there would be no program.
-        Width::Bits64 => site.slot.wrapping_sub(site.address.wrapping_add(6)) as u32,
+        Width::Bits64 => site.slot.wrapping_sub(site.address.wrapping_add(site.len.into())) as u32,
         Width::Bits32 => site.slot as u32,
     };
     plan.push(&operand.to_le_bytes());
-    while plan.len < usize::from(site.len) {
-        plan.push(&[0x90]);
-    }
     plan
 }
 
@@ -100,6 +124,7 @@ pub fn plan(site: &Site, bound: &Erased, width: Width) -> Plan {
             if let ([from, ..], [to, ..]) = (convention.args, convention.ret)
                 && from != to
             {
+                plan.prefixes(site, 3);
                 plan.push(&[0x48, 0x89, 0xc0 | (*from as u8) << 3 | *to as u8]);
             }
             return plan.nops(site);
@@ -111,12 +136,12 @@ pub fn plan(site: &Site, bound: &Erased, width: Width) -> Plan {
         CallKind::Plain | CallKind::CalleeSave => (0xe8, Form::Direct),
     };
     let target = bound.target.addr() as u64;
-    match relative(site.address, 6, target, width) {
+    match relative(site.address, site.len.into(), target, width) {
         Some(displacement) => {
-            let mut plan = Plan::new(form);
+            let mut plan = Plan::new(form).nops_before(site, CALL);
             plan.push(&[PAD_PREFIX, opcode]);
             plan.push(&displacement.to_le_bytes());
-            plan.nops(site)
+            plan
         }
         None => original(site, width, Why::TooFar),
     }
@@ -129,11 +154,16 @@ fn fits(site: &Site, code: &Code) -> bool {
 
 fn inline(site: &Site, code: &Code, width: Width) -> Option<Plan> {
     let mut plan = Plan::new(Form::Inline);
+    if width == Width::Bits64 {
+        plan.prefixes(site, code.bytes.len());
+    }
+    let start = plan.len;
     plan.push(code.bytes);
     for fixup in code.fixups {
         let target = fixup.target.addr() as u64;
-        let displacement = relative(site.address, u64::from(fixup.end), target, width)?;
-        let at = usize::from(fixup.at);
+        let end = (start + usize::from(fixup.end)) as u64;
+        let displacement = relative(site.address, end, target, width)?;
+        let at = start + usize::from(fixup.at);
         plan.buffer[..plan.len].get_mut(at..at + 4)?.copy_from_slice(&displacement.to_le_bytes());
     }
     Some(plan.nops(site))
@@ -152,6 +182,7 @@ fn relative(site: u64, end: u64, target: u64, width: Width) -> Option<i32> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::binding::Fixup;
     use crate::convention::{Gpr, RegSet, X86_32, X86_64};
 
     fn site(len: u8, kind: CallKind) -> Site {
@@ -204,9 +235,47 @@ mod tests {
     }
 
     #[test]
+    fn fixups_move_with_the_prefixes() {
+        const FIXUPS: &[Fixup] =
+            &[Fixup { at: 2, end: 7, target: core::ptr::without_provenance(0x50_0000) }];
+        // mov byte ptr [rip + target], 1
+        let bytes = &[0xc6, 0x05, 0, 0, 0, 0, 1];
+        let code = Code { bytes, clobbers: RegSet::EMPTY, fixups: FIXUPS };
+        let bound = bound(Template::Inline(code));
+        let padded = plan(&site(10, CallKind::CalleeSave), &bound, Width::Bits64);
+        let relative = 0x50_0000u32 - 0x40_0000 - 10;
+        assert_eq!(padded.bytes()[..5], [0x2e, 0x2e, 0x2e, 0xc6, 0x05]);
+        assert_eq!(padded.bytes()[5..9], relative.to_le_bytes());
+        let loose = plan(&site(11, CallKind::CalleeSave), &bound, Width::Bits64);
+        assert_eq!(loose.bytes()[2..6], (relative + 3).to_le_bytes());
+        assert_eq!(loose.bytes()[7..], [0x0f, 0x1f, 0x40, 0x00]);
+        // In 32-bit code the prefix would mean another segment.
+        let narrow = plan(&site(10, CallKind::CalleeSave), &bound, Width::Bits32);
+        assert_eq!(narrow.bytes()[0], 0xc6);
+    }
+
+    #[test]
+    fn calls_return_to_the_end_of_their_site() {
+        for len in 6..=64 {
+            for kind in [CallKind::Plain, CallKind::CalleeSave] {
+                let site = site(len, kind);
+                let end = usize::from(len);
+                let indirect = original(&site, Width::Bits64, Why::Unpatched);
+                assert_eq!(indirect.bytes()[end - 6..end - 4], [0xff, 0x15]);
+                let direct = plan(&site, &bound(Template::Call), Width::Bits64);
+                assert_eq!(direct.bytes()[end - 5], 0xe8);
+                let slot = site.slot - site.address - u64::from(len);
+                assert_eq!(indirect.bytes()[end - 4..], (slot as u32).to_le_bytes());
+                let target = 0x50_0000 - site.address - u64::from(len);
+                assert_eq!(direct.bytes()[end - 4..], (target as u32).to_le_bytes());
+            }
+        }
+    }
+
+    #[test]
     fn identity_moves_only_where_registers_differ() {
         let wide = plan(&site(6, CallKind::CalleeSave), &bound(Template::Identity), Width::Bits64);
-        assert_eq!(wide.bytes(), [0x48, 0x89, 0xf8, 0x0f, 0x1f, 0x00]);
+        assert_eq!(wide.bytes(), [0x2e, 0x2e, 0x2e, 0x48, 0x89, 0xf8]);
         let mut narrow = site(6, CallKind::CalleeSave);
         narrow.clobbers = X86_32.clobbers(CallKind::CalleeSave);
         let narrow = plan(&narrow, &bound(Template::Identity), Width::Bits32);

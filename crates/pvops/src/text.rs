@@ -54,7 +54,11 @@ pub unsafe trait Text {
     ///
     /// # Errors
     /// When it cannot; nothing is written then.
-    fn write(&mut self, address: u64, bytes: &[u8]) -> Result<(), TextError>;
+    ///
+    /// # Safety
+    /// The bytes must be instructions that do at this address what whoever runs them
+    /// relies on, and nobody else may be running there: only between `stop` and `resume`.
+    unsafe fn write(&mut self, address: u64, bytes: &[u8]) -> Result<(), TextError>;
 
     /// Brings everybody else to a halt, outside `spans`.
     ///

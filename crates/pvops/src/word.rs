@@ -3,7 +3,10 @@
 /// A value that travels in one general register.
 ///
 /// # Safety
-/// `from_word` must accept whatever a function returning `Self` leaves in the return
+/// The `sysv64` convention must pass and return `Self` in one general register (a wrapper
+/// of `f64` is one word, but travels elsewhere). `into_word` must give what a function with
+/// an argument of this type expects there: a valid value, extended as C extends integers
+/// narrower than 32 bits. `from_word` must accept whatever a function returning `Self` leaves in the return
 /// register; bits above the size of `Self` are undefined there.
 #[diagnostic::on_unimplemented(
     message = "`{Self}` does not fit one register",

@@ -2,7 +2,7 @@
 //! other threads are calling.
 
 use pvops::user::{DualMapping, Threads};
-use pvops::{Binding, Bindings, CalleeSave, Family, Form, Sites, callee_save};
+use pvops::{Binding, Bindings, CalleeSave, Family, Form, Patched, Sites, callee_save};
 use std::hint::black_box;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard};
@@ -10,7 +10,7 @@ use std::sync::{Mutex, MutexGuard};
 pvops::family! {
     /// Arithmetic, for want of hardware.
     mod sums {
-        use super::{add, add_one, twice};
+        use super::{add, add_one, twice, waits};
         /// a + b
         callee_save fn plus(a: u64, b: u64) -> u64 = pvops::Binding::call(add::CALLEE_SAVE);
         /// a + 1, by default.
@@ -19,6 +19,8 @@ pvops::family! {
         plain fn scale(a: u64) -> u64 = pvops::Binding::call(pvops::Plain::new(twice));
         /// May do nothing.
         callee_save fn note(a: u64) = pvops::Binding::<pvops::CalleeSave<_>>::nop();
+        /// Takes its time, at sites with more room than a call needs.
+        callee_save(room = 13) fn wait() -> u64 = pvops::Binding::call(waits::CALLEE_SAVE);
         /// Never patched.
         direct fn slow(a: u64) -> u64 = pvops::Binding::call(pvops::Plain::new(twice));
     }
@@ -184,6 +186,85 @@ fn live_under_threads() {
     family.release();
 }
 
+static INSIDE: AtomicBool = AtomicBool::new(false);
+static GO: AtomicBool = AtomicBool::new(true);
+
+#[callee_save]
+fn waits() -> u64 {
+    INSIDE.store(true, Ordering::SeqCst);
+    while !GO.load(Ordering::SeqCst) {
+        std::thread::yield_now();
+    }
+    1
+}
+
+#[inline(never)]
+fn wait_once() -> u64 {
+    sums::wait()
+}
+
+/// A callee that was called by one form of its site returns to another: from an indirect
+/// call and from a direct one to ten bytes of one instruction, and back.
+#[test]
+fn a_callee_returns_to_a_site_that_changed_meanwhile() {
+    // Entered anywhere but at its start this is an undefined instruction.
+    const VALUE: u64 = u64::from_le_bytes([0x0f, 0x0b, 0x0f, 0x0b, 0x0f, 0x0b, 0x0f, 0x0b]);
+    #[unsafe(naked)]
+    extern "sysv64" fn at_once() -> u64 {
+        core::arch::naked_asm!("movabs rax, {value}", "ret", value = const VALUE)
+    }
+    let bytes = &[0x48, 0xb8, 0x0f, 0x0b, 0x0f, 0x0b, 0x0f, 0x0b, 0x0f, 0x0b];
+    let clobbers = pvops::RegSet::of(&[pvops::Gpr::Rax]);
+    let code = pvops::Code { bytes, clobbers, fixups: &[] };
+    // SAFETY: the function's own instruction, which changes RAX only.
+    let inline: Binding<CalleeSave<extern "sysv64" fn() -> u64>> =
+        unsafe { Binding::inline(CalleeSave::promise(at_once), code) };
+    let mut quick = Bindings::new("quick");
+    quick.bind(sums::op::Wait, inline).expect("once");
+
+    let _turn = turn();
+    let sites = Sites::of_program();
+    let mut text = DualMapping::around(sites, Threads::stop(SIGNAL)).expect("a window");
+    let mut family = sums::Family::claim().expect("nobody has it");
+    let inside = || {
+        GO.store(false, Ordering::SeqCst);
+        INSIDE.store(false, Ordering::SeqCst);
+        let thread = std::thread::spawn(wait_once);
+        while !INSIDE.load(Ordering::SeqCst) {
+            std::thread::yield_now();
+        }
+        thread
+    };
+    let returns = |thread: std::thread::JoinHandle<u64>| {
+        GO.store(true, Ordering::SeqCst);
+        assert_eq!(thread.join().expect("no undefined instruction"), 1);
+    };
+    // Called indirectly.
+    let caller = inside();
+    family.bind(&quick).expect("complete");
+    let (mut patched, report) = family.apply(sites, &mut text, |_| ()).map_err(|e| e.1).unwrap();
+    assert!(report.inline > 0);
+    assert_eq!(wait_once(), VALUE);
+    returns(caller);
+    // Called directly.
+    let rebind = |patched: &mut Patched<sums::Family>, text: &mut _, bindings: &_| {
+        let report = patched.rebind(bindings, sites, text, |_| ()).expect("patched");
+        assert_eq!(report.indirect, 0);
+    };
+    let default = Bindings::new("default");
+    rebind(&mut patched, &mut text, &default);
+    let caller = inside();
+    rebind(&mut patched, &mut text, &quick);
+    assert_eq!(wait_once(), VALUE);
+    returns(caller);
+    // Called directly, and undone.
+    rebind(&mut patched, &mut text, &default);
+    let caller = inside();
+    family = patched.undo(sites, &mut text).map_err(|e| e.1).expect("undone");
+    returns(caller);
+    family.release();
+}
+
 /// A second window takes the text over; the first one notices instead of lying.
 #[test]
 fn a_window_mapped_over_says_so() {
@@ -200,4 +281,45 @@ fn a_window_mapped_over_says_so() {
     assert_eq!(compute(10), expected(10, 1));
     let family = patched.undo(sites, &mut second).map_err(|e| e.1).expect("undone");
     family.release();
+}
+
+pvops::family! {
+    /// One op has a default, the other must be bound.
+    mod partial {
+        use super::add_one;
+        callee_save fn given(a: u64) -> u64 = pvops::Binding::call(add_one::CALLEE_SAVE);
+        callee_save fn wanted(a: u64) -> u64;
+    }
+}
+
+#[inline(never)]
+fn both_partial(a: u64) -> u64 {
+    partial::given(a) + partial::wanted(a)
+}
+
+/// Nothing bound at all is no excuse for an op without a default; and who claims a family
+/// after somebody else finds its defaults, in the table as in what would be patched.
+#[test]
+fn a_family_starts_from_its_defaults_and_must_be_complete() {
+    let _turn = turn();
+    let sites = Sites::of_program();
+    let mut text = DualMapping::around(sites, Threads::stop(SIGNAL)).expect("a window");
+    let family = partial::Family::claim().expect("nobody has it");
+    let (mut family, error) = family.apply(sites, &mut text, |_| ()).expect_err("incomplete");
+    let text_of_error = error.to_string();
+    assert_eq!(text_of_error, "backend default does not bind partial.wanted, which has no default");
+    let mut bindings = Bindings::new("mine");
+    bindings.bind(partial::op::Given, Binding::call(add_two::CALLEE_SAVE)).expect("once");
+    bindings.bind(partial::op::Wanted, Binding::call(add_two::CALLEE_SAVE)).expect("once");
+    family.bind(&bindings).expect("complete");
+    assert_eq!(both_partial(1), 6);
+    family.release();
+    assert_eq!(partial::given(1), 2, "the default again");
+    let mut family = partial::Family::claim().expect("given back");
+    let mut bindings = Bindings::new("other");
+    bindings.bind(partial::op::Wanted, Binding::call(add_one::CALLEE_SAVE)).expect("once");
+    family.bind(&bindings).expect("complete");
+    let (patched, _) = family.apply(sites, &mut text, |_| ()).map_err(|e| e.1).expect("patched");
+    assert_eq!(both_partial(1), 4);
+    patched.undo(sites, &mut text).map_err(|e| e.1).expect("undone").release();
 }

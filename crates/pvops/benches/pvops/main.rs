@@ -1,23 +1,27 @@
 //! `cargo bench -p pvops`: what the layer costs, in bytes, registers and time. With
 //! `-- --report` the results are written to `docs/pvops/` as a table and a plot.
 
+mod counters;
 mod disasm;
 mod measure;
 mod pages;
+mod paired;
+mod patching;
 mod plot;
 mod retpoline;
 mod styles;
 
 use measure::Ticks;
 use pvops::user::{DualMapping, Threads};
-use pvops::{Family, Report, Sites};
+use pvops::{Binding, Bindings, Family, Plain, Report, Sites};
 use std::fmt::Write as _;
 use std::time::Instant;
 use styles::STYLES;
 
-/// Patches a family for good.
-fn patch<F: Family>(text: &mut DualMapping) -> Report {
-    let family = F::claim().expect("nobody has it");
+/// Patches a family for good, with these bindings.
+fn patch<F: Family>(text: &mut DualMapping, bindings: &Bindings<F>) -> Report {
+    let mut family = F::claim().expect("nobody has it");
+    family.bind(bindings).expect("complete");
     let (_, report) = family
         .apply(Sites::of_program(), text, |_| ())
         .map_err(|(_, error)| error)
@@ -33,16 +37,21 @@ fn main() -> std::io::Result<()> {
     let rounds = if quick { 10_000 } else { 20_000_000 };
     let runs = if quick { 3 } else { 7 };
 
+    paired::pin();
     let sites = Sites::of_program();
     // SAFETY: this program has one thread.
     let alone = unsafe { Threads::assume_alone() };
     let mut text = DualMapping::around(sites, alone).expect("a window");
+    let mut mmu = Bindings::new("native");
+    // Other CPUs' entries are the kernel's to drop, by its interrupts; there is none here.
+    mmu.bind(pvops::families::mmu::op::FlushTlbOthers, Binding::<Plain<_>>::nop()).expect("once");
+    mmu.bind(pvops::families::mmu::op::SetFixmap, Binding::<Plain<_>>::nop()).expect("once");
     let start = Instant::now();
     let patched = [
-        patch::<styles::direct::ops::Family>(&mut text),
-        patch::<styles::direct_thunk::ops::Family>(&mut text),
-        patch::<styles::patched::ops::Family>(&mut text),
-        patch::<pvops::families::mmu::Family>(&mut text),
+        patch::<styles::direct::ops::Family>(&mut text, &Bindings::new("default")),
+        patch::<styles::direct_thunk::ops::Family>(&mut text, &Bindings::new("default")),
+        patch::<styles::patched::ops::Family>(&mut text, &Bindings::new("default")),
+        patch(&mut text, &mmu),
     ];
     let took = start.elapsed();
     let count: usize = patched.iter().map(Report::sites).sum();
@@ -52,6 +61,12 @@ fn main() -> std::io::Result<()> {
     out += "Made by `cargo bench -p pvops -- --report`. Ticks are those of the time-stamp\n\
             counter, best (median) of several interleaved runs; instructions are counted by\n\
             single-stepping; bytes, spills and reloads are read from the disassembly.\n";
+    let load = std::fs::read_to_string("/proc/loadavg").unwrap_or_default();
+    let load = load.split(' ').next().unwrap_or("unknown");
+    let _ = writeln!(
+        out,
+        "Load average of the machine in this run: {load}. Above 1, hot loops are timed too long."
+    );
     code_table(&mut out);
     let hot = time_table(&mut out, rounds, runs);
     other_forms(&mut out, rounds, runs);
@@ -67,7 +82,8 @@ fn main() -> std::io::Result<()> {
         sites.len() * pvops::site::RECORD,
         disasm::length(styles::WRAPPED.0.address()),
     );
-    out += &pages::table(quick);
+    out += &patching::table();
+    out += &pages::table(quick, measure::ticks_a_ns());
     println!("{out}");
     if report {
         let dir = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/pvops");
@@ -91,8 +107,12 @@ fn code_table(out: &mut String) {
              each call sixteen memory operations, while it is not patched. Thunks win where sites\n  \
              are many, patched in line on bare hardware, or starved of registers. A hot op that\n  \
              stays a call (in a guest) should get an assembler body.\n\
-             * The page-copying loop's overhead is small against the noise of a shared machine, and\n  \
-             varies between runs by more than the 0.1 % aimed at; the loop of entries alone shows the moves and nops that are left of six bytes a site.\n";
+             * Callee-save ops that return nothing lose `rax` all the same: it is the one register\n  \
+             that thunks, and callees such as lguest's `irq_enable`, have to work with.\n\
+             * What is left in the loop of entries is that the op's argument and result must be in\n  \
+             two given registers, and that plain ops make their caller keep values elsewhere. An\n  \
+             identity is one move; it could only be less if argument and result shared a register,\n  \
+             as they do in 32-bit code, and the callee then were no ordinary function.\n";
     *out += "\n## Code of the callers\n\nThe corpus is 21 functions with 0 to 12 values alive \
              across one to three ops; `hungry` is a\nloop with 12 live values. Spills and reloads \
              are beyond what native code needs itself.\n\n";
@@ -177,4 +197,8 @@ fn cold_table(out: &mut String, runs: usize) {
         let (best, median) = (t.best / 4096.0, t.median / 4096.0);
         let _ = writeln!(out, "| {} | {best:.2} ({median:.2}) |", style.name);
     }
+    let run = |caller: styles::Caller| move || caller(&mut [7; 16]);
+    let runs: Vec<_> = STYLES.iter().map(|s| (s.name, run(s.cold))).collect();
+    let rows: Vec<(&str, &dyn Fn())> = runs.iter().map(|(n, r)| (*n, r as &dyn Fn())).collect();
+    counters::table(out, &rows, 4096.0);
 }

@@ -5,7 +5,7 @@ use core::arch::x86_64::{__rdtscp, _mm_lfence};
 use std::sync::atomic::{AtomicU64, Ordering};
 
 /// The counter, after everything before it and before everything after it.
-fn now() -> u64 {
+pub(crate) fn now() -> u64 {
     let mut aux = 0;
     // SAFETY: every x86-64 CPU of this decade has both.
     unsafe {
@@ -49,10 +49,8 @@ extern "C" fn step(_: i32) {
     STEPS.fetch_add(1, Ordering::Relaxed);
 }
 
-/// Instructions that `rounds` rounds execute, by the trap flag.
-fn steps(caller: Caller, rounds: u64) -> u64 {
-    let mut p = [7; 16];
-    p[15] = rounds;
+/// Instructions that a function executes, by the trap flag.
+pub(crate) fn steps(function: *const (), argument: *mut ()) -> u64 {
     // SAFETY: the handler counts; the trap flag is set for the call and cleared after it.
     unsafe {
         libc::signal(libc::SIGTRAP, step as *const () as libc::sighandler_t);
@@ -61,12 +59,12 @@ fn steps(caller: Caller, rounds: u64) -> u64 {
             "pushfq",
             "or dword ptr [rsp], 0x100",
             "popfq",
-            "call {caller}",
+            "call {function}",
             "pushfq",
             "and dword ptr [rsp], 0xfffffeff",
             "popfq",
-            caller = in(reg) caller as *const (),
-            in("rdi") &raw mut p,
+            function = in(reg) function,
+            in("rdi") argument,
             clobber_abi("sysv64"),
         );
     }
@@ -75,5 +73,18 @@ fn steps(caller: Caller, rounds: u64) -> u64 {
 
 /// Instructions a round.
 pub(crate) fn instructions(caller: Caller) -> f64 {
-    (steps(caller, 100) - steps(caller, 50)) as f64 / 50.0
+    let steps = |rounds| {
+        let mut p = [7u64; 16];
+        p[15] = rounds;
+        steps(caller as *const (), (&raw mut p).cast())
+    };
+    (steps(100) - steps(50)) as f64 / 50.0
+}
+
+/// Ticks of the counter in a nanosecond.
+pub(crate) fn ticks_a_ns() -> f64 {
+    let (start, ticks) = (std::time::Instant::now(), now());
+    std::thread::sleep(std::time::Duration::from_millis(20));
+    let ticks = (now() - ticks) as f64;
+    ticks / start.elapsed().as_nanos() as f64
 }

@@ -277,7 +277,7 @@ debug_registers!(get_debugreg, set_debugreg:
 #[unsafe(naked)]
 unsafe extern "sysv64" fn load_gs_index(selector: u32) {
     // The load changes the base that is current: it must be the user's for that moment.
-    naked_asm!("swapgs", "mov gs, edi", "mfence", "swapgs", "ret")
+    naked_asm!("endbr64", "swapgs", "mov gs, edi", "mfence", "swapgs", "ret")
 }
 
 unsafe extern "sysv64" fn write_gdt_entry(table: *mut u64, index: usize, entry: *const u64) {
@@ -314,6 +314,7 @@ unsafe extern "sysv64" fn write_idt_entry(table: *mut u64, index: usize, entry: 
 #[unsafe(naked)]
 unsafe extern "sysv64" fn set_iopl_mask(mask: u32) {
     naked_asm!(
+        "endbr64",
         "pushfq",
         "pop rax",
         "and eax, 0xffffcfff",

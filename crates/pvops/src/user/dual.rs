@@ -94,10 +94,16 @@ impl DualMapping {
             Policy::Alone => None,
             Policy::Stop(signal) => Some(World::new(signal)?),
         };
-        // SAFETY: plain calls on memory of their own, except the last: it replaces the
-        // text by pages with the same content in one step, so that threads running there
-        // notice nothing.
+        // Another window's writes between the copy and the change would be lost in part.
+        let _turn = super::stop::exclusive();
+        // SAFETY: plain calls on memory of their own, except the last in `map`: it replaces
+        // the text by pages with the same content in one step, so that threads running
+        // there notice nothing. Nobody writes the text between the copy and that: other
+        // windows wait, or their users have promised that nobody else runs.
         unsafe {
+            // Without registration, the barrier of `resume` would be refused.
+            let register = sys::MEMBARRIER_REGISTER_PRIVATE_EXPEDITED_SYNC_CORE;
+            sys::ask("membarrier", sys::MEMBARRIER, [register, 0, 0, 0, 0, 0])?;
             let fd = sys::ask(
                 "memfd_create",
                 sys::MEMFD_CREATE,
@@ -105,11 +111,7 @@ impl DualMapping {
             )?;
             let mapped = Self::map(fd, start, len);
             let _ = sys::call(sys::CLOSE, [fd, 0, 0, 0, 0, 0]);
-            let writable = mapped?;
-            // Threads that have not serialized yet would otherwise refuse the barrier.
-            let register = sys::MEMBARRIER_REGISTER_PRIVATE_EXPEDITED_SYNC_CORE;
-            sys::ask("membarrier", sys::MEMBARRIER, [register, 0, 0, 0, 0, 0])?;
-            Ok(Self { start, len, writable, world })
+            Ok(Self { start, len, writable: mapped?, world })
         }
     }
 
@@ -165,7 +167,7 @@ unsafe impl Text for DualMapping {
         Ok(())
     }
 
-    fn write(&mut self, address: u64, bytes: &[u8]) -> Result<(), TextError> {
+    unsafe fn write(&mut self, address: u64, bytes: &[u8]) -> Result<(), TextError> {
         let offset = self.offset(address, bytes.len())?;
         for (i, byte) in bytes.iter().enumerate() {
             // SAFETY: inside the mapping, checked above.

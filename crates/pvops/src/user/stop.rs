@@ -102,10 +102,7 @@ impl World {
 
     /// Stops all others. On success they are, until `resume`.
     pub(super) fn stop(&mut self, spans: Spans<'_>) -> Result<(), TextError> {
-        while BUSY.swap(true, Ordering::SeqCst) {
-            // The one who is busy may stop this very thread here, and then goes on.
-            yield_now();
-        }
+        acquire();
         for _ in 0..TRIES {
             let stopped = self.stop_once();
             let inside = || {
@@ -187,6 +184,29 @@ fn release() {
     // SAFETY: wakes waiters of our own word.
     let _ = unsafe { sys::call(sys::FUTEX, wake) };
     let _ = wait_until(|| INSIDE.load(Ordering::SeqCst) == 0);
+}
+
+/// Takes the right to stop the world, or to change the text otherwise.
+fn acquire() {
+    while BUSY.swap(true, Ordering::SeqCst) {
+        // The one who is busy may stop this very thread here, and then goes on.
+        yield_now();
+    }
+}
+
+/// Keeps everybody else from stopping the world until it is dropped.
+pub(super) struct Exclusive(());
+
+/// See [`Exclusive`].
+pub(super) fn exclusive() -> Exclusive {
+    acquire();
+    Exclusive(())
+}
+
+impl Drop for Exclusive {
+    fn drop(&mut self) {
+        BUSY.store(false, Ordering::SeqCst);
+    }
 }
 
 fn yield_now() {

@@ -33,7 +33,7 @@ unsafe impl Text for GuestText<'_> {
         bytes.copy_from_slice(&self.0.get(address, bytes.len()));
         Ok(())
     }
-    fn write(&mut self, address: u64, bytes: &[u8]) -> Result<(), TextError> {
+    unsafe fn write(&mut self, address: u64, bytes: &[u8]) -> Result<(), TextError> {
         self.0.put(address, bytes);
         Ok(())
     }
@@ -84,14 +84,17 @@ impl Rig {
         };
         // SAFETY: one record of the site that `new` put there.
         let sites = unsafe { Sites::new(&self.records, 0x100) }.expect("whole records");
-        rewrite(
-            &subject,
-            sites,
-            &mut GuestText(&self.machine),
-            |_| State::Original,
-            |_| State::Bound(bound),
-            |_| (),
-        )
+        // SAFETY: nobody executes it but the machine.
+        unsafe {
+            rewrite(
+                &subject,
+                sites,
+                &mut GuestText(&self.machine),
+                |_| State::Original,
+                |_| State::Bound(bound),
+                |_| (),
+            )
+        }
         .expect("patched")
     }
 
