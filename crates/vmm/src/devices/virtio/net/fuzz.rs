@@ -169,6 +169,8 @@ mod tests {
             play(include_bytes!("../../../../fuzz_corpus/devices/virtio_net/rx_merge"));
         let used = std::iter::from_fn(|| merged.rings[0].take_used()).count();
         assert_eq!(used, (12 + 54 + 120_usize).div_ceil(40));
+        let mut whole = play(include_bytes!("../../../../fuzz_corpus/devices/virtio_net/merge"));
+        assert_eq!(whole.rings[0].take_used(), Some((0, 12 + 54 + 240)));
         let mut told = play(include_bytes!("../../../../fuzz_corpus/devices/virtio_net/control"));
         assert_eq!(std::iter::from_fn(|| told.rings[2].take_used()).count(), 2);
     }

@@ -10,8 +10,8 @@
 //!
 //! A tap interface's kernel does checksums and segmentation for guest and host. A socket
 //! carries bare frames, so there both are done here (`segment`), and the checksums
-//! of what comes in are verified here (`packet`), which spares the guest's CPU doing it.
-//! The stream backends do not offer the driver to take large segments: nobody makes any.
+//! of what comes in are verified here (`packet`) and segments put together (`merge`), which
+//! spares the guest's CPU doing it.
 
 use std::sync::{Arc, Mutex};
 
@@ -34,6 +34,7 @@ mod filter;
 pub mod fuzz;
 mod header;
 mod mac;
+mod merge;
 mod packet;
 mod rx;
 mod segment;

@@ -324,12 +324,13 @@ mod tests {
         let error =
             |program| PasstBackend::open_program(program, &[], mac).unwrap_err().to_string();
         assert!(error("passt-that-is-not-there").contains("apt install passt"));
-        let dies = error("false");
+        let dies = error("/bin/false");
         assert!(dies.contains("without a word (exit status: 1)"), "{dies}");
         let taken = TcpListener::bind("127.0.0.1:0").unwrap();
         let port = taken.local_addr().unwrap().port();
         let forward = format!("tcp:{port}:22").parse().unwrap();
-        let refused = PasstBackend::open_program("true", &[forward], mac).unwrap_err().to_string();
+        let refused =
+            PasstBackend::open_program("/bin/true", &[forward], mac).unwrap_err().to_string();
         assert!(refused.contains("choose another host port"), "{refused}");
     }
 

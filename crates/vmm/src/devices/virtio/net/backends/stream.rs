@@ -14,6 +14,7 @@ use rustix::event::{PollFd, PollFlags, Timespec};
 
 use super::super::feature;
 use super::super::header::{DATA_VALID, Header};
+use super::super::merge::Merge;
 use super::super::packet::Transport;
 use super::super::segment::{Segments, fill_checksum};
 use super::{Incoming, MAX_FRAME};
@@ -31,7 +32,9 @@ pub(in super::super) const FEATURES: u64 = feature::CSUM
     | feature::GUEST_CSUM
     | feature::HOST_TSO4
     | feature::HOST_TSO6
-    | feature::HOST_ECN;
+    | feature::HOST_ECN
+    | feature::GUEST_TSO4
+    | feature::GUEST_TSO6;
 
 /// One connection. What is half read or half written stays here when the device is reset:
 /// the next driver finds the stream in step.
@@ -54,6 +57,12 @@ pub(in super::super) struct FrameStream {
     whole: Vec<u8>,
     /// The driver understands [`DATA_VALID`].
     tell_valid: bool,
+    /// The driver takes large segments.
+    merge: bool,
+    /// Segments put together.
+    merged: Vec<u8>,
+    /// How much of `input` the frame took that was given last.
+    given: usize,
 }
 
 impl FrameStream {
@@ -76,6 +85,9 @@ impl FrameStream {
             sent: 0,
             whole: Vec::new(),
             tell_valid: false,
+            merge: false,
+            merged: Vec::new(),
+            given: 0,
         })
     }
 
@@ -90,6 +102,8 @@ impl FrameStream {
 
     pub(in super::super) const fn start(&mut self, features: u64) {
         self.tell_valid = features & feature::GUEST_CSUM != 0;
+        let all = feature::GUEST_CSUM | feature::GUEST_TSO4 | feature::GUEST_TSO6;
+        self.merge = features & all == all;
     }
 
     /// Events come anew when a descriptor is registered again.
@@ -124,10 +138,37 @@ impl FrameStream {
         self.sent = 0;
     }
 
-    /// The length of the frame that `input` begins with, if its prefix is there.
-    fn next_len(&self) -> Option<usize> {
-        let prefix = self.input.get(self.start..self.end)?.first_chunk()?;
+    /// The length of the frame at `at` of `input`, if its prefix is there.
+    fn len_at(&self, at: usize) -> Option<usize> {
+        let prefix = self.input.get(at..self.end)?.first_chunk()?;
         usize::try_from(u32::from_be_bytes(*prefix)).ok()
+    }
+
+    /// The frame at `at` of `input`, if all of it is there.
+    fn frame_at(&self, at: usize) -> Option<&[u8]> {
+        let rest = self.input.get(at..self.end)?.get(PREFIX..)?;
+        rest.get(..self.len_at(at)?)
+    }
+
+    /// Puts the segments that `input` begins with together, if there are several; and
+    /// where the input goes on behind them.
+    fn put_together(&mut self) -> Option<(Header, usize)> {
+        let mut merged = std::mem::take(&mut self.merged);
+        let (header, at) = self.gather(&mut merged).unzip();
+        self.merged = merged;
+        Some((header?, at?))
+    }
+
+    fn gather(&self, merged: &mut Vec<u8>) -> Option<(Header, usize)> {
+        let first = self.frame_at(self.start)?;
+        let mut at = self.start.checked_add(PREFIX)?.checked_add(first.len())?;
+        let mut merge = self.frame_at(at).and_then(|_| Merge::begin(first))?;
+        while let Some(frame) = self.frame_at(at)
+            && merge.add(frame, merged)
+        {
+            at = at.checked_add(PREFIX)?.checked_add(frame.len())?;
+        }
+        Some((merge.finish(merged)?, at))
     }
 
     pub(in super::super) fn peek(&mut self) -> Option<Incoming<'_>> {
@@ -135,7 +176,7 @@ impl FrameStream {
             if self.lost {
                 return None;
             }
-            if let Some(len) = self.next_len() {
+            if let Some(len) = self.len_at(self.start) {
                 if len > MAX_FRAME {
                     self.lose(format_args!("a frame of {len} bytes"));
                     return None;
@@ -150,6 +191,13 @@ impl FrameStream {
                 return None;
             }
         };
+        self.given = to.saturating_sub(self.start);
+        if self.merge
+            && let Some((header, end)) = self.put_together()
+        {
+            self.given = end.saturating_sub(self.start);
+            return Some(Incoming { header, frame: &self.merged });
+        }
         let frame = self.input.get(from..to)?;
         let valid = self.tell_valid
             && Transport::find(frame).is_some_and(|transport| transport.checksum_is_good());
@@ -158,10 +206,8 @@ impl FrameStream {
     }
 
     pub(in super::super) fn consume(&mut self) {
-        if let Some(len) = self.next_len() {
-            self.start = self.start.saturating_add(PREFIX).saturating_add(len).min(self.end);
-            self.frames_in = self.frames_in.saturating_add(1);
-        }
+        self.start = self.start.saturating_add(std::mem::take(&mut self.given)).min(self.end);
+        self.frames_in = self.frames_in.saturating_add(1);
     }
 
     /// Reads what fits; `false`: nothing more for now.

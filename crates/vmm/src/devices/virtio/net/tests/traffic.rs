@@ -3,6 +3,7 @@
 use super::super::header::{DATA_VALID, Header};
 use super::super::packet::tests::frame;
 use super::super::packet::{IpVersion, TCP, Transport, UDP};
+use super::super::segment::Segments;
 use super::super::segment::tests::offload;
 use super::super::{Net, feature};
 use super::guest::{Guest, OFFLOADS, RING, get, put};
@@ -19,8 +20,6 @@ fn the_configuration_space_says_what_the_card_is() {
     assert_eq!(config, [2, 0, 0, 0, 0, 2, 1, 0, 4, 0, 0xf0, 0xff, 0, 0]);
     assert_eq!(net.features() & feature::MQ, feature::MQ);
     assert_eq!(super::guest::card(1).0.features() & feature::MQ, 0);
-    let one_way = feature::GUEST_TSO4 | feature::GUEST_TSO6;
-    assert_eq!(net.features() & one_way, 0, "nobody makes large segments for it");
 }
 
 #[test]
@@ -97,6 +96,31 @@ fn frames_arrive_and_say_whether_their_checksum_is_good() {
     put(&mut peer, &good);
     let (header, received) = guest.receive();
     assert_eq!((header.flags, header.num_buffers.get(), received), (0, 1, good));
+}
+
+#[test]
+fn segments_arrive_as_one_if_the_driver_takes_large_ones() {
+    let large_ones = feature::GUEST_TSO4 | feature::GUEST_TSO6;
+    let (mut guest, mut peer) = Guest::over_socket(OFFLOADS | large_ones);
+    let payload = [7; 14_000];
+    let mut large = frame(IpVersion::V6, 0, TCP, (1, 2), &payload);
+    let header = offload(&mut large, TCP, 1400);
+    let mut all = Vec::new();
+    let segments = Segments::new(&header, &large).unwrap().unwrap();
+    segments.write(&mut all, |all, len| all.extend((len as u32).to_be_bytes())).unwrap();
+    let small = frame(IpVersion::V6, 0, UDP, (1, 2), b"hello");
+    for _ in 0..5 {
+        peer_write(&mut peer, &all);
+        put(&mut peer, &small);
+    }
+    std::thread::sleep(std::time::Duration::from_millis(20));
+    guest.give(RING, 1500);
+    for _ in 0..5 {
+        let (told, received) = guest.receive();
+        assert_eq!((told.flags, told.gso_size, received), (1, header.gso_size, large.clone()));
+        assert_eq!((told.num_buffers.get(), told.gso_type), (10, 4));
+        assert_eq!(guest.receive().1, small);
+    }
 }
 
 #[test]
