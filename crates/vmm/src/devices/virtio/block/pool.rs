@@ -72,6 +72,12 @@ impl Jobs {
         }
     }
 
+    /// How many wait for a thread.
+    #[cfg(test)]
+    pub(super) fn waiting(&self) -> usize {
+        self.line.lock().unwrap().waiting.len()
+    }
+
     fn close(&self) {
         self.line.lock().unwrap_or_else(PoisonError::into_inner).closed = true;
         self.changed.notify_all();
