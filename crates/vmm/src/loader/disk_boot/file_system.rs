@@ -15,6 +15,8 @@ pub(super) const LARGEST_IMAGE: u64 = 512 << 20;
 const LARGEST_TEXT: u64 = 1 << 20;
 /// The most names of a directory that are looked at.
 const MOST_NAMES: usize = 4096;
+/// The most block groups: some 256 TiB at the usual 128 MiB each.
+const MOST_GROUPS: u64 = 2 << 20;
 /// How much is read of a file at a time, so that only what is there takes memory.
 const CHUNK: usize = 1 << 20;
 
@@ -51,7 +53,13 @@ impl FileSystem {
             return Ok(None);
         }
         let part = Part::new(image, partition.bytes.clone());
-        match Ext4::load(Box::new(part)) {
+        let loaded = match groups(&part) {
+            Some(groups) if groups > MOST_GROUPS => {
+                Err(Ext4Error::Io("it claims to have too many block groups".into()))
+            }
+            _ => Ext4::load(Box::new(part)),
+        };
+        match loaded {
             Ok(ext4) => Ok(Some(Self { ext4, partition, disk: disk.to_owned() })),
             Err(reason) => Err(DiskBootError::FileSystem {
                 name: disk.to_owned(),
@@ -150,6 +158,21 @@ fn has_magic(image: &Rc<dyn ImageRead>, bytes: &Range<u64>) -> bool {
     let mut magic = [0; 2];
     let part = Part::new(image, bytes.clone());
     part.read_at(MAGIC_AT, &mut magic).is_ok() && magic == MAGIC
+}
+
+/// How many block groups the superblock claims: the reader takes memory for all of them at
+/// once. `None` when the superblock cannot be read or makes no sense, which the reader finds
+/// out by itself. The fields are those of linux/fs/ext4/ext4.h, `struct ext4_super_block`.
+fn groups(part: &Part) -> Option<u64> {
+    let mut superblock = [0; 1024];
+    part.read_at(1024, &mut superblock).ok()?;
+    let field = |at: usize| {
+        let bytes = superblock.get(at..)?.first_chunk::<4>()?;
+        Some(u64::from(u32::from_le_bytes(*bytes)))
+    };
+    let blocks = field(0x4)? | field(0x150)? << 32;
+    let per_group = field(0x20)?;
+    blocks.checked_div(per_group)
 }
 
 fn is_absence(error: &Ext4Error) -> bool {

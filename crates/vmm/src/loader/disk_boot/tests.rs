@@ -255,6 +255,15 @@ fn what_is_missing_is_said_with_the_remedy() {
 }
 
 #[test]
+fn a_file_system_that_claims_to_be_huge_takes_no_memory() {
+    let mut image = seeds().swap_remove(0).1;
+    image[1024 + 0x4..1024 + 0x8].copy_from_slice(&u32::MAX.to_le_bytes());
+    image[1024 + 0x20..1024 + 0x24].copy_from_slice(&1u32.to_le_bytes());
+    let said = boot(image).unwrap_err().to_string();
+    assert!(said.contains("too many block groups"), "{said}");
+}
+
+#[test]
 fn a_file_that_claims_to_be_huge_is_refused() {
     let tree = tempfile::tempdir().unwrap();
     fs::create_dir(tree.path().join("boot")).unwrap();
