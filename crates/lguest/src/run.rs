@@ -11,7 +11,7 @@ use crate::logging::say;
 use crate::ports::{Input, Ports};
 use crate::signals::{self, Request};
 use crate::status::Status;
-use crate::{Error, devices, size, terminal};
+use crate::{Error, boot, devices, size, terminal};
 use softcpu::cpuid::CpuModel;
 use std::fs::File;
 use std::io;
