@@ -54,16 +54,16 @@ Exit status: 0 powered off, 1 lguest failed, 2 bad input, 3 kernel panic,
 #[derive(Args, Debug)]
 #[command(help_template = RUN_HELP, after_help = RUN_NOTES)]
 pub(crate) struct RunOptions {
-    /// Kernel: bzImage or ELF vmlinux; default: the one on the first disk
+    /// Kernel: bzImage or ELF vmlinux; else the first disk's
     #[arg(long, value_name = "FILE")]
     pub(crate) kernel: Option<PathBuf>,
     /// Initial RAM disk; several are concatenated
     #[arg(long, value_name = "FILE")]
     pub(crate) initrd: Vec<PathBuf>,
-    /// Disk image: PATH[,readonly][,format=raw|qcow2][,serial=NAME][,direct]
+    /// Disk: PATH[,readonly][,format=F][,serial=S][,direct]
     #[arg(long, value_name = "IMAGE")]
     pub(crate) disk: Vec<DiskConfig>,
-    /// Network: user[,fwd=tcp:HOST:GUEST], tap=NAME or unix=PATH; [,mac=...]
+    /// Net: user[,fwd=tcp:HOST:GUEST], tap=NAME or unix=PATH
     #[arg(long, value_name = "HOW")]
     pub(crate) net: Vec<NetConfig>,
     /// Guest memory
@@ -230,7 +230,6 @@ mod tests {
     fn mistakes_are_one_line() {
         for words in [
             &["lguest"][..],
-            &["lguest", "run"],
             &["lguest", "frobnicate"],
             &["lguest", "run", "--kernel", "k", "--mem", "lots"],
             &["lguest", "run", "--kernel", "k", "--cpus", "-1"],

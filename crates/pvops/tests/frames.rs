@@ -99,7 +99,7 @@ fn entries_are_translated_in_every_form() {
     let ours = FLAGS | 0x3000;
     assert_eq!(round_trip(ours), [ours; 4]);
     let mut ops = Ops::default();
-    let (patched, report) = family
+    let (mut patched, report) = family
         .apply(sites, &mut text, |o| {
             if o.op.ends_with("_val") || o.op.starts_with("make_") {
                 assert_eq!(o.form, Form::Direct, "{o}");

@@ -37,7 +37,7 @@ fn through_sites<F: Family>(
         ops.note(outcome);
         forms.insert(outcome.op, outcome.form);
     };
-    let (patched, report) =
+    let (mut patched, report) =
         family.apply(sites, &mut text, log).map_err(|(_, e)| e).expect("patched");
     assert_eq!(report.indirect, 0, "{report}");
     let mut module = Module::load(&ops);

@@ -62,7 +62,7 @@ unsafe impl Text for Alias {
         Ok(())
     }
 
-    fn write(&mut self, address: u64, bytes: &[u8]) -> Result<(), TextError> {
+    unsafe fn write(&mut self, address: u64, bytes: &[u8]) -> Result<(), TextError> {
         for (at, byte) in (address..).zip(bytes) {
             let (page, offset) = (at & !(PAGE as u64 - 1), at as usize % PAGE);
             if at == address || offset == 0 {

@@ -140,7 +140,7 @@ unsafe impl Text for Module {
         unsafe { from.copy_to(bytes.as_mut_ptr(), bytes.len()) };
         Ok(())
     }
-    fn write(&mut self, address: u64, bytes: &[u8]) -> Result<(), TextError> {
+    unsafe fn write(&mut self, address: u64, bytes: &[u8]) -> Result<(), TextError> {
         let to = self.page.wrapping_add(address as usize - self.page.addr());
         // SAFETY: `covers` accepted it.
         unsafe { bytes.as_ptr().copy_to(to, bytes.len()) };

@@ -224,7 +224,7 @@ mod tests {
             payload in proptest::collection::vec(any::<u8>(), 2..20_000),
             size in 48..3000_u16,
         ) {
-            prop_assume!(payload.len() > size.into());
+            prop_assume!(payload.len() > usize::from(size));
             let mut original = frame(version, vlans, TCP, (7, 8), &payload);
             let header = offload(&mut original, TCP, size);
             let segments = cut(&header, &original);
