@@ -88,7 +88,7 @@ pub(crate) struct RunOptions {
     /// Virtio console (hvc0): stdio, null or a file
     #[arg(long, value_name = "WHERE")]
     pub(crate) console: Option<PortChoice>,
-    /// Threads that do devices' work: threads=N
+    /// How devices' work is done
     #[arg(long, value_name = "HOW", default_value = "threads=1")]
     pub(crate) io: IoChoice,
     /// End the run after so many seconds
