@@ -95,7 +95,7 @@ fn places_for_the_console() {
 #[test]
 fn unknown_words() {
     refused(&["--kernel", "/etc/passwd", "--frobnicate"], &["--frobnicate", "--help"]);
-    refused(&[], &["--kernel", "--help"]);
+    refused(&[], &["nothing to boot", "--kernel", "--disk"]);
 }
 
 #[test]
