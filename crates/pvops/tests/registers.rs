@@ -95,7 +95,8 @@ fn case(op: &str, image: &Image) -> Option<Case> {
         | "spin_trylock" | "spin_unlock" => Some(words),
         "vcpu_is_preempted" => one(1),
 
-        "time_init" | "get_tsc_khz" | "get_wallclock" | "set_wallclock" | "sched_clock" => one(7),
+        "time_init" | "get_tsc_khz" | "get_wallclock" | "set_wallclock" | "sched_clock"
+        | "steal_clock" => one(7),
         "setup_boot_clock" | "setup_secondary_clock" | "startup_ipi_hook" => Some(words),
         "arch_setup" | "post_allocator_init" | "banner" | "memory_setup" => one(0),
         _ => None,

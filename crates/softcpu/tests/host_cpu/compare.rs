@@ -348,6 +348,12 @@ fn same_fault(it: &Encoded, ours: End, theirs: End) -> bool {
     {
         return true;
     }
+    // Where both operands of a comparison of strings cannot be read, either may be met first.
+    let compares = matches!(it.instruction.mnemonic(), M::Cmpsb | M::Cmpsw | M::Cmpsd | M::Cmpsq);
+    let of_an_operand = |vector| either(vector) || vector == PAGE_FAULT;
+    if compares && it.instruction.is_string_instruction() && of_an_operand(a) && of_an_operand(b) {
+        return true;
+    }
     // Which byte of a masked store or of a frame faults first is up to the CPU; its page is not.
     let masked = matches!(
         it.instruction.mnemonic(),
