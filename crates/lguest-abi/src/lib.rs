@@ -6,6 +6,8 @@
 //! [`ring`] that batches them, the page of [`shared_data`], [`boot`] and the state at
 //! [`entry`], [`segments`], [`traps`], and the [`bus`] of the devices.
 //!
+//! [`long`] is the ABI of this project's own guests, in long mode, which has no past.
+//!
 //! All of it is data and pure functions: no guest memory is touched here, nothing is
 //! allocated, nothing can panic. The host reads guest bytes with these functions, and
 //! assumes nothing of what it reads; a guest writes its bytes with the same ones.
@@ -28,6 +30,7 @@ pub mod bus;
 mod bytes;
 pub mod call;
 pub mod entry;
+pub mod long;
 pub mod ring;
 pub mod segments;
 pub mod shared_data;
