@@ -354,6 +354,12 @@ impl Call {
         )
     }
 
+    /// Whether the call may come before LGUEST_INIT, beside that one itself: a guest that
+    /// cannot begin should be able to say why.
+    pub const fn may_come_first(&self) -> bool {
+        matches!(self, Call::Init { .. } | Call::Shutdown { .. } | Call::Console { .. })
+    }
+
     /// The words of the call. Unused arguments are 0.
     pub const fn encode(&self) -> CallWords {
         const fn address(at: Option<Virt>) -> u64 {
