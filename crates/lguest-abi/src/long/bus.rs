@@ -135,13 +135,16 @@ pub const fn bus_bytes(devices: u16) -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::long::layout::assert_packed;
+    use crate::long::layout::{assert_packed, assert_wire};
 
     #[test]
     fn blocks_have_no_holes() {
         assert_packed(Header::FIELDS, BLOCK_BYTES);
         assert_packed(Device::FIELDS, BLOCK_BYTES);
         assert_packed(Queue::FIELDS, 32);
+        assert_wire::<Header>();
+        assert_wire::<Device>();
+        assert_wire::<Queue>();
         assert_eq!(size_of::<Device>(), BLOCK_BYTES);
     }
 

@@ -122,12 +122,13 @@ pub const CMDLINE_MAX: usize = 4096;
 mod tests {
     use super::*;
     use crate::long::Virt;
-    use crate::long::layout::assert_packed;
+    use crate::long::layout::{assert_packed, assert_wire};
 
     #[test]
     fn the_start_info_has_no_holes() {
         assert_packed(StartInfo::FIELDS, size_of::<StartInfo>());
         assert_eq!(size_of::<StartInfo>(), 176);
+        assert_wire::<StartInfo>();
     }
 
     #[test]

@@ -15,7 +15,7 @@ pub mod note;
 pub mod shared_data;
 pub mod traps;
 
-pub use layout::Field;
+pub use layout::{Field, Wire};
 
 /// The version that this crate describes. Hosts and guests name the ones they speak.
 pub const VERSION: u32 = 1;

@@ -3,9 +3,9 @@
 //! It names an entry of its own, so `e_entry` and other notes (PVH's) remain free: one image
 //! starts on lguest and on a PC.
 
-use super::Virt;
 use super::layout::shared;
-use crate::bytes::{get, get_u32};
+use super::{Virt, Wire};
+use crate::bytes::get_u32;
 
 /// The owner, without the 0 that ends it in the note.
 pub const NAME: &[u8] = b"lguest";
@@ -139,11 +139,9 @@ fn padded(bytes: &[u8], len: usize) -> Option<(&[u8], &[u8])> {
 }
 
 fn parse(desc: &[u8]) -> Result<Descriptor, BadNote> {
-    let short = || BadNote::Short(u32::try_from(desc.len()).unwrap_or(u32::MAX));
-    let word = |at| get_u32(desc, at).ok_or_else(short);
-    let long = |at| get(desc, at).map(u64::from_le_bytes).ok_or_else(short);
-    let (min, max) = (word(0)?, word(4)?);
-    let (entry, features) = (long(8)?, long(16)?);
+    let parsed = Descriptor::read(desc)
+        .ok_or_else(|| BadNote::Short(u32::try_from(desc.len()).unwrap_or(u32::MAX)))?;
+    let Descriptor { version_min: min, version_max: max, entry, features } = parsed;
     if !(min..=max).contains(&super::VERSION) {
         return Err(BadNote::Version { min, max });
     }
@@ -154,7 +152,7 @@ fn parse(desc: &[u8]) -> Result<Descriptor, BadNote> {
     if features & !known != 0 {
         return Err(BadNote::Features(features & !known));
     }
-    Ok(Descriptor { version_min: min, version_max: max, entry, features })
+    Ok(parsed)
 }
 
 #[cfg(test)]
@@ -162,7 +160,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::long::layout::assert_packed;
+    use crate::long::layout::{assert_packed, assert_wire};
 
     const GOOD: Descriptor =
         Descriptor { version_min: 1, version_max: 1, entry: 0xffff_ffff_8000_0000, features: 1 };
@@ -170,6 +168,7 @@ mod tests {
     #[test]
     fn the_descriptor_has_no_holes() {
         assert_packed(Descriptor::FIELDS, 24);
+        assert_wire::<Descriptor>();
     }
 
     #[test]

@@ -7,8 +7,7 @@
 //! volatile and stores each field at once.
 
 use super::layout::shared;
-use super::{Phys, Virt};
-use crate::bytes::{get, get_u32};
+use super::{Phys, Virt, Wire};
 
 /// What the page begins with.
 pub const MAGIC: [u8; 8] = *b"lguest64";
@@ -110,41 +109,13 @@ shared! {
 }
 
 impl SharedData {
-    /// A page with everything zero but the magic and the size.
+    /// A page with everything zero but magic, version and size.
     pub const fn new() -> SharedData {
         SharedData {
             magic: MAGIC,
             version: super::VERSION,
             size: SHARED_DATA_BYTES as u32,
-            features: 0,
-            irq_words: 0,
-            noirq_iret: 0,
-            kernel_address: 0,
-            vcpu: 0,
-            reserved0: 0,
-            blocked: 0,
-            irq: IrqWords { irq_enabled: 0, irq_pending: 0 },
-            cr2: 0,
-            start_seconds: 0,
-            start_nanoseconds: 0,
-            reserved1: [0; 4],
-            clock: Clock {
-                version: 0,
-                pad: 0,
-                tsc_timestamp: 0,
-                system_time: 0,
-                tsc_to_system_mul: 0,
-                tsc_shift: 0,
-                flags: 0,
-                pad2: [0; 2],
-            },
-            reserved2: [0; 4],
-            ring_head: 0,
-            reserved3: [0; 15],
-            ring_tail: 0,
-            reserved4: [0; 63],
-            ring: [[0; 5]; RING_SLOTS],
-            reserved5: [0; 128],
+            ..<SharedData as Wire>::ZERO
         }
     }
 }
@@ -231,10 +202,13 @@ impl Greeting {
         if at.0.checked_rem(size) != Some(0) || !in_ram(at.0, size) {
             return Err(BadGreeting::Place);
         }
-        let word = |at| get_u32(page, at).ok_or(BadGreeting::Place);
-        let long = |at| get(page, at).map(u64::from_le_bytes).ok_or(BadGreeting::Place);
+        fn field<T: Wire>(page: &[u8], at: usize) -> Result<T, BadGreeting> {
+            page.get(at..).and_then(T::read).ok_or(BadGreeting::Place)
+        }
+        let word = |at| field::<u32>(page, at);
+        let long = |at| field::<u64>(page, at);
         use core::mem::offset_of;
-        let magic = get(page, offset_of!(SharedData, magic)).ok_or(BadGreeting::Place)?;
+        let magic = field(page, offset_of!(SharedData, magic))?;
         if magic != MAGIC {
             return Err(BadGreeting::Magic(magic));
         }
@@ -285,7 +259,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::long::layout::assert_packed;
+    use crate::long::layout::{assert_packed, assert_wire};
 
     #[test]
     fn structures_have_no_holes() {
@@ -293,6 +267,9 @@ mod tests {
         assert_packed(Clock::FIELDS, 32);
         assert_packed(SharedData::FIELDS, SHARED_DATA_BYTES);
         assert_eq!(size_of::<SharedData>(), SHARED_DATA_BYTES);
+        assert_wire::<IrqWords>();
+        assert_wire::<Clock>();
+        assert_wire::<SharedData>();
     }
 
     #[test]

@@ -90,11 +90,12 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::long::layout::assert_packed;
+    use crate::long::layout::{assert_packed, assert_wire};
 
     #[test]
     fn the_frame_is_the_cpus() {
         assert_packed(Frame::FIELDS, 40);
+        assert_wire::<Frame>();
     }
 
     #[test]
