@@ -4,8 +4,11 @@
 //! `target/guests` (or `LGUEST_GUESTS`). The tests that need them are ignored in a plain
 //! `cargo test`; `cargo verify` fetches them and runs those too.
 
+pub(crate) mod disk;
+pub(crate) mod pty;
 pub(crate) mod tiny;
 
+use std::ffi::{OsStr, OsString};
 use std::fs;
 use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
@@ -61,6 +64,13 @@ impl Run {
         Self::bare().files(&kernel, &initrd, mode)
     }
 
+    /// The same with the kernel's modules for devices in the initial RAM disk.
+    pub(crate) fn with_modules(name: &str, mode: &str) -> Self {
+        let kernel = guest_file(&format!("{name}/vmlinuz"));
+        let initrd = guest_file(&format!("{name}/virtio-initrd.cpio"));
+        Self::bare().files(&kernel, &initrd, mode)
+    }
+
     fn files(self, kernel: &Path, initrd: &Path, mode: &str) -> Self {
         self.path("--kernel", kernel)
             .path("--initrd", initrd)
@@ -113,13 +123,42 @@ impl Run {
         self.start_with(Stdio::null())
     }
 
-    /// Starts it with `stdin`.
-    pub(crate) fn start_with(mut self, stdin: Stdio) -> Running {
+    /// Adds an option with a path and what follows it: a disk, a network.
+    pub(crate) fn option(mut self, option: &str, start: &str, path: &Path, end: &str) -> Self {
+        let mut value = OsString::from(start);
+        value.push(path);
+        value.push(end);
+        self.command.arg(option).arg(value);
+        self
+    }
+
+    /// Has it started by another program, whose words these are.
+    pub(crate) fn through(mut self, words: &[&str]) -> Self {
+        let mut command = Command::new(words[0]);
+        command.args(&words[1..]).arg(self.command.get_program()).args(self.command.get_args());
+        self.command = command;
+        self
+    }
+
+    /// Adds to its environment.
+    pub(crate) fn env(mut self, name: &str, value: impl AsRef<OsStr>) -> Self {
+        self.command.env(name, value);
+        self
+    }
+
+    /// The command that it comes to.
+    pub(crate) fn command(mut self) -> Command {
         if !self.append.is_empty() {
             self.command.arg("--append").arg(self.append.join(" "));
         }
-        let child = self.command.stdin(stdin).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn();
-        let mut child = child.unwrap_or_else(|error| panic!("{:?}: {error}", self.command));
+        self.command
+    }
+
+    /// Starts it with `stdin`.
+    pub(crate) fn start_with(self, stdin: Stdio) -> Running {
+        let mut command = self.command();
+        let child = command.stdin(stdin).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn();
+        let mut child = child.unwrap_or_else(|error| panic!("{command:?}: {error}"));
         let console = collect(child.stdout.take().unwrap());
         let messages = collect(child.stderr.take().unwrap());
         Running { child, console, messages, started: Instant::now() }
@@ -148,6 +187,18 @@ fn collect(mut pipe: impl Read + Send + 'static) -> Collected {
 
 fn text(collected: &Collected) -> String {
     String::from_utf8_lossy(&collected.lock().unwrap()).replace('\r', "")
+}
+
+/// What follows `start` on the first line that has it.
+#[track_caller]
+pub(crate) fn after<'a>(console: &'a str, start: &str) -> &'a str {
+    let found = console.lines().find_map(|line| line.split_once(start));
+    found.unwrap_or_else(|| panic!("no {start:?} in:\n{console}")).1.trim()
+}
+
+/// Says what is not tried here, past the test harness, which would keep it to itself.
+pub(crate) fn skipped(why: impl std::fmt::Display) {
+    let _ = writeln!(std::io::stderr(), "SKIPPED: {why}");
 }
 
 /// A run under way. Killed when dropped, so that a failed test leaves no guest behind.
@@ -187,6 +238,19 @@ impl Running {
             );
             thread::sleep(Duration::from_millis(20));
         }
+    }
+
+    /// What the guest has printed so far.
+    pub(crate) fn console(&self) -> String {
+        text(&self.console)
+    }
+
+    /// Kills it, as a crash would end it, and returns what the guest had printed.
+    pub(crate) fn kill(mut self) -> String {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+        thread::sleep(Duration::from_millis(50));
+        text(&self.console)
     }
 
     /// Types at the guest.
@@ -251,6 +315,29 @@ impl Finished {
             self.messages,
             self.console
         );
+    }
+
+    /// Asserts that the guest's own checks went well, and the run with them.
+    #[track_caller]
+    pub(crate) fn assert_good(&self) {
+        self.assert_status(0);
+        self.assert_console("init: all checks passed");
+        self.assert_quiet_log();
+        assert_eq!(self.messages, "", "a good run is silent on stderr");
+    }
+
+    /// What follows `start` on the first line of the console that has it.
+    #[track_caller]
+    pub(crate) fn after(&self, start: &str) -> &str {
+        after(&self.console, start)
+    }
+
+    /// Asserts that lguest logged exactly one line, containing `wanted`.
+    #[track_caller]
+    pub(crate) fn assert_one_line_of_log(&self, wanted: &str) {
+        let lines: Vec<&str> = self.messages.lines().collect();
+        let [line] = lines[..] else { panic!("not one line: {}", self.messages) };
+        assert!(line.contains(" WARN ") && line.contains(wanted), "{line:?} lacks {wanted:?}");
     }
 
     /// Asserts that lguest said exactly one line, containing `wanted`.

@@ -13,9 +13,10 @@ use super::IrqOps;
 use crate::pointer::nothing;
 use crate::{Binding, CalleeSave, Code, Fixup, Gpr, RegSet};
 
-/// The two words of `struct lguest_data` that matter here.
+/// The two words of `struct lguest_data` that matter here. Aligned as the long-mode ABI
+/// wants the pair; the older layouts have them anywhere.
 #[derive(Debug)]
-#[repr(C)]
+#[repr(C, align(8))]
 pub struct Shared {
     /// 0x200 while the guest takes interrupts, else 0.
     pub irq_enabled: AtomicU32,
