@@ -60,11 +60,13 @@ pub(crate) struct RunOptions {
     /// Initial RAM disk; several are concatenated
     #[arg(long, value_name = "FILE")]
     pub(crate) initrd: Vec<PathBuf>,
-    /// Disk: PATH[,readonly][,format=F][,serial=S][,direct]
+    /// The guest's disks.
     #[arg(long, value_name = "IMAGE")]
+    #[arg(help = "Disk: PATH[,readonly][,format=F][,serial=S][,direct]")]
     pub(crate) disk: Vec<DiskConfig>,
-    /// Net: user[,fwd=tcp:HOST:GUEST], tap=NAME or unix=PATH
+    /// The guest's network cards.
     #[arg(long, value_name = "HOW")]
+    #[arg(help = "Net: user[,fwd=tcp:HOST:GUEST], tap=NAME or unix=PATH")]
     pub(crate) net: Vec<NetConfig>,
     /// Guest memory
     #[arg(long, value_name = "SIZE", default_value = "512M", value_parser = size::parse)]

@@ -10,7 +10,7 @@
 //! Each is on a page of its own, so that nothing but a notification is ever near one.
 //! A notification goes straight to its queue's eventfd, past all locks. Everything else
 //! is behind one lock, except what a device's threads need to signal the driver
-//! ([`signal`]): a reset waits for those threads.
+//! (`signal`): a reset waits for those threads.
 
 use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
