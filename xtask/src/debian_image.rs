@@ -85,6 +85,20 @@ pub(crate) fn debian_image(options: &Options) -> Result<()> {
     Ok(())
 }
 
+/// The image that measurements and tests of devices take their programs from, made if it is
+/// not here yet.
+pub(crate) fn for_tests() -> Result<PathBuf> {
+    let options = Options {
+        out: None,
+        size: 2 << 30,
+        suite: Suite::Bookworm,
+        include: Vec::new(),
+        for_tests: true,
+        force: false,
+    };
+    make(&options, &home().join(format!("{}.img", options.suite.name())))
+}
+
 fn home() -> PathBuf {
     paths::guests().join("debian-image")
 }
