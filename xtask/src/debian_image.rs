@@ -85,7 +85,8 @@ pub(crate) fn debian_image(options: &Options) -> Result<()> {
     Ok(())
 }
 
-/// The image that tests boot, made if it is not here yet.
+/// The image that measurements and tests of devices take their programs from, made if it is
+/// not here yet.
 pub(crate) fn for_tests() -> Result<PathBuf> {
     let options = Options {
         out: None,

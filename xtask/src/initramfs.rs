@@ -37,6 +37,18 @@ pub(crate) fn initramfs() -> Result<PathBuf> {
 /// Makes the initial RAM disk with the modules of a kernel that [`guests::kernel`] returned,
 /// beside that kernel.
 pub(crate) fn with_modules(kernel: &Path) -> Result<PathBuf> {
+    store(contents_with_modules(kernel)?, &kernel.with_file_name("virtio-initrd.cpio"))
+}
+
+/// Makes the same with a job in it, a script that its mode `job` runs, at `path`.
+pub(crate) fn with_job(kernel: &Path, job: &str, path: &Path) -> Result<()> {
+    let mut archive = contents_with_modules(kernel)?;
+    archive.file("job", 0o644, job.as_bytes());
+    store(archive, path)?;
+    Ok(())
+}
+
+fn contents_with_modules(kernel: &Path) -> Result<Archive> {
     let mut archive = contents()?;
     archive.directory("modules", 0o755);
     let mut order = String::new();
@@ -45,7 +57,7 @@ pub(crate) fn with_modules(kernel: &Path) -> Result<PathBuf> {
         order.push_str(&format!("{name}\n"));
     }
     archive.file("modules/order", 0o644, order.as_bytes());
-    store(archive, &kernel.with_file_name("virtio-initrd.cpio"))
+    Ok(archive)
 }
 
 fn contents() -> Result<Archive> {
@@ -61,7 +73,7 @@ fn contents() -> Result<Archive> {
     // The kernel opens it for /init before anything is mounted.
     archive.device("dev/console", 0o600, 5, 1);
     archive.file("init", 0o755, &read(&scripts.join("init"))?);
-    for script in ["devices", "dhcp"] {
+    for script in ["debian", "devices", "dhcp"] {
         archive.file(&format!("lib/{script}"), 0o755, &read(&scripts.join(script))?);
     }
     archive.file("bin/busybox", 0o755, &read(&busybox)?);

@@ -18,8 +18,12 @@ mod mmdebstrap;
 mod modules;
 mod partition_table;
 mod paths;
+mod private_tree;
 mod progress;
+mod qcow2;
 mod qemu;
+mod running;
+mod soak;
 mod verify;
 mod xen_check;
 
@@ -46,6 +50,8 @@ enum Command {
     DebianImage(debian_image::Options),
     /// Measure lguest against QEMU without KVM
     Compare(compare::Options),
+    /// Try the devices for a long time: data checks, crashes, transfers, hot resets
+    Soak(soak::Options),
     /// Run the x86 tests of a built kvm-unit-tests tree
     KvmUnitTests(kvm_unit_tests::Options),
     /// Prove pvops' Xen backend under Debian's Xen, in QEMU
@@ -59,6 +65,7 @@ fn main() -> ExitCode {
         Command::Guests(options) => guests::guests(&options),
         Command::DebianImage(options) => debian_image::debian_image(&options),
         Command::Compare(options) => compare::compare(&options),
+        Command::Soak(options) => soak::soak(&options),
         Command::KvmUnitTests(options) => kvm_unit_tests::kvm_unit_tests(&options),
         Command::XenCheck(options) => xen_check::xen_check(&options),
     };

@@ -3,11 +3,10 @@
 //! The guest's `/init` prints a line before anything else and, in idle mode, another one
 //! before it goes to sleep; the clock starts just before the process is made.
 
-use anyhow::{Context, Result, anyhow, bail};
+use crate::running::Running;
+use anyhow::{Context, Result};
 use std::fs;
-use std::io::{BufRead, BufReader};
-use std::process::{Child, Command, Stdio};
-use std::sync::mpsc::{self, Receiver};
+use std::process::Command;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -35,28 +34,15 @@ pub(crate) struct Run {
 }
 
 /// Runs `command`, whose guest boots in idle mode with `mem_mib` of RAM, and ends it.
-pub(crate) fn run(mut command: Command, mem_mib: u64, watch_idle: bool) -> Result<Run> {
+pub(crate) fn run(command: Command, mem_mib: u64, watch_idle: bool) -> Result<Run> {
     let start = Instant::now();
-    let mut child = command
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .with_context(|| format!("cannot run {}", command.get_program().display()))?;
-    let result = watch(&mut child, start, mem_mib, watch_idle);
-    child.kill()?;
-    let output = child.wait_with_output()?;
-    result.map_err(|error| {
-        let said = String::from_utf8_lossy(&output.stderr);
-        anyhow!("{}: {error}; it said: {}", command.get_program().display(), said.trim())
-    })
-}
-
-fn watch(child: &mut Child, start: Instant, mem_mib: u64, watch_idle: bool) -> Result<Run> {
-    let console = lines(child)?;
-    let to_init = wait_for(&console, STARTED, start)?;
-    wait_for(&console, IDLE, start)?;
-    let pid = child.id();
+    let name = command.get_program().display().to_string();
+    let mut guest = Running::start(command, &name)?;
+    // The kernel may still be in the middle of a line of its own.
+    let ends_with = |words: &'static str| move |line: &str| line.ends_with(words).then_some(());
+    let (started, ()) = guest.wait_for(STARTED, LIMIT, ends_with(STARTED))?;
+    guest.wait_for(IDLE, LIMIT, ends_with(IDLE))?;
+    let pid = guest.pid();
     let idle = if watch_idle {
         thread::sleep(SETTLE);
         let (before, begun) = (processor_time(pid)?, Instant::now());
@@ -65,42 +51,7 @@ fn watch(child: &mut Child, start: Instant, mem_mib: u64, watch_idle: bool) -> R
     } else {
         None
     };
-    Ok(Run { to_init, overhead: overhead(pid, mem_mib)?, idle })
-}
-
-/// The console's lines, each with the time it was complete.
-fn lines(child: &mut Child) -> Result<Receiver<(Instant, String)>> {
-    let stdout = child.stdout.take().context("the guest has no console")?;
-    let (send, receive) = mpsc::channel();
-    thread::spawn(move || {
-        let mut reader = BufReader::new(stdout);
-        let mut line = Vec::new();
-        while reader.read_until(b'\n', &mut line).is_ok_and(|len| len > 0) {
-            let text = String::from_utf8_lossy(&line).trim_end().to_owned();
-            if send.send((Instant::now(), text)).is_err() {
-                return;
-            }
-            line.clear();
-        }
-    });
-    Ok(receive)
-}
-
-fn wait_for(
-    console: &Receiver<(Instant, String)>,
-    wanted: &str,
-    start: Instant,
-) -> Result<Duration> {
-    let mut last = String::new();
-    loop {
-        let left = LIMIT.saturating_sub(start.elapsed());
-        match console.recv_timeout(left) {
-            // The kernel may still be in the middle of a line of its own.
-            Ok((time, line)) if line.ends_with(wanted) => return Ok(time - start),
-            Ok((_, line)) => last = line,
-            Err(_) => bail!("no \"{wanted}\" in {:?}; last: {last:?}", start.elapsed()),
-        }
-    }
+    Ok(Run { to_init: started - start, overhead: overhead(pid, mem_mib)?, idle })
 }
 
 /// Processor seconds a process has used, all threads, user and system.

@@ -1,36 +1,21 @@
 //! Debian's QEMU, for comparison and to run Xen: the machine's if it has one, else unpacked privately.
 
-use crate::apt::{Apt, Suite};
-use crate::{guests, paths, progress};
+use crate::private_tree::Program;
 use anyhow::{Result, bail};
-use std::ffi::OsString;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Command, Stdio};
 
 /// A QEMU that can be started.
 #[derive(Debug)]
 pub(crate) struct Qemu {
-    /// The root of the private copy; `None` for the machine's own.
-    root: Option<PathBuf>,
+    program: Program,
 }
 
 impl Qemu {
     /// Finds QEMU, or downloads and unpacks it under `target/guests/qemu`.
     pub(crate) fn find() -> Result<Self> {
-        let installed = Self { root: None };
-        if installed.version().is_ok() {
-            return Ok(installed);
-        }
-        let root = paths::guests().join("qemu");
-        let private = Self { root: Some(root.clone()) };
-        if private.version().is_err() {
-            let apt = Apt::new(Suite::Bookworm)?;
-            let debs = apt.download_with_dependencies(&["qemu-system-x86"])?;
-            let unpack = || debs.iter().try_for_each(|deb| guests::unpack(deb, &root));
-            progress::step("unpacking QEMU", unpack)?;
-        }
-        private.version()?;
-        Ok(private)
+        let program = Program::find("qemu-system-x86_64", "--version", "qemu-system-x86")?;
+        Ok(Self { program })
     }
 
     /// What QEMU says it is.
@@ -45,19 +30,12 @@ impl Qemu {
 
     /// QEMU's program with what it needs to find its own parts.
     pub(crate) fn command(&self) -> Command {
-        let Some(root) = &self.root else { return Command::new("qemu-system-x86_64") };
-        let mut command = Command::new(root.join("usr/bin/qemu-system-x86_64"));
-        let libraries = root.join("usr/lib/x86_64-linux-gnu");
-        let mut path = OsString::new();
-        let beside = ["", "pulseaudio"].map(|name| libraries.join(name));
-        for directory in beside.iter().chain([&root.join("lib/x86_64-linux-gnu")]) {
-            path.push(directory);
-            path.push(":");
-        }
-        command.env("LD_LIBRARY_PATH", path);
-        command.env("QEMU_MODULE_DIR", libraries.join("qemu"));
-        for data in ["usr/share/qemu", "usr/share/seabios"] {
-            command.arg("-L").arg(root.join(data));
+        let mut command = self.program.command();
+        if let Some(root) = self.program.root() {
+            command.env("QEMU_MODULE_DIR", root.join("usr/lib/x86_64-linux-gnu/qemu"));
+            for data in ["usr/share/qemu", "usr/share/seabios"] {
+                command.arg("-L").arg(root.join(data));
+            }
         }
         command
     }
