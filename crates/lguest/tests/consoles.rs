@@ -31,7 +31,7 @@ fn hvc0_is_the_terminal() {
     assert!(log.contains("init: all checks passed"), "{log}");
 }
 
-/// A kernel that is told of it shows on hvc0 all that it has said.
+/// What the kernel says is shown there too once its driver is there.
 #[test]
 #[ignore = "boots a kernel; run by cargo verify"]
 fn the_virtio_console_goes_to_a_file() {
@@ -40,7 +40,7 @@ fn the_virtio_console_goes_to_a_file() {
     let finished = Run::with_modules(CLOUD, "rng").path("--console", &file).finish();
     finished.assert_good();
     let shown = fs::read_to_string(file).unwrap();
-    assert!(shown.contains("Linux version 6.1") && shown.contains("reboot: Power down"), "{shown}");
+    assert!(shown.contains("] init: modules are loaded\r\n"), "{shown:?}");
 }
 
 #[test]

@@ -332,6 +332,14 @@ impl Finished {
         after(&self.console, start)
     }
 
+    /// Asserts that lguest logged exactly one line, containing `wanted`.
+    #[track_caller]
+    pub(crate) fn assert_one_line_of_log(&self, wanted: &str) {
+        let lines: Vec<&str> = self.messages.lines().collect();
+        let [line] = lines[..] else { panic!("not one line: {}", self.messages) };
+        assert!(line.contains(" WARN ") && line.contains(wanted), "{line:?} lacks {wanted:?}");
+    }
+
     /// Asserts that lguest said exactly one line, containing `wanted`.
     #[track_caller]
     pub(crate) fn assert_one_line(&self, wanted: &str) {
