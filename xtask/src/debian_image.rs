@@ -79,10 +79,27 @@ const FILL_LIMIT: &str = "900";
 
 /// `cargo xtask debian-image`
 pub(crate) fn debian_image(options: &Options) -> Result<()> {
-    let default = || home().join(format!("{}.img", options.suite.name()));
-    let out = options.out.as_ref().map_or_else(|| Ok(default()), std::path::absolute)?;
+    let default = || Ok(default_path(options.suite));
+    let out = options.out.as_ref().map_or_else(default, std::path::absolute)?;
     println!("{}", make(options, &out)?.display());
     Ok(())
+}
+
+/// The image that tests boot, made if it is not here yet.
+pub(crate) fn for_tests() -> Result<PathBuf> {
+    let options = Options {
+        out: None,
+        size: 2 << 30,
+        suite: Suite::Bookworm,
+        include: Vec::new(),
+        for_tests: true,
+        force: false,
+    };
+    make(&options, &default_path(options.suite))
+}
+
+fn default_path(suite: Suite) -> PathBuf {
+    home().join(format!("{}.img", suite.name()))
 }
 
 fn home() -> PathBuf {

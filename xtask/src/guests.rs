@@ -36,6 +36,8 @@ pub(crate) enum Guest {
     DebianNewer,
     /// busybox-static.
     Busybox,
+    /// passt, for the host of guests with `--net user`.
+    Passt,
     /// The smoke test, statically linked.
     Smoke,
     /// The initial RAM disk with all of it.
@@ -56,6 +58,7 @@ pub(crate) fn guests(options: &Options) -> Result<()> {
         }
         let path = match guest {
             Guest::Busybox => busybox()?,
+            Guest::Passt => passt()?,
             Guest::Smoke => initramfs::smoke()?,
             Guest::Initramfs => initramfs::initramfs()?,
             kernel => {
@@ -168,6 +171,22 @@ pub(crate) fn busybox() -> Result<PathBuf> {
     let program = home.join("bin/busybox");
     if !program.exists() {
         let deb = Apt::new(Suite::Bookworm)?.download("busybox-static")?;
+        unpack(&deb, &home)?;
+    }
+    Ok(program)
+}
+
+/// The path of passt: the one that is installed, or else one that is fetched.
+pub(crate) fn passt() -> Result<PathBuf> {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let mut installed = std::env::split_paths(&path).map(|folder| folder.join("passt"));
+    if let Some(installed) = installed.find(|program| program.is_file()) {
+        return Ok(installed);
+    }
+    let home = paths::guests().join("passt");
+    let program = home.join("usr/bin/passt");
+    if !program.exists() {
+        let deb = Apt::new(Suite::Bookworm)?.download("passt")?;
         unpack(&deb, &home)?;
     }
     Ok(program)

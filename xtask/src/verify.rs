@@ -4,10 +4,10 @@
 //! if one fails, so that one run shows everything there is to mend. What CI runs is this.
 
 use crate::guests::{self, Guest};
-use crate::{initramfs, paths};
+use crate::{debian_image, initramfs, paths};
 use anyhow::{Context, Result, bail};
 use clap::Args;
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
 use std::fs;
 use std::path::PathBuf;
 use std::process::Command;
@@ -128,20 +128,39 @@ fn fetch() -> Result<()> {
         println!("{}", initramfs::with_modules(&path)?.display());
     }
     println!("{}", initramfs::initramfs()?.display());
+    println!("{}", guests::passt()?.display());
+    println!("{}", debian_image::for_tests()?.display());
     Ok(())
 }
 
-fn test() -> Result<()> {
-    pass(paths::cargo().args(["test", "--workspace"]))
+/// The PATH of tests: passt is on it, even if it is not installed.
+fn path_with_passt() -> Result<OsString> {
+    let passt = guests::passt()?;
+    let mut path = std::env::var_os("PATH").unwrap_or_default();
+    path.push(":");
+    path.push(passt.parent().context("passt is in no folder")?);
+    Ok(path)
 }
 
-/// The boots, with the optimised program: they are ignored in an ordinary `cargo test`.
+fn test() -> Result<()> {
+    pass(paths::cargo().args(["test", "--workspace"]).env("PATH", path_with_passt()?))
+}
+
+/// Tests that need the guests: they are ignored in an ordinary `cargo test`.
+const BOOTS: [&str; 5] = ["boot", "disks", "nets", "consoles", "distribution"];
+
+/// The boots, with the optimised program.
 fn boot() -> Result<()> {
+    let mut cargo = paths::cargo();
+    cargo.args(["test", "--release", "--package", "lguest", "--no-fail-fast"]);
+    for test in BOOTS {
+        cargo.args(["--test", test]);
+    }
     pass(
-        paths::cargo()
-            .args(["test", "--release", "--package", "lguest", "--test", "boot"])
+        cargo
             .args(["--", "--ignored", "--test-threads", "2"])
-            .env("LGUEST_GUESTS", paths::guests()),
+            .env("LGUEST_GUESTS", paths::guests())
+            .env("PATH", path_with_passt()?),
     )
 }
 
