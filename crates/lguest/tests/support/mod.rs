@@ -283,7 +283,7 @@ impl Drop for Running {
 }
 
 /// A run that is over.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Finished {
     /// The exit status; `None` if a signal killed it.
     pub(crate) status: Option<i32>,
