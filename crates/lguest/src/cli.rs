@@ -60,8 +60,9 @@ pub(crate) struct RunOptions {
     /// Initial RAM disk; several are concatenated
     #[arg(long, value_name = "FILE")]
     pub(crate) initrd: Vec<PathBuf>,
-    /// Disk: PATH[,readonly][,format=F][,serial=S][,direct]
+    // Said to clap directly: rustdoc would take the brackets for links.
     #[arg(long, value_name = "IMAGE")]
+    #[arg(help = "Disk: PATH[,readonly][,format=F][,serial=S][,direct]")]
     pub(crate) disk: Vec<DiskConfig>,
     /// Net: user[,fwd=tcp:HOST:GUEST], tap=NAME or unix=PATH
     #[arg(long, value_name = "HOW")]
