@@ -25,6 +25,11 @@ enum Privilege {
     Namespace,
 }
 
+/// Why this user cannot make Debian trees, with what would help; nothing if he can.
+pub(crate) fn obstacle() -> Option<String> {
+    Privilege::of_this_user().err().map(|error| format!("{error:#}"))
+}
+
 impl Privilege {
     /// # Errors
     /// Neither is possible; the line says what would help.
