@@ -4,12 +4,12 @@
 # Set before: size (MiB of each disk that each of the jobs uses)
 
 verify() {
-    disk=$1 name=$2
+    target=$1 job=$2
     shift 2
-    debian fio --name="$name" --filename="$disk" --size="${size}m" --verify=crc32c \
-        --verify_fatal=1 --verify_dump=0 --group_reporting --eta=never "$@" >/tmp/fio.out 2>&1
+    debian fio --name="$job" --filename="$target" --size="${size}m" --verify=crc32c \
+        --verify_fatal=1 --verify_dump=0 --verify_state_save=0 --group_reporting --eta=never "$@" >/tmp/fio.out 2>&1
     status=$?
-    grep -E 'err=|verify|IOPS=' /tmp/fio.out | sed 's/^/init: fio: /'
+    grep -E 'err=|verify:|IOPS=' /tmp/fio.out | sed 's/^/init: fio: /'
     return $status
 }
 # Four jobs, each with a part of the disk to itself and 16 requests in flight. Each reads

@@ -20,7 +20,7 @@ const LIMIT: Duration = Duration::from_secs(90);
 const SETTLE: Duration = Duration::from_secs(5);
 const WATCH: Duration = Duration::from_secs(10);
 /// `_SC_CLK_TCK`: the unit of processor time in /proc, fixed at 100 on x86.
-const TICKS_PER_SECOND: f64 = 100.0;
+pub(crate) const TICKS_PER_SECOND: f64 = 100.0;
 
 /// What one run showed.
 #[derive(Clone, Copy, Debug)]
@@ -56,13 +56,17 @@ pub(crate) fn run(command: Command, mem_mib: u64, watch_idle: bool) -> Result<Ru
 
 /// Processor seconds a process has used, all threads, user and system.
 fn processor_time(pid: u32) -> Result<f64> {
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat"))?;
+    Ok(ticks(&fs::read_to_string(format!("/proc/{pid}/stat"))?)? / TICKS_PER_SECOND)
+}
+
+/// Processor time, user and system, of what a file /proc/.../stat is about.
+pub(crate) fn ticks(stat: &str) -> Result<f64> {
     // The name in parentheses may hold anything; fields count from after it, state being 3.
     let (_, fields) = stat.rsplit_once(')').context("no name in /proc/PID/stat")?;
     let mut fields = fields.split_whitespace().skip(11);
     let mut next = || fields.next().and_then(|field| field.parse::<f64>().ok());
     let (user, system) = (next(), next());
-    Ok((user.context("no utime")? + system.context("no stime")?) / TICKS_PER_SECOND)
+    Ok(user.context("no utime")? + system.context("no stime")?)
 }
 
 /// Peak resident memory less what of the guest's RAM is resident.

@@ -4,10 +4,10 @@
 //! nothing runs this by itself. Each ends in a line that says PASS or FAIL.
 
 mod crash;
-mod disks;
-mod network;
+pub(crate) mod disks;
+pub(crate) mod network;
 mod rebind;
-mod sink;
+pub(crate) mod sink;
 
 use crate::guests::{Guest, kernel};
 use crate::{debian_image, initramfs, paths};

@@ -154,7 +154,7 @@ fn between_guests(
 
 /// A child that ends with the value.
 #[derive(Debug)]
-struct Server(Child);
+pub(crate) struct Server(Child);
 
 impl Drop for Server {
     fn drop(&mut self) {
@@ -169,11 +169,11 @@ pub(super) fn iperf(place: &Place, seconds: u32) -> Result<()> {
     let settings = |address: &str, server: &str| {
         format!("address={address} mib=0 server={server} seconds={seconds}")
     };
-    let iperf3 = Program::find("iperf3", "--version", "iperf3")?;
+    let iperf3 = Iperf::find()?;
 
     // The guest is the client of a server here.
     let port = sink::free_port()?;
-    let _server = serve(&iperf3, port)?;
+    let _server = iperf3.serve(port)?;
     let initrd = job(place, "iperf", &settings("dhcp", &format!("gateway:{port}")), script)?;
     let mut command = place.run(&initrd, "");
     place.with_debian(&mut command);
@@ -194,7 +194,7 @@ pub(super) fn iperf(place: &Place, seconds: u32) -> Result<()> {
     thread::sleep(Duration::from_secs(2));
     for (way, reverse) in [("host to guest", false), ("guest to host", true)] {
         let rate = progress::step(&format!("iperf3 by fwd=, {way}"), || {
-            client(&iperf3, forward, seconds, reverse)
+            iperf3.client(forward, seconds, reverse)
         })?;
         println!("  by fwd=: {way} {rate} Mbit/s");
         thread::sleep(Duration::from_secs(2));
@@ -226,27 +226,39 @@ fn print_rates(what: &str, guest: &Running) -> Result<()> {
     Ok(())
 }
 
-fn serve(iperf3: &Program, port: u16) -> Result<Server> {
-    let mut command = iperf3.command();
-    command.args(["-s", "-B", "127.0.0.1", "-p", &port.to_string()]);
-    command.stdin(Stdio::null()).stdout(Stdio::null());
-    Ok(Server(command.spawn().context("cannot run iperf3")?))
-}
+/// iperf3 on this host.
+#[derive(Debug)]
+pub(crate) struct Iperf(Program);
 
-/// Returns the rate that the receiver saw.
-fn client(iperf3: &Program, port: u16, seconds: u32, reverse: bool) -> Result<String> {
-    let mut command: Command = iperf3.command();
-    command.args(["-c", "127.0.0.1", "-f", "m", "-p", &port.to_string()]);
-    command.args(["-t", &seconds.to_string()]);
-    if reverse {
-        command.arg("-R");
+impl Iperf {
+    /// Finds or fetches it.
+    pub(crate) fn find() -> Result<Self> {
+        Ok(Self(Program::find("iperf3", "--version", "iperf3")?))
     }
-    let output = command.output().context("cannot run iperf3")?;
-    let text = String::from_utf8_lossy(&output.stdout);
-    let line = text.lines().find(|line| line.contains("receiver"));
-    let words: Vec<_> = line.unwrap_or_default().split_whitespace().collect();
-    let at = words.iter().position(|word| *word == "Mbits/sec").and_then(|at| at.checked_sub(1));
-    let rate = at.and_then(|at| words.get(at));
-    let said = || format!("iperf3: {text}{}", String::from_utf8_lossy(&output.stderr));
-    Ok((*rate.with_context(said)?).to_owned())
+
+    /// A server on this host's loopback.
+    pub(crate) fn serve(&self, port: u16) -> Result<Server> {
+        let mut command = self.0.command();
+        command.args(["-s", "-B", "127.0.0.1", "-p", &port.to_string()]);
+        command.stdin(Stdio::null()).stdout(Stdio::null());
+        Ok(Server(command.spawn().context("cannot run iperf3")?))
+    }
+    /// Returns the rate that the receiver saw.
+    fn client(&self, port: u16, seconds: u32, reverse: bool) -> Result<String> {
+        let mut command: Command = self.0.command();
+        command.args(["-c", "127.0.0.1", "-f", "m", "-p", &port.to_string()]);
+        command.args(["-t", &seconds.to_string()]);
+        if reverse {
+            command.arg("-R");
+        }
+        let output = command.output().context("cannot run iperf3")?;
+        let text = String::from_utf8_lossy(&output.stdout);
+        let line = text.lines().find(|line| line.contains("receiver"));
+        let words: Vec<_> = line.unwrap_or_default().split_whitespace().collect();
+        let at =
+            words.iter().position(|word| *word == "Mbits/sec").and_then(|at| at.checked_sub(1));
+        let rate = at.and_then(|at| words.get(at));
+        let said = || format!("iperf3: {text}{}", String::from_utf8_lossy(&output.stderr));
+        Ok((*rate.with_context(said)?).to_owned())
+    }
 }

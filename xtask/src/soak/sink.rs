@@ -92,3 +92,19 @@ pub(super) fn drop_all() -> Result<u16> {
     });
     Ok(port)
 }
+
+/// Sends everything back, until this process ends. Returns the port.
+pub(crate) fn echo() -> Result<u16> {
+    let (listener, port) = listen()?;
+    thread::spawn(move || {
+        for mut stream in listener.incoming().flatten() {
+            let mut bytes = [0; 64];
+            let _ = stream.set_nodelay(true);
+            while let Ok(len) = stream.read(&mut bytes)
+                && len > 0
+                && stream.write_all(bytes.get(..len).unwrap_or_default()).is_ok()
+            {}
+        }
+    });
+    Ok(port)
+}

@@ -23,6 +23,11 @@ use super::{Incoming, MAX_FRAME};
 const PREFIX: usize = 4;
 /// Bytes read at once: many small frames, or a few of the largest.
 const INPUT: usize = 256 << 10;
+/// Bytes of whole frames written at once. The kernel keeps so much in one piece, or takes
+/// none of it: passt loses its step if a length, or a frame that it has the beginning of,
+/// comes in several. A longer frame goes alone, in two pieces at most, which it can take.
+const PIECE: usize = 32 << 10;
+
 /// Bytes waiting to go out, from which on nothing more is taken from the guest. One frame
 /// (cut into segments, five times [`MAX_FRAME`] at the very most) may come on top.
 const OUTPUT: usize = 128 << 10;
@@ -53,6 +58,8 @@ pub(in super::super) struct FrameStream {
     output: Vec<u8>,
     /// How much of `output` is gone.
     sent: usize,
+    /// Where in `output` the frames end that are on their way out.
+    piece: usize,
     /// Where a frame is gathered that is to be cut.
     whole: Vec<u8>,
     /// The driver understands [`DATA_VALID`].
@@ -83,6 +90,7 @@ impl FrameStream {
             end: 0,
             output: Vec::new(),
             sent: 0,
+            piece: 0,
             whole: Vec::new(),
             tell_valid: false,
             merge: false,
@@ -136,6 +144,7 @@ impl FrameStream {
         }
         self.output.clear();
         self.sent = 0;
+        self.piece = 0;
     }
 
     /// The length of the frame at `at` of `input`, if its prefix is there.
@@ -284,10 +293,11 @@ impl FrameStream {
     }
 
     pub(in super::super) fn flush(&mut self) {
-        while self.writable && !self.lost {
-            let Some(rest) = self.output.get(self.sent..).filter(|rest| !rest.is_empty()) else {
-                break;
-            };
+        while self.writable && !self.lost && self.pending() > 0 {
+            if self.sent >= self.piece {
+                self.piece = self.next_piece();
+            }
+            let rest = self.output.get(self.sent..self.piece).unwrap_or_default();
             // A closed peer is an error here and no signal: Rust's runtime ignores SIGPIPE.
             match (&self.socket).write(rest) {
                 Ok(len) => self.sent = self.sent.saturating_add(len),
@@ -299,8 +309,23 @@ impl FrameStream {
         // What is gone makes room, but not by moving much for little.
         if self.sent >= self.pending() {
             self.output.drain(..self.sent.min(self.output.len()));
+            self.piece = self.piece.saturating_sub(self.sent);
             self.sent = 0;
         }
+    }
+
+    /// Where the frames end that are written next.
+    fn next_piece(&self) -> usize {
+        let mut end = self.sent;
+        while let Some(len) = self.output.get(end..).and_then(<[u8]>::first_chunk) {
+            let frame = usize::try_from(u32::from_be_bytes(*len)).unwrap_or(usize::MAX);
+            let next = end.saturating_add(PREFIX).saturating_add(frame);
+            if end > self.sent && next.saturating_sub(self.sent) > PIECE {
+                break;
+            }
+            end = next;
+        }
+        end.min(self.output.len())
     }
 }
 
@@ -386,6 +411,49 @@ mod tests {
             }
             got
         });
+        while stream.pending() > 0 {
+            stream.assume_ready();
+            stream.flush();
+        }
+        drop(stream);
+        assert_eq!(reader.join().unwrap(), sent);
+    }
+
+    /// Reads as passt does: whatever is there, then once what is missing of the last frame.
+    #[test]
+    fn a_reader_that_waits_only_once_stays_in_step() {
+        let (mut stream, mut peer) = pair();
+        let lens = [60, 65_000, 1514, 30_000, 2000, 20_000, 64_000, 1, 40_000, 16_381, 16_381];
+        let reader = std::thread::spawn(move || {
+            let (mut buffer, mut seen) = (vec![0; 1 << 20], Vec::new());
+            loop {
+                let mut got = peer.read(&mut buffer).unwrap();
+                if got == 0 {
+                    return seen;
+                }
+                let mut at = 0;
+                while at < got {
+                    assert!(got - at > PREFIX, "a length in pieces");
+                    let len = u32::from_be_bytes(*buffer[at..].first_chunk().unwrap()) as usize;
+                    at += PREFIX;
+                    if at + len > got {
+                        got += peer.read(&mut buffer[got..at + len]).unwrap();
+                        assert_eq!(got, at + len, "a frame in many pieces");
+                    }
+                    seen.push(len);
+                    at += len;
+                }
+            }
+        });
+        let mut sent = Vec::new();
+        for len in lens.iter().cycle().take(4000) {
+            while !stream.can_send() {
+                stream.assume_ready();
+                stream.flush();
+            }
+            stream.send(&Header::default(), &mut &vec![7; *len][..], *len);
+            sent.push(*len);
+        }
         while stream.pending() > 0 {
             stream.assume_ready();
             stream.flush();

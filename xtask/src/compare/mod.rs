@@ -1,19 +1,23 @@
 //! `cargo xtask compare`: lguest beside QEMU without KVM, on the same kernel, initial RAM
 //! disk and machine, alternating so that both see the same weather.
 
+mod devices;
+
 use crate::guests::{Guest, kernel};
 use crate::measure::{self, Run};
 use crate::qemu::Qemu;
 use crate::{initramfs, paths, progress};
 use anyhow::{Context, Result};
-use clap::Args;
+use clap::{Args, Subcommand};
 use std::fs;
-use std::path::Path;
 use std::process::Command;
 
 /// Measure lguest against QEMU without KVM
 #[derive(Args, Debug)]
+#[command(args_conflicts_with_subcommands = true)]
 pub(crate) struct Options {
+    #[command(subcommand)]
+    what: Option<What>,
     /// Runs of each
     #[arg(long, value_name = "N", default_value = "5")]
     runs: u32,
@@ -23,6 +27,12 @@ pub(crate) struct Options {
     /// Write the result into docs/performance.md
     #[arg(long)]
     record: bool,
+}
+
+#[derive(Debug, Subcommand)]
+enum What {
+    /// Disks and networks, instead of boots
+    Devices(devices::Options),
 }
 
 /// The bars of docs/specification.md.
@@ -39,6 +49,9 @@ const END: &str = "<!-- recorded by cargo xtask compare: end -->";
 
 /// `cargo xtask compare`
 pub(crate) fn compare(options: &Options) -> Result<()> {
+    if let Some(What::Devices(options)) = &options.what {
+        return devices::compare(options);
+    }
     let kernel_path = kernel(Guest::Debian12Cloud)?;
     let initrd = initramfs::initramfs()?;
     let qemu = Qemu::find()?;
@@ -89,7 +102,7 @@ pub(crate) fn compare(options: &Options) -> Result<()> {
     );
     println!("{report}");
     if options.record {
-        record(&paths::workspace().join("docs/performance.md"), &report)?;
+        record(BEGIN, END, &report)?;
     }
     Ok(())
 }
@@ -115,12 +128,7 @@ struct Summary {
 impl Summary {
     fn of(runs: &[Run]) -> Self {
         let mut times: Vec<f64> = runs.iter().map(|run| run.to_init.as_secs_f64()).collect();
-        times.sort_by(f64::total_cmp);
-        let middle = times.len() / 2;
-        let median = match times.len() % 2 {
-            0 if middle > 0 => (times[middle - 1] + times[middle]) / 2.0,
-            _ => times.get(middle).copied().unwrap_or(f64::NAN),
-        };
+        let median = median(&mut times);
         let overhead = runs.iter().map(|run| run.overhead).max().unwrap_or(0);
         Self {
             fastest: times.first().copied().unwrap_or(f64::NAN),
@@ -129,6 +137,16 @@ impl Summary {
             overhead_mib: overhead as f64 / f64::from(1 << 20),
             idle_percent: runs.iter().find_map(|run| run.idle).unwrap_or(f64::NAN) * 100.0,
         }
+    }
+}
+
+/// The middle value; sorts them.
+fn median(values: &mut [f64]) -> f64 {
+    values.sort_by(f64::total_cmp);
+    let middle = values.len() / 2;
+    match values.len() % 2 {
+        0 if middle > 0 => (values[middle - 1] + values[middle]) / 2.0,
+        _ => values.get(middle).copied().unwrap_or(f64::NAN),
     }
 }
 
@@ -180,19 +198,20 @@ fn report(ours: &Summary, theirs: &Summary, setting: &Setting) -> String {
     .join("\n")
 }
 
-/// Puts the report between the markers of the page.
-fn record(page: &Path, report: &str) -> Result<()> {
-    let text = fs::read_to_string(page).with_context(|| page.display().to_string())?;
-    let text = replace(&text, report)
+/// Puts the report between the markers in docs/performance.md.
+fn record(begin: &str, end: &str, report: &str) -> Result<()> {
+    let page = paths::workspace().join("docs/performance.md");
+    let text = fs::read_to_string(&page).with_context(|| page.display().to_string())?;
+    let text = replace(&text, begin, end, report)
         .with_context(|| format!("{} has lost its markers", page.display()))?;
     fs::write(page, text)?;
     Ok(())
 }
 
-fn replace(text: &str, report: &str) -> Option<String> {
-    let (before, rest) = text.split_once(BEGIN)?;
-    let (_, after) = rest.split_once(END)?;
-    Some(format!("{before}{BEGIN}\n\n{report}\n\n{END}{after}"))
+fn replace(text: &str, begin: &str, end: &str, report: &str) -> Option<String> {
+    let (before, rest) = text.split_once(begin)?;
+    let (_, after) = rest.split_once(end)?;
+    Some(format!("{before}{begin}\n\n{report}\n\n{end}{after}"))
 }
 
 #[cfg(test)]
@@ -227,9 +246,9 @@ mod tests {
     #[test]
     fn recording_replaces_only_what_is_between_the_markers() {
         let page = format!("top\n{BEGIN}\nold\n{END}\nbottom\n");
-        let new = replace(&page, "new").unwrap();
+        let new = replace(&page, BEGIN, END, "new").unwrap();
         assert_eq!(new, format!("top\n{BEGIN}\n\nnew\n\n{END}\nbottom\n"));
-        assert_eq!(replace(&new, "new").unwrap(), new);
-        assert_eq!(replace("no markers", "new"), None);
+        assert_eq!(replace(&new, BEGIN, END, "new").unwrap(), new);
+        assert_eq!(replace("no markers", BEGIN, END, "new"), None);
     }
 }
