@@ -4,7 +4,9 @@
 //! changed together, seven times. A [`Band`] names a stretch of kernels that speak the same
 //! way, and says what differs. The modules beside it hold what they speak: [`call`]s, the
 //! [`ring`] that batches them, the page of [`shared_data`], [`boot`] and the state at
-//! [`entry`], [`segments`], [`traps`], and the [`bus`] of the devices.
+//! [`entry`], [`segments`], page [`tables`], [`traps`], and the devices' [`bus`] or [`pci`].
+//!
+//! [`long`] is the ABI of this project's own guests, in long mode, which has no past.
 //!
 //! All of it is data and pure functions: no guest memory is touched here, nothing is
 //! allocated, nothing can panic. The host reads guest bytes with these functions, and
@@ -28,9 +30,12 @@ pub mod bus;
 mod bytes;
 pub mod call;
 pub mod entry;
+pub mod long;
+pub mod pci;
 pub mod ring;
 pub mod segments;
 pub mod shared_data;
+pub mod tables;
 pub mod traps;
 
 pub use address::{Phys, Virt};

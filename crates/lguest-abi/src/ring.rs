@@ -100,7 +100,7 @@ impl Cursor {
     /// The next one, after the last the first.
     #[must_use]
     pub const fn next(self) -> Cursor {
-        Cursor(self.0.wrapping_add(1) % SLOTS as u8)
+        Cursor(self.0.wrapping_add(1) & (SLOTS as u8).wrapping_sub(1))
     }
 }
 
