@@ -37,24 +37,32 @@ impl Write for Shared {
     }
 }
 
+/// A guest's devices, a console among them.
+struct Consoles {
+    cores: Vec<Box<dyn VirtioDevice>>,
+    /// Where early strings go.
+    early: Shared,
+    /// Where input comes in.
+    input: Input,
+}
+
 /// These guests have no other console than a virtio one: if there is none among the
-/// devices, one is made that takes the serial port's place. Returns the devices, where
-/// early strings go, and where input comes in.
+/// devices, one is made that takes the serial port's place.
 fn with_console(
     mut cores: Vec<Box<dyn VirtioDevice>>,
     io: &Arc<IoThreads>,
     output: Box<dyn Write + Send>,
-) -> Result<(Vec<Box<dyn VirtioDevice>>, Shared, Input), MachineError> {
+) -> Result<Consoles, MachineError> {
     let output = Shared(Arc::new(Mutex::new(output)));
     if cores.iter().any(|core| core.kind() == DeviceKind::Console) {
-        return Ok((cores, output, Input::None));
+        return Ok(Consoles { cores, early: output, input: Input::None });
     }
     let console =
         Console::new(Arc::clone(io), Box::new(output.clone())).map_err(MachineError::Device)?;
     let input = Input::Console(console.input());
     // Behind the others, as the Launcher of those days had it.
     cores.push(Box::new(console));
-    Ok((cores, output, input))
+    Ok(Consoles { cores, early: output, input })
 }
 
 /// Builds the machine and loads the guest.
@@ -70,7 +78,8 @@ pub(super) fn build(config: MachineConfig) -> Result<Built, MachineError> {
         .ok()
         .filter(|mem| u64::from(*mem) <= LGUEST_MAX_RAM)
         .ok_or_else(|| refuse(KernelError::LguestMemory(config.memory)))?;
-    let (cores, console, input) = with_console(config.devices, &config.io, config.serial_output)?;
+    let Consoles { cores, early, input } =
+        with_console(config.devices, &config.io, config.serial_output)?;
     let pages = u64::from(lguest_bus::pages(&cores)?);
     let limit = config.memory.saturating_add(pages.saturating_mul(PAGE_SIZE));
     let ram = GuestRam::new(limit)?;
@@ -101,7 +110,7 @@ pub(super) fn build(config: MachineConfig) -> Result<Built, MachineError> {
         limit: u32::try_from(limit).unwrap_or(mem),
         initrd: guest.initrd,
         frequency,
-        console: Box::new(console),
+        console: Box::new(early),
         lines,
         bus: Arc::clone(&bus),
         ended: Arc::clone(&ended),
