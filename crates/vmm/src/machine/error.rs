@@ -55,7 +55,7 @@ impl MachineError {
                 | Self::NoCpus
                 | Self::Memory(_)
                 | Self::Bus(_)
-                | Self::LguestBus(BusError::Full | BusError::Kind(_))
+                | Self::LguestBus(BusError::Full)
                 | Self::Load(_)
         )
     }

@@ -23,34 +23,43 @@ const RING_FEATURES: u64 = feature::INDIRECT_DESC | feature::EVENT_IDX;
 const PAGE_SHIFT: u32 = 12;
 
 /// What the old drivers of a kind know: features, and the length of its configuration.
-fn known(kind: DeviceKind) -> Option<(u64, usize)> {
+fn known(kind: DeviceKind) -> (u64, usize) {
     use virtio_bindings::virtio_blk::{VIRTIO_BLK_F_FLUSH, VIRTIO_BLK_F_RO, VIRTIO_BLK_F_SEG_MAX};
-    Some(match kind {
+    match kind {
         DeviceKind::Block => {
             let features = [VIRTIO_BLK_F_SEG_MAX, VIRTIO_BLK_F_RO, VIRTIO_BLK_F_FLUSH];
             // Capacity, size_max, seg_max, geometry, blk_size, and the rest of the first 36.
             (features.iter().fold(0, |all, bit| all | 1 << bit), 36)
         }
         DeviceKind::Console | DeviceKind::Entropy => (0, 0),
-        // Its headers are two bytes longer since virtio 1, and the core has only those.
-        DeviceKind::Net => return None,
-    })
+        DeviceKind::Net => {
+            use virtio_bindings::virtio_net::{
+                VIRTIO_NET_F_CSUM, VIRTIO_NET_F_GUEST_CSUM, VIRTIO_NET_F_GUEST_ECN,
+                VIRTIO_NET_F_GUEST_TSO4, VIRTIO_NET_F_GUEST_TSO6, VIRTIO_NET_F_HOST_ECN,
+                VIRTIO_NET_F_HOST_TSO4, VIRTIO_NET_F_HOST_TSO6, VIRTIO_NET_F_MAC,
+            };
+            let checksums = [VIRTIO_NET_F_MAC, VIRTIO_NET_F_CSUM, VIRTIO_NET_F_GUEST_CSUM];
+            let guest = [VIRTIO_NET_F_GUEST_TSO4, VIRTIO_NET_F_GUEST_TSO6, VIRTIO_NET_F_GUEST_ECN];
+            let host = [VIRTIO_NET_F_HOST_TSO4, VIRTIO_NET_F_HOST_TSO6, VIRTIO_NET_F_HOST_ECN];
+            let features = [checksums, guest, host];
+            // The address, and two bytes of status that nobody is offered.
+            (features.as_flattened().iter().fold(0, |all, bit| all | 1 << bit), 8)
+        }
+    }
 }
 
 /// A core's type, features and configuration as the descriptor page has them.
-pub(super) fn offer(
-    core: &dyn VirtioDevice,
-) -> Result<(u8, [u8; FEATURE_BYTES], Vec<u8>), BusError> {
+pub(super) fn offer(core: &dyn VirtioDevice) -> (u8, [u8; FEATURE_BYTES], Vec<u8>) {
     let kind = core.kind();
-    let (_, config_len) = known(kind).ok_or(BusError::Kind(kind))?;
+    let (_, config_len) = known(kind);
     let mut config = vec![0; config_len];
     core.read_config(0, &mut config);
-    Ok((kind as u8, (features(core) as u32).to_le_bytes(), config))
+    (kind as u8, (features(core) as u32).to_le_bytes(), config)
 }
 
 /// What is offered here: of the core's own what its old drivers know, and the ring's.
 fn features(core: &dyn VirtioDevice) -> u64 {
-    let (known, _) = known(core.kind()).unwrap_or_default();
+    let (known, _) = known(core.kind());
     core.features() & known | RING_FEATURES
 }
 

@@ -14,7 +14,7 @@ use lguest_abi::bus::{self, PAGE_BYTES, PAGES_MAX, VqConfig};
 use lguest_abi::traps::{FIRST_DEVICE_IRQ, IRQS};
 use vm_memory::{Bytes, GuestAddress};
 
-use super::{DeviceKind, VirtioDevice};
+use super::VirtioDevice;
 use crate::devices::InterruptLine;
 use crate::memory::GuestMemory;
 
@@ -31,9 +31,6 @@ pub enum BusError {
     /// There are too many.
     #[error("more devices than the lguest bus has room for: leave some out")]
     Full,
-    /// A kind that the bus cannot carry.
-    #[error("a {0} device, which a guest on the lguest bus cannot have: leave it out")]
-    Kind(DeviceKind),
     /// The host is out of descriptors.
     #[error("the host refuses a descriptor for a device: {0}")]
     Host(#[from] std::io::Error),
@@ -85,7 +82,7 @@ impl LguestBus {
                 frame = frame.saturating_add(VqConfig::ring_pages(*size));
                 irq = irq.saturating_add(1);
             }
-            let (kind, features, config) = device::offer(core.as_ref())?;
+            let (kind, features, config) = device::offer(core.as_ref());
             let next = bus::write_entry(&mut bytes, at, kind, &queues, &features, &config)
                 .ok_or(BusError::Full)?;
             let way = queues.iter().map(|queue| lines(queue.irq as u8)).collect();

@@ -74,10 +74,10 @@ impl Scene {
         let (rx, rx_queue) = driver.ring(0, RING);
         let (tx, tx_queue) = driver.ring(1, RING);
         let (control, control_queue): (_, DeviceQueue) = driver.ring(2, RING);
-        let mergeable = features & feature::MRG_RXBUF != 0;
+        let features = features | super::super::feature::VERSION_1;
         let kicks = vec![Arc::clone(rx_queue.kick())];
         let pair =
-            Pair { rx: RxQueue::new(rx_queue, mergeable), tx: TxQueue::new(tx_queue, features) };
+            Pair { rx: RxQueue::new(rx_queue, features), tx: TxQueue::new(tx_queue, features) };
         // Its own is never asked: `serve` is handed one.
         let (idle, _) = UnixStream::pair().ok()?;
         let idle: Box<dyn Backend> = Box::new(PasstBackend::over(idle).ok()?);
