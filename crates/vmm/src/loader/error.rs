@@ -89,7 +89,7 @@ pub enum KernelError {
     Bits32(&'static str),
     /// A kernel of the first version with lguest support.
     #[error(
-        "a kernel of Linux 2.6.23, whose lguest support nobody has a host for any more: give one of 2.6.24 to 4.13"
+        "a kernel of Linux 2.6.23, whose lguest support nobody has a host for any more: give one of 2.6.24 to 3.19"
     )]
     LguestV0,
     /// A kernel of the last versions with lguest support, whose devices are elsewhere.
@@ -146,7 +146,7 @@ pub enum KernelError {
     LguestCpus,
     /// A kernel that is not for the platform that was asked for.
     #[error(
-        "no kernel for the lguest platform: leave --platform out, or give one with lguest guest support"
+        "no kernel for the lguest platform: give a 32-bit one of Linux 2.6.24 to 3.19 with lguest guest support (CONFIG_LGUEST_GUEST)"
     )]
     NotLguest,
     /// Its place is taken.

@@ -57,8 +57,8 @@ const STRETCH: usize = 0x4_0000;
 const OVERLAP: usize = 64;
 /// The most that is unpacked and looked through: larger kernels than any of that age.
 const LIMIT: u64 = 128 << 20;
-/// How far behind the number the trap is: a pointer is loaded in between.
-const NEAR: usize = 16;
+/// How far behind the number the trap is at most: pointers are loaded in between.
+const NEAR: usize = 32;
 /// What the version stands behind.
 const BANNER: &[u8] = b"Linux version ";
 /// How much of a version is looked at; less than what successive looks share.

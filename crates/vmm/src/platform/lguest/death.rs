@@ -4,7 +4,7 @@
 //! there is nowhere to report an error to.
 
 use lguest_abi::segments::BadGate;
-use lguest_abi::{Band, Paging, Phys};
+use lguest_abi::{Paging, Phys};
 
 /// Why a guest cannot go on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -16,8 +16,8 @@ pub enum Death {
     SecondInit,
     #[error("its LGUEST_INIT names no lguest_data that any Linux from 2.6.24 to 4.13 has")]
     UnknownAbi,
-    #[error("hypercall {number:#x} does not exist in band {band}")]
-    UnknownCall { number: u32, band: Band },
+    #[error("hypercall {0:#x} does not exist")]
+    UnknownCall(u32),
     #[error("it asked for system calls by vector {0:#x}, which cannot be: 0x40 to 0xff can")]
     SyscallVector(u32),
     #[error("it named {len} bytes at {at}, and memory ends at {limit:#x}")]

@@ -85,7 +85,7 @@ impl Lguest {
     fn perform(&mut self, cpu: &mut Vcpu, words: &CallWords) -> Result<Verdict, Death> {
         let Some(session) = &self.session else { return Err(Death::BeforeInit(words.number)) };
         let call = Call::decode(session.band, session.paging, words)
-            .map_err(|e| Death::UnknownCall { number: e.number, band: e.band })?;
+            .map_err(|unknown| Death::UnknownCall(unknown.number))?;
         tracing::trace!(?call, "hypercall");
         match call {
             // They bring the guest here, and that is all they are for.
@@ -148,7 +148,7 @@ impl Lguest {
                 }
             }
             Call::BindDma { .. } | Call::SendDma { .. } => {
-                return Err(Death::UnknownCall { number: words.number, band: session.band });
+                return Err(Death::UnknownCall(words.number));
             }
         }
         Ok(Verdict::Resume)

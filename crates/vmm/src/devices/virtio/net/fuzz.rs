@@ -13,6 +13,7 @@ use vm_memory::{Bytes, GuestAddress};
 
 use super::super::DeviceQueue;
 use super::super::testing::{Ring, TestDriver};
+use super::QUEUE_SIZE;
 use super::backends::Backend;
 use super::backends::passt::PasstBackend;
 use super::control::Control;
@@ -21,7 +22,6 @@ use super::rx::RxQueue;
 use super::shared::{Face, Shared};
 use super::tx::TxQueue;
 use super::worker::{Pair, Worker};
-use super::{QUEUE_SIZE, feature};
 
 /// Descriptors of each ring; few, so that they meet.
 const RING: u16 = 8;
