@@ -6,7 +6,7 @@
 //! interrupts delivered by its flag in shared memory, hypercalls carried out. The guest has
 //! no IDT, TSS or GDT of its own; its page tables are real, and walked by the CPU.
 //!
-//! One file each: what the guest shares ([`shared_data`]), hypercalls and the ring,
+//! One file each: what the guest shares (`shared_data`), hypercalls and the ring,
 //! `traps`, `interrupts`, `paging`, `segments`, the instructions that are `emulate`d, the
 //! `clock`, the early `console`. A guest that breaks the rules dies of a [`Death`], which
 //! is reported and stops its vCPU; nothing it does is an error of ours. Everything runs on
