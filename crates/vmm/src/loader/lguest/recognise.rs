@@ -110,6 +110,9 @@ fn look(kernel: &Image) -> Result<PlatformKind, KernelError> {
     }
     let band = signs.version.and_then(|(major, minor, patch)| Band::of_linux(major, minor, patch));
     tracing::info!(version = ?signs.version, ?band, "a kernel for the lguest platform");
+    if signs.version == Some((2, 6, 24)) {
+        return Err(KernelError::LguestTagged);
+    }
     if band == Some(Band::V6) {
         return Err(KernelError::LguestPci);
     }

@@ -73,11 +73,12 @@ fn the_last_versions_are_refused_in_one_line() {
         text[..13].fill(0);
         kind(vmlinux32(text))
     };
+    assert!(with("2.6.24").unwrap_err().contains("2.6.25 to"));
     for version in ["4.0", "4.9.13", "4.13.0-rc1"] {
         let message = with(version).unwrap_err();
         assert!(message.contains("PCI") && !message.contains('\n'), "{message}");
     }
-    for version in ["2.6.24", "2.6.39.4", "3.19.8", "what"] {
+    for version in ["2.6.25", "2.6.39.4", "3.19.8", "what"] {
         assert_eq!(with(version), Ok(PlatformKind::Lguest), "{version}");
     }
 }
