@@ -4,8 +4,8 @@ use std::path::Path;
 use std::rc::Rc;
 
 use vmm::devices::virtio::block::DiskContents;
-use vmm::loader::Image;
 use vmm::loader::disk_boot::{self, ImageRead};
+use vmm::loader::{Image, PlatformKind, platform_of};
 
 use crate::cli::RunOptions;
 use crate::run::machine_error;
@@ -33,7 +33,9 @@ pub(crate) fn source(
 ) -> Result<Source, Error> {
     if let Some(kernel) = &options.kernel {
         let initrds = options.initrd.iter().map(|path| open(path)).collect::<Result<_, _>>()?;
-        return Ok(Source { kernel: open(kernel)?, initrds, command_line: words(options, "") });
+        let kernel = open(kernel)?;
+        let command_line = words(options, platform(&kernel)?, "");
+        return Ok(Source { kernel, initrds, command_line });
     }
     if !options.initrd.is_empty() {
         return Err(Error::Input("--initrd needs the kernel it belongs to: give --kernel".into()));
@@ -45,7 +47,7 @@ pub(crate) fn source(
     let contents: Rc<dyn ImageRead> = Rc::new(contents);
     let found =
         disk_boot::find(&contents, &name).map_err(|error| Error::Input(error.to_string()))?;
-    let command_line = words(options, &found.command_line);
+    let command_line = words(options, platform(&found.kernel)?, &found.command_line);
     Ok(Source { kernel: found.kernel, initrds: found.initrds, command_line })
 }
 
@@ -53,13 +55,22 @@ fn open(path: &Path) -> Result<Image, Error> {
     Image::open(path).map_err(|error| machine_error(error.into()))
 }
 
+/// What the kernel is for.
+fn platform(kernel: &Image) -> Result<PlatformKind, Error> {
+    platform_of(kernel).map_err(|error| machine_error(error.into()))
+}
+
 /// The command line. Test kernels, which end by the debug-exit port, count their words: they
 /// get the user's alone.
-fn words(options: &RunOptions, system: &str) -> String {
+fn words(options: &RunOptions, platform: PlatformKind, system: &str) -> String {
     if options.debug_exit {
         return options.append.clone();
     }
-    let consoles = ports::kernel_consoles(options);
+    let consoles = match platform {
+        PlatformKind::Pc => ports::kernel_consoles(options),
+        // There is no serial port there.
+        PlatformKind::Lguest => ports::CONSOLE.into(),
+    };
     let parts = [&consoles, COMMAND_LINE, system, &options.append];
     parts.into_iter().filter(|part| !part.is_empty()).collect::<Vec<_>>().join(" ")
 }
@@ -80,7 +91,7 @@ mod tests {
 
     #[test]
     fn test_kernels_get_the_users_words_alone() {
-        let line = |given: &[&str], system| words(&options(given), system);
+        let line = |given: &[&str], system| words(&options(given), PlatformKind::Pc, system);
         assert_eq!(line(&["--append", "quiet"], ""), "console=ttyS0 panic=-1 quiet");
         assert_eq!(line(&["--append", "a b", "--debug-exit"], "root=x"), "a b");
         assert_eq!(line(&["--console", "stdio"], ""), "console=hvc0 panic=-1");

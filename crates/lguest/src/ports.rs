@@ -20,7 +20,7 @@ use crate::{Error, terminal};
 const LAST_OUTPUT: Duration = Duration::from_secs(1);
 
 const SERIAL: &str = "console=ttyS0";
-const CONSOLE: &str = "console=hvc0";
+pub(crate) const CONSOLE: &str = "console=hvc0";
 
 /// What is said of the serial port, or follows from what is said of the console.
 fn serial_choice(options: &RunOptions) -> PortChoice {

@@ -22,7 +22,7 @@ use std::thread;
 use std::time::Duration;
 use vmm::engine::Engine;
 use vmm::engine::trace::TraceOutput;
-use vmm::machine::{Controller, Machine, MachineConfig, MachineError, Outcome};
+use vmm::machine::{Controller, Machine, MachineConfig, MachineError, Outcome, PlatformChoice};
 
 /// The most vCPUs a machine gets: each is a thread of this process.
 const MAX_CPUS: u32 = 64;
@@ -57,6 +57,7 @@ pub(crate) fn run(options: &RunOptions) -> Result<Status, Error> {
         cpus: options.cpus,
         cpu_model: cpu_model(options.cpu),
         engine: engine(options.engine),
+        platform: PlatformChoice::Auto,
         kernel: source.kernel,
         initrds: source.initrds,
         command_line: source.command_line,
@@ -248,6 +249,10 @@ fn conclude(outcome: Outcome, ender: &Ender, panic: Option<String>) -> Status {
             let reason = reason.map_or(String::new(), |reason| format!(": {reason}"));
             (Status::Panicked, format!("the guest's kernel panicked{reason}"))
         }
+        (Outcome::PanickedSaying(words), _) => {
+            (Status::Panicked, format!("the guest's kernel panicked: {words}"))
+        }
+        (Outcome::Died(reason), _) => (Status::TripleFault, format!("the guest died: {reason}")),
         // A kernel without the driver for our panic device only says so, and then resets.
         (Outcome::Reset | Outcome::TripleFault { .. }, Some(reason)) => {
             (Status::Panicked, format!("the guest's kernel panicked: {reason}"))

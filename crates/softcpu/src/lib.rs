@@ -37,6 +37,7 @@ pub mod memory;
 pub mod mmu;
 pub mod native;
 pub mod state;
+pub mod supervisor;
 pub mod system;
 #[doc(hidden)]
 pub mod testing;
@@ -49,4 +50,5 @@ pub use exception::Exception;
 pub use handle::{Event, VcpuHandle};
 pub use memory::{PhysMemory, RamRegion};
 pub use state::VcpuState;
+pub use supervisor::{Supervisor, Trap, Verdict};
 pub use vcpu::{Exit, Vcpu, VcpuConfig};

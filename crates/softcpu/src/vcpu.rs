@@ -133,6 +133,8 @@ pub struct Vcpu {
     pub(crate) tracer: Option<Box<dyn Tracer>>,
     /// What system instructions keep besides the architectural registers.
     pub(crate) system: crate::system::SystemExtras,
+    /// Whoever takes events in place of the IDT.
+    pub(crate) supervision: crate::supervisor::Supervision,
 }
 
 impl fmt::Debug for Vcpu {
@@ -171,6 +173,7 @@ impl Vcpu {
             counters: Counters::default(),
             tracer: None,
             system: crate::system::SystemExtras::default(),
+            supervision: crate::supervisor::Supervision::default(),
         });
         vcpu.state_changed();
         Ok(vcpu)

@@ -9,7 +9,7 @@ use softcpu::cpuid::CpuModel;
 use vmm::devices::virtio::IoThreads;
 use vmm::engine::EngineChoice;
 use vmm::loader::Image;
-use vmm::machine::{Machine, MachineConfig, MachineError, Outcome};
+use vmm::machine::{Machine, MachineConfig, MachineError, Outcome, PlatformChoice};
 
 /// Where the guest is loaded; what its parts are called.
 const BASE: u32 = 0x10_0000;
@@ -107,6 +107,7 @@ fn config(kernel: &[u8], cpus: u32, seconds: f64) -> (MachineConfig, Console) {
         cpus,
         cpu_model: CpuModel::best_for_host(),
         engine: EngineChoice::Soft,
+        platform: PlatformChoice::Auto,
         kernel: Image::from_bytes("kernel", kernel.to_vec()),
         initrds: Vec::new(),
         command_line: String::new(),

@@ -6,6 +6,7 @@ use crate::handle::Event;
 use crate::state::CodeSize;
 use crate::state::rflags::RFlags;
 use crate::state::segment::SegReg;
+use crate::supervisor::Trap;
 use crate::trace;
 use crate::vcpu::{Abort, Exit, Shadow, Vcpu};
 
@@ -95,6 +96,9 @@ impl Vcpu {
         if let Some(tracer) = &mut self.tracer {
             tracer.event(trace::Event::Exception { state: &self.state, exception });
         }
+        if self.supervised() {
+            return self.hand_over(Trap::Exception(exception));
+        }
         self.deliver_exception(exception).is_err().then_some(Exit::Shutdown)
     }
 
@@ -127,6 +131,9 @@ impl Vcpu {
         } else if pending.contains(Event::INTERRUPT) && allowed.contains(Event::INTERRUPT) {
             // Cleared first: an interrupt that arrives while we acknowledge raises it again.
             self.handle.take(Event::INTERRUPT);
+            if self.supervised() {
+                return self.hand_over(Trap::Interrupt);
+            }
             if let Some(vector) = self.env.acknowledge_interrupt() {
                 self.counters.interrupts = self.counters.interrupts.wrapping_add(1);
                 if let Some(tracer) = &mut self.tracer {

@@ -38,7 +38,7 @@ impl Vcpu {
     }
 
     /// Whether registers with these contents mean PAE paging with PDPTE registers.
-    fn is_pae(cr0: Cr0, cr4: Cr4, efer: Efer) -> bool {
+    pub(crate) fn is_pae(cr0: Cr0, cr4: Cr4, efer: Efer) -> bool {
         cr0.contains(Cr0::PG) && cr4.contains(Cr4::PAE) && !efer.contains(Efer::LMA)
     }
 

@@ -183,6 +183,23 @@ impl Vcpu {
         (last <= u64::from(limit)).then(|| self.wrap_linear(base.wrapping_add(selector.offset())))
     }
 
+    /// Whether there is a descriptor for `selector`.
+    pub(crate) fn has_descriptor(&self, selector: Selector) -> bool {
+        if self.supervised() {
+            self.held_descriptor(selector).is_some()
+        } else {
+            self.descriptor_address(selector, 8).is_some()
+        }
+    }
+
+    /// `selector`'s descriptor in the supervisor's table. There is no local table there.
+    fn held_descriptor(&self, selector: Selector) -> Option<u64> {
+        if selector.is_local() {
+            return None;
+        }
+        self.supervision.descriptor(selector.offset() >> 3)
+    }
+
     /// Linear addresses are 32 bits wide outside long mode.
     #[inline]
     pub(crate) fn wrap_linear(&self, addr: u64) -> u64 {
@@ -196,6 +213,12 @@ impl Vcpu {
         selector: Selector,
         fault: fn(u32) -> Exception,
     ) -> Result<Descriptor, Abort> {
+        if self.supervised() {
+            let Some(raw) = self.held_descriptor(selector) else {
+                return Err(self.raise(fault(selector.code())));
+            };
+            return Ok(Descriptor { raw, high: 0, at: 0 });
+        }
         let Some(at) = self.descriptor_address(selector, 8) else {
             return Err(self.raise(fault(selector.code())));
         };
@@ -223,7 +246,7 @@ impl Vcpu {
 
     /// Sets the accessed bit of a code or data descriptor in memory, if it is clear.
     pub(crate) fn mark_accessed(&mut self, descriptor: &Descriptor) -> Result<(), Abort> {
-        if descriptor.access().contains(Access::ACCESSED) {
+        if descriptor.access().contains(Access::ACCESSED) || self.supervised() {
             return Ok(());
         }
         self.change_type_bits(descriptor.at, 1, 0)

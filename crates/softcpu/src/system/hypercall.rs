@@ -4,10 +4,15 @@ use crate::decode::op::Op;
 use crate::env::Hypercall;
 use crate::state::CodeSize;
 use crate::state::regs::Gpr;
+use crate::supervisor::Trap;
 use crate::vcpu::{Step, Vcpu};
 
 /// `vmcall`, `vmmcall`: both encodings mean the same here, as guests pick one by vendor.
 pub(crate) fn hypercall(cpu: &mut Vcpu, op: &Op) -> Step {
+    if cpu.supervised() {
+        cpu.state.rip = op.next_rip();
+        return cpu.hand_over_from(Trap::Hypercall { at: op.rip });
+    }
     let long = cpu.state.code_size() == CodeSize::Bits64;
     let width = if long { u64::MAX } else { 0xffff_ffff };
     let reg = |which| cpu.state.reg(which) & width;

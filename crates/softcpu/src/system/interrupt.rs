@@ -9,6 +9,7 @@ use crate::decode::op::Op;
 use crate::exception::{Exception, Vector};
 use crate::state::DR6_FIXED;
 use crate::state::rflags::RFlags;
+use crate::supervisor::Trap;
 use crate::vcpu::{Abort, Step, Vcpu};
 
 /// A fault while delivering a double fault: the CPU shuts down.
@@ -88,6 +89,11 @@ impl Vcpu {
 
     fn software_interrupt(&mut self, op: &Op, vector: u8, privileged: bool) -> Step {
         let rip = op.next_rip();
+        if self.supervised() {
+            self.state.rip = rip;
+            let trap = Trap::Software { vector, at: op.rip, checked: !privileged };
+            return self.hand_over_from(trap);
+        }
         let delivery =
             Delivery { vector, error_code: None, software: !privileged, rip, resume: false };
         let stepping = self.state.rflags.contains(RFlags::TF);

@@ -136,7 +136,7 @@ impl Vcpu {
     /// The descriptor that VERR, VERW, LAR and LSL ask about, if the selector names one
     /// that is visible at the current privilege. Page faults are the only faults.
     fn visible_descriptor(&mut self, selector: Selector) -> Result<Option<Descriptor>, Abort> {
-        if selector.is_null() || self.descriptor_address(selector, 8).is_none() {
+        if selector.is_null() || !self.has_descriptor(selector) {
             return Ok(None);
         }
         let descriptor = self.descriptor(selector, Exception::general_protection)?;

@@ -7,6 +7,7 @@ use std::fmt;
 
 pub(crate) mod dump;
 pub(crate) mod soft;
+pub(crate) mod supervised;
 pub mod trace;
 
 /// What executes a machine's vCPUs.

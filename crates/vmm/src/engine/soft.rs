@@ -84,7 +84,14 @@ struct Links {
 
 /// Says that the engine has failed if the thread unwinds: a bug of ours must end the
 /// machine, not leave it running with a vCPU missing.
-struct CrashGuard(Arc<Ending>, usize);
+pub(super) struct CrashGuard(Arc<Ending>, usize);
+
+impl CrashGuard {
+    /// For the thread of vCPU number `vcpu`.
+    pub(super) const fn new(ending: Arc<Ending>, vcpu: usize) -> Self {
+        Self(ending, vcpu)
+    }
+}
 
 impl Drop for CrashGuard {
     fn drop(&mut self) {
@@ -97,7 +104,7 @@ impl Drop for CrashGuard {
 impl VcpuThread {
     /// The thread's body: until the machine ends.
     pub(crate) fn run(self) {
-        let _guard = CrashGuard(Arc::clone(&self.ending), self.index);
+        let _guard = CrashGuard::new(Arc::clone(&self.ending), self.index);
         set_timer_slack();
         let ending = Arc::clone(&self.ending);
         match self.start() {

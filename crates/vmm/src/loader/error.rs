@@ -87,6 +87,21 @@ pub enum KernelError {
     /// It is a 32-bit x86 kernel where a 64-bit one is needed.
     #[error("a 32-bit x86 kernel{0}: give a 64-bit one (an amd64 package)")]
     Bits32(&'static str),
+    /// A kernel of the first version with lguest support.
+    #[error(
+        "a kernel of Linux 2.6.23, whose lguest support nobody has a host for any more: give one of 2.6.25 to 3.19"
+    )]
+    LguestV0,
+    /// A kernel of the one version whose device descriptors have another form.
+    #[error(
+        "a kernel of Linux 2.6.24 for lguest, whose form of device descriptors is not there yet: give one of 2.6.25 to 3.19"
+    )]
+    LguestTagged,
+    /// A kernel of the last versions with lguest support, whose devices are elsewhere.
+    #[error(
+        "a kernel of Linux 4.0 to 4.13 for lguest, which looks for its devices on PCI, and there are none here yet: give one of 2.6.25 to 3.19"
+    )]
+    LguestPci,
     /// The file ends too early.
     #[error("truncated: the file ends before {0}; copy or download it again")]
     Truncated(&'static str),
@@ -125,6 +140,20 @@ pub enum KernelError {
     /// It asks the loader for something that is not supported.
     #[error("unsupported multiboot image: {0}")]
     Multiboot(&'static str),
+    /// More memory than a kernel for the lguest platform can be given.
+    #[error(
+        "a 32-bit kernel for lguest, which cannot have {} MiB of memory: give --mem {}M or less",
+        .0 / MIB, super::lguest::MAX_RAM / MIB
+    )]
+    LguestMemory(u64),
+    /// Several vCPUs for a kernel that can have one.
+    #[error("a kernel for lguest, which runs on one vCPU: give --cpus 1")]
+    LguestCpus,
+    /// A kernel that is not for the platform that was asked for.
+    #[error(
+        "no kernel for the lguest platform: give a 32-bit one of Linux 2.6.25 to 3.19 with lguest guest support (CONFIG_LGUEST_GUEST)"
+    )]
+    NotLguest,
     /// Its place is taken.
     #[error(transparent)]
     Place(#[from] PlaceError),

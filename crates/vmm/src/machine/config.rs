@@ -12,6 +12,18 @@ use crate::engine::EngineChoice;
 use crate::engine::trace::TraceOutput;
 use crate::loader::Image;
 
+/// What the guest is to believe it runs on.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum PlatformChoice {
+    /// What its kernel is for.
+    #[default]
+    Auto,
+    /// A PC.
+    Pc,
+    /// The lguest platform.
+    Lguest,
+}
+
 /// Everything the user decides about a machine.
 pub struct MachineConfig {
     /// Guest RAM, bytes.
@@ -22,6 +34,8 @@ pub struct MachineConfig {
     pub cpu_model: CpuModel,
     /// Which engine is wanted.
     pub engine: EngineChoice,
+    /// What the guest is to run on.
+    pub platform: PlatformChoice,
     /// The kernel.
     pub kernel: Image,
     /// The initrds, in order.
@@ -49,6 +63,7 @@ impl fmt::Debug for MachineConfig {
             .field("memory", &self.memory)
             .field("cpus", &self.cpus)
             .field("engine", &self.engine)
+            .field("platform", &self.platform)
             .field("kernel", &self.kernel.name())
             .field("initrds", &self.initrds.len())
             .field("command_line", &self.command_line)

@@ -3,8 +3,8 @@
 use std::sync::Arc;
 
 use super::ending::Ending;
+use super::input::Input;
 use super::inspect::Inspector;
-use crate::devices::serial::SerialInput;
 
 /// A handle on a machine: cheap to clone, usable from any thread, before, during and
 /// after its run.
@@ -12,7 +12,7 @@ use crate::devices::serial::SerialInput;
 pub struct Controller {
     pub(super) ending: Arc<Ending>,
     pub(super) inspector: Arc<Inspector>,
-    pub(super) serial: SerialInput,
+    pub(super) input: Input,
 }
 
 impl Controller {
@@ -22,10 +22,11 @@ impl Controller {
         self.ending.stop();
     }
 
-    /// Types `bytes` into the guest's serial console. Waits while the guest does not
+    /// Types `bytes` into the guest's console: the serial port, or on the lguest platform
+    /// the console that the machine made. Waits while the guest does not
     /// read; returns how many were taken, which is all unless the machine ended.
     pub fn serial_input(&self, bytes: &[u8]) -> usize {
-        self.serial.send(bytes)
+        self.input.send(bytes)
     }
 
     /// What each vCPU is doing: registers and counters, as text. Waits for a second at

@@ -6,6 +6,7 @@ use super::MachineError;
 use crate::devices::apic::controller::InterruptController;
 use crate::devices::pci::intx::IntxLines;
 use crate::devices::pci::{PciBus, PciFunction};
+use crate::devices::virtio::lguest_bus::LguestBus;
 use crate::devices::virtio::pci::{PciPlace, VirtioPci};
 use crate::devices::virtio::{IoThreads, VirtioDevice};
 use crate::layout::PCI_INTERRUPTS;
@@ -14,13 +15,25 @@ use crate::memory::GuestRam;
 /// The devices, and the threads that work for them.
 #[derive(Debug)]
 pub(super) struct Devices {
-    functions: Vec<Arc<VirtioPci>>,
+    on: Bus,
     io: Arc<IoThreads>,
 }
 
+/// What carries them.
+#[derive(Debug)]
+enum Bus {
+    Pci(Vec<Arc<VirtioPci>>),
+    Lguest(Arc<LguestBus>),
+}
+
 impl Devices {
+    /// Those on a guest's lguest bus.
+    pub(super) fn on_lguest_bus(bus: Arc<LguestBus>, io: Arc<IoThreads>) -> Self {
+        Self { on: Bus::Lguest(bus), io }
+    }
+
     /// Puts the cores on a bus, one slot each.
-    pub(super) fn on_bus(
+    pub(super) fn on_pci(
         cores: Vec<Box<dyn VirtioDevice>>,
         io: Arc<IoThreads>,
         ram: &GuestRam,
@@ -44,13 +57,14 @@ impl Devices {
             bus.add(Arc::clone(&function) as Arc<dyn PciFunction>);
             functions.push(function);
         }
-        Ok((bus, Self { functions, io }))
+        Ok((bus, Self { on: Bus::Pci(functions), io }))
     }
 
     /// Finishes what is in flight, and stops the threads.
     pub(super) fn shut_down(&self) {
-        for function in &self.functions {
-            function.shut_down();
+        match &self.on {
+            Bus::Pci(functions) => functions.iter().for_each(|function| function.shut_down()),
+            Bus::Lguest(bus) => bus.shut_down(),
         }
         self.io.stop();
     }

@@ -9,13 +9,14 @@ use softcpu::{Event, VcpuHandle};
 
 use super::MachineError;
 use crate::devices::Request;
+use crate::platform::lguest::Ended;
 
 /// How long a guest that reported its panic may go on talking: the rest of the message
 /// is worth having, and many kernels reset themselves a moment later.
 const LAST_WORDS: Duration = Duration::from_secs(1);
 
 /// How a machine's run ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Outcome {
     /// The guest switched the machine off.
     PoweredOff,
@@ -31,6 +32,10 @@ pub enum Outcome {
         /// Where.
         rip: u64,
     },
+    /// A guest of the lguest platform panicked, with these words.
+    PanickedSaying(String),
+    /// A guest of the lguest platform broke its rules: what it did, and where.
+    Died(String),
     /// The guest wrote this value to the debug-exit port.
     DebugExit(u8),
     /// The configured time is over.
@@ -46,6 +51,8 @@ pub(crate) enum End {
     Stopped,
     /// The guest asked for it.
     Requested(Request),
+    /// A guest of the lguest platform ended, by its own call or for breaking the rules.
+    Lguest(Ended),
     /// See [`Outcome::TripleFault`].
     TripleFault {
         /// Which one.
@@ -157,7 +164,12 @@ impl End {
     fn outcome(self, panicked: bool) -> Result<Outcome, MachineError> {
         Ok(match self {
             Self::Stopped => Outcome::Stopped,
-            Self::Requested(Request::PowerOff) => Outcome::PoweredOff,
+            Self::Requested(Request::PowerOff) | Self::Lguest(Ended::PoweredOff) => {
+                Outcome::PoweredOff
+            }
+            Self::Lguest(Ended::Restart(_)) => Outcome::Reset,
+            Self::Lguest(Ended::Panicked(words)) => Outcome::PanickedSaying(words),
+            Self::Lguest(Ended::Died(reason)) => Outcome::Died(reason),
             Self::Requested(Request::Exit(value)) => Outcome::DebugExit(value),
             Self::Requested(Request::Panicked) => Outcome::Panicked,
             Self::Requested(Request::Reset) if panicked => Outcome::Panicked,

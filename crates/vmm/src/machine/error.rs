@@ -1,6 +1,7 @@
 //! Why there is no machine, or none any more.
 
 use crate::devices::pci::bus::BusFull;
+use crate::devices::virtio::lguest_bus::BusError;
 use crate::engine::EngineError;
 use crate::loader::LoadError;
 use crate::memory::MemoryError;
@@ -23,6 +24,9 @@ pub enum MachineError {
     /// More devices than the bus has room for.
     #[error(transparent)]
     Bus(#[from] BusFull),
+    /// Devices that the lguest bus cannot carry.
+    #[error(transparent)]
+    LguestBus(#[from] BusError),
     /// The host refuses what a device needs.
     #[error("the host refuses a descriptor for a device: {0}")]
     Device(#[source] std::io::Error),
@@ -51,6 +55,7 @@ impl MachineError {
                 | Self::NoCpus
                 | Self::Memory(_)
                 | Self::Bus(_)
+                | Self::LguestBus(BusError::Full)
                 | Self::Load(_)
         )
     }

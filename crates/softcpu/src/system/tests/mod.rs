@@ -8,6 +8,7 @@ mod hostile;
 mod io;
 mod rings;
 mod segments;
+mod supervisor;
 mod tlb;
 
 use crate::state::control::Efer;

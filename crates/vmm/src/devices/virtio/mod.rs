@@ -33,6 +33,7 @@ pub mod fuzz;
 #[cfg(test)]
 mod hostile;
 pub mod io_threads;
+pub mod lguest_bus;
 pub mod net;
 pub mod pci;
 pub mod queue;

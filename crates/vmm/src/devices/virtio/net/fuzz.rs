@@ -13,6 +13,7 @@ use vm_memory::{Bytes, GuestAddress};
 
 use super::super::DeviceQueue;
 use super::super::testing::{Ring, TestDriver};
+use super::QUEUE_SIZE;
 use super::backends::Backend;
 use super::backends::passt::PasstBackend;
 use super::control::Control;
@@ -21,7 +22,6 @@ use super::rx::RxQueue;
 use super::shared::{Face, Shared};
 use super::tx::TxQueue;
 use super::worker::{Pair, Worker};
-use super::{QUEUE_SIZE, feature};
 
 /// Descriptors of each ring; few, so that they meet.
 const RING: u16 = 8;
@@ -74,10 +74,10 @@ impl Scene {
         let (rx, rx_queue) = driver.ring(0, RING);
         let (tx, tx_queue) = driver.ring(1, RING);
         let (control, control_queue): (_, DeviceQueue) = driver.ring(2, RING);
-        let mergeable = features & feature::MRG_RXBUF != 0;
+        let features = features | super::super::feature::VERSION_1;
         let kicks = vec![Arc::clone(rx_queue.kick())];
         let pair =
-            Pair { rx: RxQueue::new(rx_queue, mergeable), tx: TxQueue::new(tx_queue, features) };
+            Pair { rx: RxQueue::new(rx_queue, features), tx: TxQueue::new(tx_queue, features) };
         // Its own is never asked: `serve` is handed one.
         let (idle, _) = UnixStream::pair().ok()?;
         let idle: Box<dyn Backend> = Box::new(PasstBackend::over(idle).ok()?);

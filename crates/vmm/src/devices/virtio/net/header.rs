@@ -3,9 +3,10 @@
 use zerocopy::little_endian::U16;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
+use super::super::feature as transport;
 use super::feature;
 
-/// How long it is, in bytes: always the long form, as VERSION_1 has it.
+/// How long it is here and for backends, in bytes.
 pub(super) const HEADER_LEN: usize = size_of::<Header>();
 
 /// The L4 checksum is not filled in yet (`VIRTIO_NET_HDR_F_NEEDS_CSUM`).
@@ -52,6 +53,17 @@ pub(super) struct Header {
     pub csum_offset: U16,
     /// Over how many buffers a received frame stretches.
     pub num_buffers: U16,
+}
+
+/// How long it is in the queues of a driver that agreed on `features`: one from before
+/// VERSION_1 that cannot merge buffers has no count of them at its end (virtio 1.2,
+/// 5.1.6.1).
+pub(super) const fn len_in_queues(features: u64) -> usize {
+    if features & (transport::VERSION_1 | feature::MRG_RXBUF) == 0 {
+        HEADER_LEN.saturating_sub(size_of::<U16>())
+    } else {
+        HEADER_LEN
+    }
 }
 
 impl Header {

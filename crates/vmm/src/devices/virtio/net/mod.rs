@@ -256,14 +256,13 @@ impl VirtioDevice for Net {
     fn activate(&mut self, mut activation: Activation) -> Result<(), ActivateError> {
         let features = activation.features;
         let most = if features & feature::MQ == 0 { 1 } else { self.pairs };
-        let mergeable = features & feature::MRG_RXBUF != 0;
         let mut pairs = Vec::new();
         for n in 0..most {
             // Receive and transmit queues by turns (virtio 1.2, 5.1.2).
             let (rx, tx) = (n.saturating_mul(2), n.saturating_mul(2).saturating_add(1));
             match (activation.take_queue(rx), activation.take_queue(tx)) {
                 (Some(rx), Some(tx)) => pairs
-                    .push(Pair { rx: RxQueue::new(rx, mergeable), tx: TxQueue::new(tx, features) }),
+                    .push(Pair { rx: RxQueue::new(rx, features), tx: TxQueue::new(tx, features) }),
                 // The first pair is needed, the others are the driver's choice.
                 (None, _) if n == 0 => return Err(ActivateError::MissingQueue(rx)),
                 (_, None) if n == 0 => return Err(ActivateError::MissingQueue(tx)),

@@ -8,7 +8,8 @@ use zerocopy::IntoBytes;
 use super::super::{Chain, ChainError, DeviceQueue};
 use super::QUEUE_SIZE;
 use super::fault::Fault;
-use super::header::{HEADER_LEN, Header};
+use super::feature;
+use super::header::{Header, len_in_queues};
 
 /// What became of a frame.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -29,14 +30,22 @@ pub(super) struct RxQueue {
     held: VecDeque<Chain>,
     /// A frame may stretch over several buffers.
     mergeable: bool,
+    header_len: usize,
     /// The driver has been asked to notify.
     waiting: bool,
     used: Vec<(u16, u32)>,
 }
 
 impl RxQueue {
-    pub(super) fn new(queue: DeviceQueue, mergeable: bool) -> Self {
-        Self { queue, held: VecDeque::new(), mergeable, waiting: true, used: Vec::new() }
+    pub(super) fn new(queue: DeviceQueue, features: u64) -> Self {
+        Self {
+            queue,
+            held: VecDeque::new(),
+            mergeable: features & feature::MRG_RXBUF != 0,
+            header_len: len_in_queues(features),
+            waiting: true,
+            used: Vec::new(),
+        }
     }
 
     pub(super) const fn queue(&self) -> &DeviceQueue {
@@ -53,7 +62,7 @@ impl RxQueue {
     /// # Errors
     /// [`Fault`]: a buffer makes no sense.
     pub(super) fn deliver(&mut self, header: &Header, frame: &[u8]) -> Result<Delivery, Fault> {
-        let needed = HEADER_LEN.saturating_add(frame.len()) as u64;
+        let needed = self.header_len.saturating_add(frame.len()) as u64;
         let most = if self.mergeable { usize::from(QUEUE_SIZE) } else { 1 };
         let (mut room, mut count) = (0_u64, 0_usize);
         while room < needed {
@@ -67,7 +76,8 @@ impl RxQueue {
             count = count.saturating_add(1);
         }
         let header = Header { num_buffers: (count as u16).into(), ..*header };
-        let mut bytes = [header.as_bytes(), frame];
+        let header = header.as_bytes();
+        let mut bytes = [header.get(..self.header_len).unwrap_or(header), frame];
         let mut left = needed;
         self.used.clear();
         for chain in self.held.drain(..count) {
@@ -96,7 +106,7 @@ impl RxQueue {
             self.queue.suppress_kicks()?;
         }
         // Every buffer must hold a header at least (virtio 1.2, 5.1.6.3.1).
-        if chain.readable() != 0 || chain.writable() < HEADER_LEN as u64 {
+        if chain.readable() != 0 || chain.writable() < self.header_len as u64 {
             return Err(Fault::Buffer);
         }
         self.held.push_back(chain);

@@ -7,7 +7,7 @@ use zerocopy::FromBytes;
 use super::super::{Chain, ChainError, DeviceQueue};
 use super::backends::{Backend, MAX_FRAME};
 use super::fault::Fault;
-use super::header::{HEADER_LEN, Header};
+use super::header::{HEADER_LEN, Header, len_in_queues};
 use super::packet::ETHERNET_HEADER;
 
 /// Frames sent before other work has its turn.
@@ -75,14 +75,16 @@ impl TxQueue {
         if chain.writable() != 0 {
             return Err(Fault::WritableFrame);
         }
+        let header_len = len_in_queues(self.features);
         let len = usize::try_from(chain.readable())
             .ok()
-            .and_then(|all| all.checked_sub(HEADER_LEN))
+            .and_then(|all| all.checked_sub(header_len))
             .filter(|len| *len <= MAX_FRAME)
             .ok_or(Fault::FrameLength(chain.readable()))?;
         let mut reader = chain.reader()?;
         let mut header = [0; HEADER_LEN];
-        reader.read_exact(&mut header).map_err(|_| ChainError::Endless)?;
+        let part = header.get_mut(..header_len).unwrap_or_default();
+        reader.read_exact(part).map_err(|_| ChainError::Endless)?;
         let header = Header::read_from_bytes(&header).map_err(|_| ChainError::Endless)?;
         if !header.may_be_sent(self.features) {
             return Err(Fault::Offload);

@@ -1,5 +1,7 @@
 //! Frames there and back again.
 
+use vm_memory::{Bytes, GuestAddress};
+
 use super::super::header::{DATA_VALID, Header};
 use super::super::packet::tests::frame;
 use super::super::packet::{IpVersion, TCP, Transport, UDP};
@@ -8,7 +10,7 @@ use super::super::segment::tests::offload;
 use super::super::{Net, feature};
 use super::guest::{Guest, OFFLOADS, RING, get, put};
 use crate::devices::virtio::feature::EVENT_IDX;
-use crate::devices::virtio::testing::Part;
+use crate::devices::virtio::testing::{Part, TestDriver, WRITE};
 use crate::devices::virtio::{DeviceKind, VirtioDevice};
 
 #[test]
@@ -54,6 +56,29 @@ fn a_frame_may_be_in_many_pieces() {
     ]);
     guest.tx.notify();
     assert_eq!(get(&mut peer), datagram);
+}
+
+#[test]
+fn drivers_from_before_virtio_1_have_a_header_without_a_count() {
+    let (mut net, mut peer) = super::guest::card(1);
+    let driver = TestDriver::new(0);
+    let ((mut tx, tx_queue), (mut rx, rx_queue)) = (driver.ring(1, RING), driver.ring(0, RING));
+    let mut activation = driver.activation(vec![rx_queue, tx_queue]);
+    activation.features = feature::CSUM;
+    net.activate(activation).unwrap();
+    let datagram = frame(IpVersion::V4, 0, UDP, (1, 2), b"hello");
+    tx.offer(&[Part::Read(&[0; 10]), Part::Read(&datagram)]);
+    tx.notify();
+    assert_eq!(get(&mut peer), datagram);
+    let at = rx.buffer(2000);
+    rx.set_descriptor(0, at, 2000, WRITE, 0);
+    rx.publish(0);
+    rx.notify();
+    put(&mut peer, &datagram);
+    let (_, written) = rx.wait_used();
+    let mut bytes = vec![0; written as usize];
+    driver.memory().read_slice(&mut bytes, GuestAddress(at)).unwrap();
+    assert_eq!(bytes[10..], datagram[..]);
 }
 
 #[test]

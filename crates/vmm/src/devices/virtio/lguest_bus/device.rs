@@ -1,0 +1,211 @@
+//! One device on the bus: what it offers, and when it starts and stops.
+
+use std::sync::Arc;
+
+use lguest_abi::bus::{STATUS_AT, VRING_ALIGN, VqConfig, status};
+use virtio_queue::{Queue, QueueT};
+use vm_memory::{Bytes, GuestAddress};
+use vmm_sys_util::eventfd::EventFd;
+
+use super::super::{
+    ActivateError, Activation, DeviceKind, DeviceQueue, DriverSignal, VirtioDevice, feature,
+};
+use super::BusError;
+use super::signal::BusSignal;
+use crate::devices::InterruptLine;
+use crate::memory::GuestMemory;
+
+/// Bytes of features: 32 bits are all that drivers look at.
+const FEATURE_BYTES: usize = 4;
+/// Features of the ring. A driver from before them has not seen its own acceptance through
+/// when it starts, so they are never assumed.
+const RING_FEATURES: u64 = feature::INDIRECT_DESC | feature::EVENT_IDX;
+const PAGE_SHIFT: u32 = 12;
+
+/// What the old drivers of a kind know: features, and the length of its configuration.
+fn known(kind: DeviceKind) -> (u64, usize) {
+    use virtio_bindings::virtio_blk::{VIRTIO_BLK_F_FLUSH, VIRTIO_BLK_F_RO, VIRTIO_BLK_F_SEG_MAX};
+    match kind {
+        DeviceKind::Block => {
+            let features = [VIRTIO_BLK_F_SEG_MAX, VIRTIO_BLK_F_RO, VIRTIO_BLK_F_FLUSH];
+            // Capacity, size_max, seg_max, geometry, blk_size, and the rest of the first 36.
+            (features.iter().fold(0, |all, bit| all | 1 << bit), 36)
+        }
+        DeviceKind::Console | DeviceKind::Entropy => (0, 0),
+        DeviceKind::Net => {
+            use virtio_bindings::virtio_net::{
+                VIRTIO_NET_F_CSUM, VIRTIO_NET_F_GUEST_CSUM, VIRTIO_NET_F_GUEST_ECN,
+                VIRTIO_NET_F_GUEST_TSO4, VIRTIO_NET_F_GUEST_TSO6, VIRTIO_NET_F_HOST_ECN,
+                VIRTIO_NET_F_HOST_TSO4, VIRTIO_NET_F_HOST_TSO6, VIRTIO_NET_F_MAC,
+            };
+            let checksums = [VIRTIO_NET_F_MAC, VIRTIO_NET_F_CSUM, VIRTIO_NET_F_GUEST_CSUM];
+            let guest = [VIRTIO_NET_F_GUEST_TSO4, VIRTIO_NET_F_GUEST_TSO6, VIRTIO_NET_F_GUEST_ECN];
+            let host = [VIRTIO_NET_F_HOST_TSO4, VIRTIO_NET_F_HOST_TSO6, VIRTIO_NET_F_HOST_ECN];
+            let features = [checksums, guest, host];
+            // The address, and two bytes of status that nobody is offered.
+            (features.as_flattened().iter().fold(0, |all, bit| all | 1 << bit), 8)
+        }
+    }
+}
+
+/// A core's type, features and configuration as the descriptor page has them.
+pub(super) fn offer(core: &dyn VirtioDevice) -> (u8, [u8; FEATURE_BYTES], Vec<u8>) {
+    let kind = core.kind();
+    let (_, config_len) = known(kind);
+    let mut config = vec![0; config_len];
+    core.read_config(0, &mut config);
+    (kind as u8, (features(core) as u32).to_le_bytes(), config)
+}
+
+/// What is offered here: of the core's own what its old drivers know, and the ring's.
+fn features(core: &dyn VirtioDevice) -> u64 {
+    let (known, _) = known(core.kind());
+    core.features() & known | RING_FEATURES
+}
+
+/// A core in its place.
+#[derive(Debug)]
+pub(super) struct BusDevice {
+    core: Box<dyn VirtioDevice>,
+    /// The physical address of its descriptor.
+    entry: u64,
+    queues: Vec<VqConfig>,
+    kicks: Vec<Arc<EventFd>>,
+    signal: Arc<BusSignal>,
+    started: bool,
+}
+
+impl BusDevice {
+    pub(super) fn new(
+        core: Box<dyn VirtioDevice>,
+        entry: u64,
+        queues: Vec<VqConfig>,
+        lines: Vec<InterruptLine>,
+    ) -> Result<Self, BusError> {
+        let kicks = queues.iter().map(|_| DeviceQueue::new_kick()).collect::<Result<_, _>>()?;
+        let signal = Arc::new(BusSignal::new(lines));
+        Ok(Self { core, entry, queues, kicks, signal, started: false })
+    }
+
+    pub(super) const fn entry(&self) -> u64 {
+        self.entry
+    }
+
+    /// Where the features lie that the guest accepts.
+    fn accepted_at(&self) -> GuestAddress {
+        let queues = (self.queues.len() as u64).saturating_mul(8);
+        let header = STATUS_AT as u64;
+        let behind = header.saturating_add(1).saturating_add(queues);
+        GuestAddress(self.entry.saturating_add(behind).saturating_add(FEATURE_BYTES as u64))
+    }
+
+    fn status(&self, memory: &GuestMemory) -> u8 {
+        let at = GuestAddress(self.entry.saturating_add(STATUS_AT as u64));
+        memory.read_obj(at).unwrap_or(0)
+    }
+
+    /// The guest has written the status byte, and says so.
+    pub(super) fn status_changed(&mut self, memory: &Arc<GuestMemory>) {
+        let now = self.status(memory);
+        if now == 0 {
+            self.reset(memory);
+        } else if now & status::FAILED != 0 {
+            tracing::warn!(device = %self.core.kind(), "its driver has given up");
+            self.stop();
+        } else if now & status::DRIVER_OK != 0 {
+            self.start(memory);
+        }
+    }
+
+    /// Whether `address` is that of one of its rings, which is then kicked.
+    pub(super) fn kicked(&mut self, address: u64, memory: &Arc<GuestMemory>) -> bool {
+        let ring = |queue: &VqConfig| u64::from(queue.pfn) << PAGE_SHIFT;
+        let Some(at) = self.queues.iter().position(|queue| ring(queue) == address) else {
+            return false;
+        };
+        self.start(memory);
+        if let Some(kick) = self.kicks.get(at)
+            // Its counter is full: it has been told often enough.
+            && let Err(error) = kick.write(1)
+        {
+            tracing::debug!(%error, "a notification is lost");
+        }
+        true
+    }
+
+    fn start(&mut self, memory: &Arc<GuestMemory>) {
+        if self.started || self.signal.is_stuck() {
+            return;
+        }
+        self.started = true;
+        if let Err(error) = self.activate(memory) {
+            tracing::warn!(device = %self.core.kind(), %error, "a device does not start");
+            self.signal.needs_reset();
+        }
+    }
+
+    fn activate(&mut self, memory: &Arc<GuestMemory>) -> Result<(), ActivateError> {
+        let offered = features(self.core.as_ref());
+        let accepted: u32 = memory.read_obj(self.accepted_at()).unwrap_or(0);
+        let features = match u64::from(accepted) & offered {
+            // Until 2.6.30 a driver uses its device before it has said what it accepts.
+            0 if self.status(memory) & status::DRIVER_OK == 0 => offered & !RING_FEATURES,
+            accepted => accepted,
+        };
+        let event_idx = features & feature::EVENT_IDX != 0;
+        let mut queues = Vec::new();
+        for ((place, kick), index) in self.queues.iter().zip(&self.kicks).zip(0_u16..) {
+            let queue = old_ring(place, event_idx).map_err(std::io::Error::other)?;
+            let way = Arc::clone(&self.signal) as Arc<dyn DriverSignal>;
+            let queue = DeviceQueue::new(index, queue, Arc::clone(memory), way, Arc::clone(kick));
+            queues.push(queue.map_err(std::io::Error::other)?);
+        }
+        tracing::debug!(device = %self.core.kind(), features, "starts");
+        let signal = Arc::clone(&self.signal) as Arc<dyn DriverSignal>;
+        self.core.activate(Activation { features, memory: Arc::clone(memory), queues, signal })
+    }
+
+    /// Stops the core: nothing of it touches guest memory any more.
+    pub(super) fn stop(&mut self) {
+        self.core.reset();
+        self.started = false;
+    }
+
+    /// The driver has reset it: rings and accepted features are cleared for the next one.
+    fn reset(&mut self, memory: &GuestMemory) {
+        self.stop();
+        self.signal.reset();
+        for kick in &self.kicks {
+            // A notification from before means nothing afterwards; mostly there is none.
+            let _ = kick.read();
+        }
+        let page = [0_u8; 1 << PAGE_SHIFT];
+        let rings = self.queues.iter().flat_map(|queue| {
+            (0..VqConfig::ring_pages(queue.num)).map(|n| queue.pfn.saturating_add(n))
+        });
+        for frame in rings {
+            let at = GuestAddress(u64::from(frame) << PAGE_SHIFT);
+            // These pages are RAM by construction.
+            let _ = memory.write_slice(&page, at);
+        }
+        let _ = memory.write_obj(0_u32, self.accepted_at());
+    }
+}
+
+/// A ring of the old form: descriptors, what is available, and on its own page what is
+/// used (virtio 0.9.5, 2.3).
+fn old_ring(place: &VqConfig, event_idx: bool) -> Result<Queue, virtio_queue::Error> {
+    let num = u64::from(place.num);
+    let start = u64::from(place.pfn) << PAGE_SHIFT;
+    let available = start.saturating_add(num.saturating_mul(16));
+    let behind = available.saturating_add(num.saturating_mul(2)).saturating_add(4);
+    let used = behind.checked_next_multiple_of(VRING_ALIGN.into()).unwrap_or(u64::MAX);
+    let mut queue = Queue::new(place.num)?;
+    queue.try_set_size(place.num)?;
+    queue.try_set_desc_table_address(GuestAddress(start))?;
+    queue.try_set_avail_ring_address(GuestAddress(available))?;
+    queue.try_set_used_ring_address(GuestAddress(used))?;
+    queue.set_event_idx(event_idx);
+    queue.set_ready(true);
+    Ok(queue)
+}

@@ -1,0 +1,137 @@
+//! A machine of the lguest platform, built from its configuration.
+
+use std::io::{self, Write};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use softcpu::VcpuHandle;
+use softcpu::addr::PAGE_SIZE;
+use softcpu::cpuid::{CpuidTable, Topology};
+
+use super::devices::Devices;
+use super::ending::{End, Ending};
+use super::input::Input;
+use super::inspect::Inspector;
+use super::{Built, MachineConfig, MachineError};
+use crate::clock::Calibration;
+use crate::devices::InterruptLine;
+use crate::devices::virtio::lguest_bus::{self, LguestBus};
+use crate::devices::virtio::{Console, DeviceKind, IoThreads, VirtioDevice};
+use crate::engine::supervised::SupervisedThread;
+use crate::loader::{BootSource, KernelError, LGUEST_MAX_RAM, LoadError, load_lguest};
+use crate::memory::GuestRam;
+use crate::platform::lguest::{
+    EndSink, InterruptLines, Lguest, LguestConfig, LguestEnvironment, vcpu_state,
+};
+
+/// What of the guest's goes to one console: early strings, and the virtio console's output.
+#[derive(Clone)]
+struct Shared(Arc<Mutex<Box<dyn Write + Send>>>);
+
+impl Write for Shared {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).write(bytes)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).flush()
+    }
+}
+
+/// A guest's devices, a console among them.
+struct Consoles {
+    cores: Vec<Box<dyn VirtioDevice>>,
+    /// Where early strings go.
+    early: Shared,
+    /// Where input comes in.
+    input: Input,
+}
+
+/// These guests have no other console than a virtio one: if there is none among the
+/// devices, one is made that takes the serial port's place.
+fn with_console(
+    mut cores: Vec<Box<dyn VirtioDevice>>,
+    io: &Arc<IoThreads>,
+    output: Box<dyn Write + Send>,
+) -> Result<Consoles, MachineError> {
+    let output = Shared(Arc::new(Mutex::new(output)));
+    if cores.iter().any(|core| core.kind() == DeviceKind::Console) {
+        return Ok(Consoles { cores, early: output, input: Input::None });
+    }
+    let console =
+        Console::new(Arc::clone(io), Box::new(output.clone())).map_err(MachineError::Device)?;
+    let input = Input::Console(console.input());
+    // Behind the others, as the Launcher of those days had it.
+    cores.push(Box::new(console));
+    Ok(Consoles { cores, early: output, input })
+}
+
+/// Builds the machine and loads the guest.
+pub(super) fn build(config: MachineConfig) -> Result<Built, MachineError> {
+    let refuse = |reason| LoadError::Kernel { name: config.kernel.name().to_owned(), reason };
+    let calibration = Calibration::start();
+    match config.cpus {
+        0 => return Err(MachineError::NoCpus),
+        1 => {}
+        _ => return Err(refuse(KernelError::LguestCpus).into()),
+    }
+    let mem = u32::try_from(config.memory)
+        .ok()
+        .filter(|mem| u64::from(*mem) <= LGUEST_MAX_RAM)
+        .ok_or_else(|| refuse(KernelError::LguestMemory(config.memory)))?;
+    let Consoles { cores, early, input } =
+        with_console(config.devices, &config.io, config.serial_output)?;
+    let pages = u64::from(lguest_bus::pages(&cores)?);
+    let limit = config.memory.saturating_add(pages.saturating_mul(PAGE_SIZE));
+    let ram = GuestRam::new(limit)?;
+    let source = BootSource {
+        kernel: &config.kernel,
+        initrds: &config.initrds,
+        command_line: &config.command_line,
+        cpus: std::num::NonZeroU32::MIN,
+    };
+    let guest = load_lguest(&ram, mem, &source)?;
+    let memory = Arc::new(ram.phys_memory()?);
+    let frequency = calibration.finish();
+    tracing::info!(tsc_khz = frequency.khz(), "machine is loaded");
+
+    let handle = VcpuHandle::new();
+    let ending = Ending::new(vec![handle.clone()]);
+    let inspector = Arc::new(Inspector::new(vec![handle.clone()]));
+    let reports = Arc::clone(&ending);
+    let ended: EndSink = Arc::new(move |ended| reports.end(End::Lguest(ended)));
+    let lines = Arc::new(InterruptLines::new(handle.clone()));
+    let sink = Arc::clone(&lines);
+    let line = move |irq| InterruptLine::new(Arc::clone(&sink) as _, irq);
+    let bus = Arc::new(LguestBus::new(cores, Arc::clone(ram.mmap()), mem, line)?);
+    let platform = Lguest::new(LguestConfig {
+        memory: Arc::clone(&memory),
+        ram: mem,
+        // Below the hole, as RAM is and device pages are few.
+        limit: u32::try_from(limit).unwrap_or(mem),
+        initrd: guest.initrd,
+        frequency,
+        console: Box::new(early),
+        lines,
+        bus: Arc::clone(&bus),
+        ended: Arc::clone(&ended),
+    });
+    let clock = platform.clock();
+    let vcpu = SupervisedThread {
+        state: vcpu_state(guest.entry),
+        cpuid: CpuidTable::for_model(config.cpu_model, Topology { apic_id: 0, cpus: 1 })?,
+        memory,
+        environment: Box::new(LguestEnvironment::new(handle.clone(), ended)),
+        install: Box::new(move |cpu| platform.install(cpu)),
+        handle,
+        ending: Arc::clone(&ending),
+        inspector: Arc::clone(&inspector),
+        trace: config.trace,
+    };
+    let devices = Devices::on_lguest_bus(bus, config.io);
+    let mut built = Built::new(devices, input, ending, inspector);
+    let running = Arc::clone(&clock);
+    built.helper("clock", move || running.run());
+    built.at_end(move || clock.stop());
+    built.helper("vcpu0", move || vcpu.run());
+    Ok(built)
+}

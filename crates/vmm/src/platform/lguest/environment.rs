@@ -1,0 +1,78 @@
+//! What the vCPU of this platform finds beside RAM: nothing.
+//!
+//! Ports and MSRs need a ring that its guests never reach; those instructions trap and are
+//! judged in `emulate`. What is left are accesses to physical addresses without memory,
+//! which page tables can name and which end the guest.
+
+use std::fmt;
+
+use softcpu::{Environment, Event, GuestPhysAddr, Hypercall, MsrRefused, VcpuHandle};
+
+use super::{Death, EndSink, Ended};
+
+/// The environment of the platform's vCPU.
+pub struct LguestEnvironment {
+    vcpu: VcpuHandle,
+    ended: EndSink,
+}
+
+impl fmt::Debug for LguestEnvironment {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("LguestEnvironment").finish_non_exhaustive()
+    }
+}
+
+impl LguestEnvironment {
+    /// For this vCPU; `ended` hears of stray accesses.
+    #[must_use]
+    pub fn new(vcpu: VcpuHandle, ended: EndSink) -> Self {
+        Self { vcpu, ended }
+    }
+
+    fn stray(&self, addr: GuestPhysAddr) {
+        (self.ended)(Ended::Died(Death::StrayAccess(addr.0).to_string()));
+        // The instruction still completes; the next one does not begin.
+        self.vcpu.raise(Event::STOP);
+    }
+}
+
+impl Environment for LguestEnvironment {
+    fn port_read(&mut self, _port: u16, data: &mut [u8]) {
+        data.fill(0xff);
+    }
+
+    fn port_write(&mut self, _port: u16, _data: &[u8]) {}
+
+    fn mmio_read(&mut self, addr: GuestPhysAddr, data: &mut [u8]) {
+        data.fill(0xff);
+        self.stray(addr);
+    }
+
+    fn mmio_write(&mut self, addr: GuestPhysAddr, _data: &[u8]) {
+        self.stray(addr);
+    }
+
+    fn read_msr(&mut self, _index: u32) -> Result<u64, MsrRefused> {
+        Err(MsrRefused)
+    }
+
+    fn write_msr(&mut self, _index: u32, _value: u64) -> Result<(), MsrRefused> {
+        Err(MsrRefused)
+    }
+
+    fn acknowledge_interrupt(&mut self) -> Option<u8> {
+        None
+    }
+
+    fn task_priority(&mut self) -> u8 {
+        0
+    }
+
+    fn set_task_priority(&mut self, _class: u8) {}
+
+    fn hypercall(&mut self, _call: &Hypercall) -> u64 {
+        u64::MAX
+    }
+
+    fn tsc_offset_changed(&mut self, _offset: u64) {}
+}
