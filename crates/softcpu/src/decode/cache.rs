@@ -5,6 +5,11 @@
 //! checked against everything it was decoded under: the RAM frame and that frame's
 //! version, the code size, CS base. So neither address-space switches nor TLB flushes
 //! need to touch the cache, and stale blocks are never run; they are just overwritten.
+//!
+//! Each address has one place, so that looking there is quick. Of a kernel's few thousand
+//! hot blocks one in twenty shares its place with another, and decoding both in turn would
+//! cost more than running all the others. So what is displaced goes to a second table, by
+//! another hash, and comes back from there when it is wanted again.
 
 use super::op::Op;
 use crate::memory::ram::RamFrame;
@@ -12,6 +17,8 @@ use crate::state::CodeSize;
 
 /// Slots of the cache; direct-mapped.
 const SLOTS: usize = 1 << 15;
+/// Places for displaced blocks.
+const DISPLACED: usize = 1 << 14;
 
 /// The part of a block that reaches into the next page: the single instruction of a
 /// block may straddle.
@@ -51,11 +58,13 @@ pub(crate) struct Unsettled {
 #[derive(Debug, Default)]
 pub(crate) struct BlockCache {
     slots: Box<[Option<Box<Block>>]>,
+    displaced: Box<[Option<Box<Block>>]>,
 }
 
 impl BlockCache {
     pub(crate) fn new() -> Self {
-        Self { slots: (0..SLOTS).map(|_| None).collect() }
+        let empty = |places: usize| (0..places).map(|_| None).collect();
+        Self { slots: empty(SLOTS), displaced: empty(DISPLACED) }
     }
 
     /// The slot of the block at `linear`.
@@ -70,15 +79,78 @@ impl BlockCache {
         self.slots.get(slot).and_then(Option::as_deref)
     }
 
-    /// Puts a block into `slot`.
+    /// Puts a block into `slot`. What was there is kept for a while, unless the new block
+    /// stands for the same code.
     pub(crate) fn put(&mut self, slot: usize, block: Box<Block>) {
-        if let Some(place) = self.slots.get_mut(slot) {
-            *place = Some(block);
+        let Some(place) = self.slots.get_mut(slot) else { return };
+        let (linear, frame) = (block.linear, block.frame);
+        if let Some(old) = place.replace(block)
+            && (old.linear != linear || old.frame != frame)
+            && let Some(place) = self.displaced.get_mut(displaced_slot(old.linear))
+        {
+            *place = Some(old);
         }
+    }
+
+    /// Brings the block for this code back into `slot`, if it was displaced. Whether it is
+    /// stale is for the caller to see.
+    #[cold]
+    pub(crate) fn bring_back(&mut self, slot: usize, linear: u64, frame: RamFrame) -> bool {
+        let Some(place) = self.displaced.get_mut(displaced_slot(linear)) else { return false };
+        let wanted = |block: &mut Box<Block>| block.linear == linear && block.frame == frame;
+        let Some(block) = place.take_if(wanted) else { return false };
+        self.put(slot, block);
+        true
     }
 
     /// Forgets every block (native stubs are about to be thrown away).
     pub(crate) fn clear(&mut self) {
         self.slots.fill_with(|| None);
+        self.displaced.fill_with(|| None);
+    }
+}
+
+/// Where the block at `linear` goes when it is displaced: not by the bits that decide about
+/// its slot, or those who share one would share this too.
+fn displaced_slot(linear: u64) -> usize {
+    ((linear >> 4 ^ linear >> 17 ^ linear << 9) as usize) & (DISPLACED - 1)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn block(linear: u64, version: u32) -> Box<Block> {
+        Box::new(Block {
+            linear,
+            rip: linear,
+            size: CodeSize::Bits64,
+            frame: RamFrame(1),
+            version,
+            tail: None,
+            unsettled: None,
+            ops: Box::default(),
+        })
+    }
+
+    #[test]
+    fn blocks_that_share_a_slot_take_turns_in_it() {
+        let mut cache = BlockCache::new();
+        let (a, b) = (0x1234, 0x1234 ^ 0x8001_8000 ^ 0x3);
+        let slot = BlockCache::slot(a);
+        assert_eq!(slot, BlockCache::slot(b));
+        assert_ne!(displaced_slot(a), displaced_slot(b));
+        cache.put(slot, block(a, 1));
+        cache.put(slot, block(b, 1));
+        for linear in [a, b, a] {
+            assert!(cache.bring_back(slot, linear, RamFrame(1)));
+            assert_eq!(cache.get(slot).unwrap().linear, linear);
+            assert!(!cache.bring_back(slot, linear, RamFrame(1)), "it is in its slot");
+        }
+        assert!(!cache.bring_back(slot, b, RamFrame(2)), "that is other code");
+        cache.put(slot, block(a, 2));
+        assert!(!cache.bring_back(slot, a, RamFrame(1)), "what it replaced is stale");
+        cache.clear();
+        assert!(cache.get(slot).is_none() && !cache.bring_back(slot, b, RamFrame(1)));
     }
 }

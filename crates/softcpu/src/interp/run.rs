@@ -172,15 +172,17 @@ impl Vcpu {
         };
         let Some((host, frame)) = self.fetch_page(linear)? else { return Err(self.gp(0)) };
         let slot = BlockCache::slot(linear);
-        let good = blocks.get(slot).is_some_and(|block| {
+        let mut good = |block: &Block| {
             block.linear == linear
                 && block.frame == frame
                 && block.rip == rip
                 && block.size == self.code_size
                 && block.version == self.memory.code().version(frame)
                 && (block.tail.is_none() && block.unsettled.is_none() || self.recheck(block, host))
-        });
-        if !good {
+        };
+        if !blocks.get(slot).is_some_and(&mut good)
+            && !(blocks.bring_back(slot, linear, frame) && blocks.get(slot).is_some_and(&mut good))
+        {
             let block = self.build_block(blocks, rip, linear, host, frame)?;
             self.code_hit = false;
             blocks.put(slot, block);
