@@ -180,9 +180,9 @@ impl Vcpu {
                 && block.version == self.memory.code().version(frame)
                 && (block.tail.is_none() && block.unsettled.is_none() || self.recheck(block, host))
         };
-        if !blocks.get(slot).is_some_and(&mut good)
-            && !(blocks.bring_back(slot, linear, frame) && blocks.get(slot).is_some_and(&mut good))
-        {
+        let found = blocks.get(slot).is_some_and(&mut good)
+            || blocks.bring_back(slot, linear, frame) && blocks.get(slot).is_some_and(&mut good);
+        if !found {
             let block = self.build_block(blocks, rip, linear, host, frame)?;
             self.code_hit = false;
             blocks.put(slot, block);
