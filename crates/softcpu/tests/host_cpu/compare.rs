@@ -292,8 +292,10 @@ impl Bench {
         if state.mxcsr != expected.mxcsr {
             return Some(format!("MXCSR {:#x}, should be {:#x}", state.mxcsr, expected.mxcsr));
         }
+        // An interrupt of the host's makes zeroes of null selectors with an RPL, on its way back.
+        let null = |selector: u16| if selector <= 3 { 0 } else { selector };
         for i in [0, 2, 3, 4, 5] {
-            if state.seg[i].selector != expected.seg[i].selector {
+            if null(state.seg[i].selector) != null(expected.seg[i].selector) {
                 let (a, b) = (state.seg[i].selector, expected.seg[i].selector);
                 return Some(format!("segment register {i}: {a:#x}, should be {b:#x}"));
             }
