@@ -49,18 +49,7 @@ impl Qemu {
         mem_mib: u64,
         append: &str,
     ) -> Command {
-        let mut command = self.command();
-        command
-            .args(["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"])
-            .args(["-accel", "tcg", "-cpu", "max", "-smp", "1"])
-            .args(["-m", &format!("{mem_mib}M")])
-            .args(["-serial", "stdio"])
-            .arg("-kernel")
-            .arg(kernel)
-            .arg("-initrd")
-            .arg(module)
-            .args(["-append", append]);
-        command
+        self.booting(kernel, module, mem_mib, append)
     }
 
     /// A microvm without KVM, its serial console on stdin and stdout, its memory in a memfd
@@ -72,13 +61,20 @@ impl Qemu {
         mem_mib: u64,
         append: &str,
     ) -> Command {
+        let mut command = self.booting(kernel, initrd, mem_mib, append);
+        command
+            .args(["-machine", "microvm,memory-backend=ram"])
+            .args(["-object", &format!("memory-backend-memfd,id=ram,size={mem_mib}M")]);
+        command
+    }
+
+    /// What all machines have: one vCPU in software, and a serial console on stdin and stdout.
+    fn booting(&self, kernel: &Path, initrd: &Path, mem_mib: u64, append: &str) -> Command {
         let mut command = self.command();
         command
             .args(["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"])
             .args(["-accel", "tcg", "-cpu", "max", "-smp", "1"])
-            .args(["-machine", "microvm,memory-backend=ram"])
             .args(["-m", &format!("{mem_mib}M")])
-            .args(["-object", &format!("memory-backend-memfd,id=ram,size={mem_mib}M")])
             .args(["-serial", "stdio"])
             .arg("-kernel")
             .arg(kernel)
