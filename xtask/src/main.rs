@@ -24,6 +24,7 @@ mod qcow2;
 mod qemu;
 mod running;
 mod soak;
+mod test_failures;
 mod verify;
 mod xen_check;
 

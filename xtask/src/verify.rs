@@ -4,7 +4,7 @@
 //! if one fails, so that one run shows everything there is to mend. What CI runs is this.
 
 use crate::guests::{self, Guest};
-use crate::{debian_image, initramfs, mmdebstrap, paths};
+use crate::{debian_image, initramfs, mmdebstrap, paths, test_failures};
 use anyhow::{Context, Result, bail};
 use clap::Args;
 use std::ffi::{OsStr, OsString};
@@ -57,11 +57,16 @@ pub(crate) fn verify(options: &Options) -> Result<()> {
         let took = start.elapsed();
         match &result {
             Ok(()) => println!("==== {name}: passed in {}", seconds(took)),
-            Err(error) => println!("==== {name}: FAILED in {}: {error:#}", seconds(took)),
+            Err(_) => println!("==== {name}: FAILED in {}", seconds(took)),
         }
         summary.push((name, took, result));
     }
 
+    for (name, _, result) in &summary {
+        if let Err(error) = result {
+            println!("\n==== why {name} failed: {error:#}");
+        }
+    }
     println!("\n==== summary");
     for (name, took, result) in &summary {
         let verdict = if result.is_ok() { "passed" } else { "FAILED" };
@@ -146,7 +151,11 @@ fn path_with_passt() -> Result<OsString> {
 }
 
 fn test() -> Result<()> {
-    pass(paths::cargo().args(["test", "--workspace"]).env("PATH", path_with_passt()?))
+    test_failures::run(
+        paths::cargo()
+            .args(["test", "--workspace", "--no-fail-fast"])
+            .env("PATH", path_with_passt()?),
+    )
 }
 
 /// Tests that need the guests: they are ignored in an ordinary `cargo test`.
@@ -165,7 +174,7 @@ fn boot() -> Result<()> {
         None => _ = cargo.args(["--test", DISTRIBUTION]),
         Some(obstacle) => println!("SKIPPED: Debian on a disk: {obstacle}"),
     }
-    pass(
+    test_failures::run(
         cargo
             .args(["--", "--ignored", "--test-threads", "2"])
             .env("LGUEST_GUESTS", paths::guests())
@@ -213,7 +222,7 @@ fn fuzz(time: u32) -> Result<()> {
         pass(
             Command::new(target_directory.join(TARGET).join("release").join(name))
                 .arg(format!("-max_total_time={time}"))
-                .args(["-timeout=10", "-rss_limit_mb=2048", "-print_final_stats=1", "-verbosity=1"])
+                .args(["-timeout=10", "-rss_limit_mb=2048", "-print_final_stats=1", "-verbosity=0"])
                 .arg(format!("-artifact_prefix={}/", artifacts.display()))
                 .arg(corpus)
                 .arg(seeds),
