@@ -346,8 +346,9 @@ fn same_fault(it: &Encoded, ours: End, theirs: End) -> bool {
     };
     // An operand that is both misaligned and beyond the stack's limit may raise either.
     let either = |vector| matches!(vector, STACK_FAULT | GENERAL_PROTECTION);
-    if is_vector(it.instruction.code()) && !it.operand.is_multiple_of(16) && either(a) && either(b)
-    {
+    let alignment = it.instruction.memory_size().size().max(16) as u64;
+    let misaligned = !it.operand.is_multiple_of(alignment);
+    if is_vector(it.instruction.code()) && misaligned && either(a) && either(b) {
         return true;
     }
     // Where both operands of a comparison of strings cannot be read, either may be met first.
