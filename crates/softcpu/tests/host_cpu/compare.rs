@@ -249,7 +249,9 @@ impl Bench {
             {
                 return None;
             }
-            (End::Next, End::Fault { vector: PAGE_FAULT, .. }) if may_fault(&it.instruction) => {
+            (End::Next, End::Fault { vector, .. })
+                if vector >= STACK_FAULT && may_fault(&it.instruction) =>
+            {
                 return None;
             }
             _ if ours != theirs => {
