@@ -17,6 +17,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use event_manager::{EventOps, EventSet};
+use rustix::net::sockopt;
 
 use super::super::config::{Forward, ForwardProtocol};
 use super::super::error::NetError;
@@ -37,6 +38,12 @@ const PATIENCE: Duration = Duration::from_secs(3);
 
 /// passt sends its messages to the system's log too, and complains if there is none.
 const NOISE: &str = "Failed to send";
+
+/// What the host should keep of passt's frames while they wait for us, in bytes; it keeps
+/// less where `net.core.wmem_max` says so. passt sends a whole TCP window at once, drops
+/// what the socket does not take, and notices two seconds later. It asks for such a
+/// buffer itself when it is connected to, but not for a socket that it is given.
+const SOCKET_BUFFER: usize = 16 << 20;
 
 /// What passt is told on a host without a default route, where it has no interface to
 /// copy addresses from: the customary ones. Forwards from this host still work.
@@ -240,6 +247,9 @@ impl PasstBackend {
     ) -> Result<Self, NetError> {
         let host = |error| NetError::Host { what: "socket", error };
         let (ours, theirs) = UnixStream::pair().map_err(host)?;
+        if let Err(error) = sockopt::set_socket_send_buffer_size(&theirs, SOCKET_BUFFER) {
+            tracing::debug!(%error, "net: passt's socket keeps its small buffer");
+        }
         let mut passt = spawn(program, forwards, theirs)?;
         if !await_answer(&ours, mac, &mut passt).map_err(host)? {
             return Err(NetError::Passt(passt.last_words()));
