@@ -190,6 +190,15 @@ fn probe(mac: MacAddress) -> Vec<u8> {
     frame
 }
 
+/// Our end and passt's.
+fn cable() -> io::Result<(UnixStream, UnixStream)> {
+    let (ours, theirs) = UnixStream::pair()?;
+    if let Err(error) = sockopt::set_socket_send_buffer_size(&theirs, SOCKET_BUFFER) {
+        tracing::debug!(%error, "net: passt's socket keeps its small buffer");
+    }
+    Ok((ours, theirs))
+}
+
 /// Waits until passt answers, or has ended.
 fn await_answer(mut socket: &UnixStream, mac: MacAddress, passt: &mut Passt) -> io::Result<bool> {
     socket.set_read_timeout(Some(Duration::from_millis(100)))?;
@@ -246,10 +255,7 @@ impl PasstBackend {
         mac: MacAddress,
     ) -> Result<Self, NetError> {
         let host = |error| NetError::Host { what: "socket", error };
-        let (ours, theirs) = UnixStream::pair().map_err(host)?;
-        if let Err(error) = sockopt::set_socket_send_buffer_size(&theirs, SOCKET_BUFFER) {
-            tracing::debug!(%error, "net: passt's socket keeps its small buffer");
-        }
+        let (ours, theirs) = cable().map_err(host)?;
         let mut passt = spawn(program, forwards, theirs)?;
         if !await_answer(&ours, mac, &mut passt).map_err(host)? {
             return Err(NetError::Passt(passt.last_words()));
@@ -342,6 +348,16 @@ mod tests {
         let refused =
             PasstBackend::open_program("/bin/true", &[forward], mac).unwrap_err().to_string();
         assert!(refused.contains("choose another host port"), "{refused}");
+    }
+
+    #[test]
+    fn passt_may_keep_as_much_as_the_host_allows() {
+        let most = fs::read_to_string("/proc/sys/net/core/wmem_max").unwrap();
+        let most: usize = most.trim().parse().unwrap();
+        let (_, theirs) = cable().unwrap();
+        // The kernel doubles what is asked for, to have room for its own data (socket(7)).
+        let size = sockopt::socket_send_buffer_size(&theirs).unwrap();
+        assert!(size >= 2 * most.min(SOCKET_BUFFER), "{size} of {most}");
     }
 
     fn running() -> Option<PasstBackend> {
