@@ -7,7 +7,7 @@ use crate::guests::{Guest, kernel};
 use crate::measure::{self, Run};
 use crate::qemu::Qemu;
 use crate::{initramfs, paths, progress};
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use clap::{Args, Subcommand};
 use std::fs;
 use std::process::Command;
@@ -110,14 +110,16 @@ pub(crate) fn compare(options: &Options) -> Result<()> {
 fn repeat<T>(hung: &mut u32, mut run: impl FnMut() -> Result<T>) -> Result<T> {
     loop {
         match run() {
-            Err(error) if *hung < MOST_HUNG => {
+            Ok(done) => return Ok(done),
+            Err(error) => {
                 *hung += 1;
-                eprintln!("made again: {error:#}");
-            }
-            done => {
-                return done.with_context(|| {
-                    format!("{} runs of QEMU hung: measure on a quieter machine", *hung + 1)
-                });
+                // What the guest said last, line by line, is of no use here.
+                let why = error.to_string();
+                let why = why.lines().next().unwrap_or_default();
+                if *hung > MOST_HUNG {
+                    bail!("{hung} runs of QEMU hung ({why}): measure on a quieter machine");
+                }
+                eprintln!("made again: {why}");
             }
         }
     }
@@ -252,7 +254,7 @@ mod tests {
         let mut hangs = || match left.checked_sub(1) {
             Some(less) => {
                 left = less;
-                anyhow::bail!("no line")
+                bail!("no line")
             }
             None => Ok(()),
         };
@@ -261,7 +263,7 @@ mod tests {
         let mut made = 0;
         let error = repeat(&mut hung, || -> Result<()> {
             made += 1;
-            anyhow::bail!("no line")
+            bail!("no line")
         });
         let error = error.unwrap_err().to_string();
         assert!(made == 1 && error.contains("a quieter machine"), "{made} {error}");
