@@ -24,9 +24,10 @@ connect() {
         eval "$2"
     ' "$@"
 }
-# send ADDRESS PORT
+# send ADDRESS PORT: to one who says something first. Debian 12's passt resets a connection
+# whose server has said nothing for half a minute.
 send() {
-    stream | connect "$1" "$2" 'cat >&3' && echo "init: sent $sum"
+    stream | connect "$1" "$2" 'read -r -N 1 -u 3 && cat >&3' && echo "init: sent $sum"
 }
 # fetch ADDRESS PORT
 fetch() { received "$(connect "$1" "$2" 'cksum <&3')"; }
@@ -36,6 +37,7 @@ receive() {
         $listener = IO::Socket::INET->new(Listen => 1, LocalPort => shift, ReuseAddr => 1) or die;
         print STDERR "init: listening\n";
         $peer = $listener->accept or die;
+        syswrite $peer, "!" or die;
         open STDIN, "<&", $peer;
         exec "cksum";
     ' "$1")"

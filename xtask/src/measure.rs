@@ -14,8 +14,8 @@ use std::time::{Duration, Instant};
 const STARTED: &str = "init: started";
 /// What it prints once it only sleeps.
 const IDLE: &str = "init: idle";
-/// A boot that takes longer has failed.
-const LIMIT: Duration = Duration::from_secs(90);
+/// A boot that takes longer, up to its last line, has failed.
+pub(crate) const LIMIT: Duration = Duration::from_secs(60);
 /// How long an idle guest is left alone before it is watched, and then watched.
 const SETTLE: Duration = Duration::from_secs(5);
 const WATCH: Duration = Duration::from_secs(10);
@@ -33,15 +33,21 @@ pub(crate) struct Run {
     pub(crate) idle: Option<f64>,
 }
 
-/// Runs `command`, whose guest boots in idle mode with `mem_mib` of RAM, and ends it.
-pub(crate) fn run(command: Command, mem_mib: u64, watch_idle: bool) -> Result<Run> {
+/// Runs `command`, whose guest boots in idle mode with `mem_mib` of RAM, and ends it; its
+/// boot may take `limit`.
+pub(crate) fn run(
+    command: Command,
+    mem_mib: u64,
+    watch_idle: bool,
+    limit: Duration,
+) -> Result<Run> {
     let start = Instant::now();
     let name = command.get_program().display().to_string();
     let mut guest = Running::start(command, &name)?;
     // The kernel may still be in the middle of a line of its own.
     let ends_with = |words: &'static str| move |line: &str| line.ends_with(words).then_some(());
-    let (started, ()) = guest.wait_for(STARTED, LIMIT, ends_with(STARTED))?;
-    guest.wait_for(IDLE, LIMIT, ends_with(IDLE))?;
+    let (started, ()) = guest.wait_for(STARTED, limit, ends_with(STARTED))?;
+    guest.wait_for(IDLE, limit.saturating_sub(start.elapsed()), ends_with(IDLE))?;
     let pid = guest.pid();
     let idle = if watch_idle {
         thread::sleep(SETTLE);
@@ -127,6 +133,17 @@ Rss:              200000 kB
         assert_eq!(guest_ram(SMAPS, 524_288), Some(200_000));
         assert_eq!(guest_ram(&SMAPS.replace("memfd:", ""), 524_288), Some(100_000));
         assert_eq!(guest_ram(SMAPS, 4_194_304), None);
+    }
+
+    /// The process that hangs is ended with its run: the shell's child would keep its output.
+    #[test]
+    fn a_boot_that_hangs_is_given_up() {
+        for script in ["exec sleep 600", "echo init: started; exec sleep 600"] {
+            let mut command = Command::new("sh");
+            command.args(["-c", script]);
+            let error = run(command, 1, false, Duration::from_millis(300)).unwrap_err();
+            assert!(error.to_string().contains("within"), "{error}");
+        }
     }
 
     /// However loaded the machine is, who computes gets processor time in the end; and both

@@ -6,6 +6,14 @@
 //! measured against `CLOCK_MONOTONIC` otherwise, while the kernel is being loaded: no
 //! guest ever has to find it out by looping.
 
+#![cfg_attr(
+    not(test),
+    expect(
+        clippy::arithmetic_side_effects,
+        reason = "products of 64 bits in 128, by frequencies that are not zero"
+    )
+)]
+
 use std::time::{Duration, Instant};
 
 /// How long the TSC is watched at least when its frequency must be measured. The two

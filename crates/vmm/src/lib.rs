@@ -3,6 +3,18 @@
 //!
 //! Nothing in here knows of terminals or command lines; that is the Launcher's part.
 
+// The guest is hostile, and nearly all code here is within its reach.
+#![cfg_attr(
+    not(test),
+    warn(
+        clippy::unwrap_used,
+        clippy::expect_used,
+        clippy::panic,
+        clippy::indexing_slicing,
+        clippy::arithmetic_side_effects
+    )
+)]
+
 pub mod acpi;
 pub mod clock;
 pub mod devices;

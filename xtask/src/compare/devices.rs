@@ -247,10 +247,14 @@ mod tests {
 
     #[test]
     fn our_own_threads_are_no_vcpus() {
-        let start = Instant::now();
-        while start.elapsed() < Duration::from_millis(50) {}
-        let (vcpus, devices) = clocks(std::process::id()).unwrap();
-        assert!(vcpus == 0.0 && devices > 0.0, "{vcpus} {devices}");
+        // A thread that computes has used a tick in the end, however busy the machine is.
+        let (vcpus, _) = loop {
+            let now = clocks(std::process::id()).unwrap();
+            if now.1 > 0.0 {
+                break now;
+            }
+        };
+        assert_eq!(vcpus, 0.0);
     }
 
     #[test]

@@ -7,10 +7,11 @@ use crate::guests::{Guest, kernel};
 use crate::measure::{self, Run};
 use crate::qemu::Qemu;
 use crate::{initramfs, paths, progress};
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use clap::{Args, Subcommand};
 use std::fs;
 use std::process::Command;
+use std::time::Duration;
 
 /// Measure lguest against QEMU without KVM
 #[derive(Args, Debug)]
@@ -40,8 +41,10 @@ const TIME_RATIO: f64 = 6.0;
 const OVERHEAD_MIB: f64 = 64.0;
 const IDLE_PERCENT: f64 = 2.0;
 
-/// How many runs of QEMU may hang before the comparison is given up.
-const MOST_HUNG: u32 = 5;
+/// How many runs of QEMU may hang before the comparison is given up, and how long each is
+/// given: its guests boot in two seconds, and busy hosts make that ten.
+const MOST_HUNG: u32 = 3;
+const QEMU_LIMIT: Duration = Duration::from_secs(30);
 
 /// The markers around the recorded section.
 const BEGIN: &str = "<!-- recorded by cargo xtask compare: begin -->";
@@ -67,20 +70,16 @@ pub(crate) fn compare(options: &Options) -> Result<()> {
         command.args(["run", "--mem", &format!("{}M", options.mem)]);
         command.arg("--kernel").arg(&kernel_path).arg("--initrd").arg(&initrd);
         command.args(["--append", "lguest.mode=idle"]);
-        let run = || measure::run(command, options.mem, idle);
+        let run = || measure::run(command, options.mem, idle, measure::LIMIT);
         ours.push(progress::step(&format!("lguest, run {count}"), run)?);
 
         // On a busy host the guest under QEMU may fail to calibrate its clocks against the
         // emulated timer, and then hang; such a run is no measurement and is made again.
-        let run = || loop {
-            let command = qemu.microvm(&kernel_path, &initrd, options.mem, append);
-            match measure::run(command, options.mem, idle) {
-                Err(error) if hung < MOST_HUNG => {
-                    hung += 1;
-                    eprintln!("made again: {error:#}");
-                }
-                done => return done,
-            }
+        let run = || {
+            repeat(&mut hung, || {
+                let command = qemu.microvm(&kernel_path, &initrd, options.mem, append);
+                measure::run(command, options.mem, idle, QEMU_LIMIT)
+            })
         };
         theirs.push(progress::step(&format!("QEMU, run {count}"), run)?);
     }
@@ -105,6 +104,25 @@ pub(crate) fn compare(options: &Options) -> Result<()> {
         record(BEGIN, END, &report)?;
     }
     Ok(())
+}
+
+/// Runs until a run does not fail, or too many have: `hung` counts them.
+fn repeat<T>(hung: &mut u32, mut run: impl FnMut() -> Result<T>) -> Result<T> {
+    loop {
+        match run() {
+            Ok(done) => return Ok(done),
+            Err(error) => {
+                *hung += 1;
+                // What the guest said last, line by line, is of no use here.
+                let why = error.to_string();
+                let why = why.lines().next().unwrap_or_default();
+                if *hung > MOST_HUNG {
+                    bail!("{hung} runs of QEMU hung ({why}): measure on a quieter machine");
+                }
+                eprintln!("made again: {why}");
+            }
+        }
+    }
 }
 
 /// What was measured on.
@@ -217,7 +235,6 @@ fn replace(text: &str, begin: &str, end: &str, report: &str) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::time::Duration;
 
     fn run(seconds: u64, idle: Option<f64>) -> Run {
         Run { to_init: Duration::from_secs(seconds), overhead: seconds << 20, idle }
@@ -229,6 +246,27 @@ mod tests {
         assert_eq!((odd.fastest, odd.median, odd.slowest), (1.0, 2.0, 9.0));
         assert_eq!((odd.overhead_mib, odd.idle_percent), (9.0, 1.0));
         assert_eq!(Summary::of(&[run(1, None), run(2, None)]).median, 1.5);
+    }
+
+    #[test]
+    fn runs_that_hang_are_made_again_so_often_and_no_more() {
+        let (mut hung, mut left) = (0, MOST_HUNG);
+        let mut hangs = || match left.checked_sub(1) {
+            Some(less) => {
+                left = less;
+                bail!("no line")
+            }
+            None => Ok(()),
+        };
+        repeat(&mut hung, &mut hangs).unwrap();
+        assert_eq!((hung, repeat(&mut hung, hangs).is_ok()), (MOST_HUNG, true));
+        let mut made = 0;
+        let error = repeat(&mut hung, || -> Result<()> {
+            made += 1;
+            bail!("no line")
+        });
+        let error = error.unwrap_err().to_string();
+        assert!(made == 1 && error.contains("a quieter machine"), "{made} {error}");
     }
 
     #[test]

@@ -26,9 +26,9 @@ struct Promised {
     last: u32,
 }
 
-/// `soak crash`: so many rounds on a raw disk, a third of that on qcow2.
-pub(super) fn crash(place: &Place, rounds: u32) -> Result<()> {
-    for (format, rounds) in [(Format::Raw, rounds), (Format::Qcow2, rounds.div_ceil(3))] {
+/// `soak crash`: so many rounds on a disk of each kind, or of one.
+pub(super) fn crash(place: &Place, rounds: u32, only: Option<Format>) -> Result<()> {
+    for format in Format::ALL.into_iter().filter(|format| only.is_none_or(|only| only == *format)) {
         let path = place.path(&format!("crash.{}", format.name()));
         format.create(&path, SIZE)?;
         let all = kill_and_check(place, format, rounds)

@@ -4,6 +4,7 @@ use super::Place;
 use crate::running::Running;
 use crate::{progress, qcow2};
 use anyhow::{Context, Result, bail};
+use clap::ValueEnum;
 use std::fs::{self, File};
 use std::path::Path;
 use std::process::Command;
@@ -12,9 +13,11 @@ use std::time::Duration;
 const LIMIT: Duration = Duration::from_secs(1800);
 
 /// How a scratch disk is stored.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Format {
+    /// The bytes as they are.
     Raw,
+    /// QEMU's format.
     Qcow2,
 }
 

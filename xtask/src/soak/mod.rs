@@ -23,9 +23,12 @@ use std::time::Instant;
 pub(crate) struct Options {
     /// Which; all if none is named
     names: Vec<Name>,
-    /// Crashes, and hot resets
+    /// Crashes on each disk; twice as many hot resets
     #[arg(long, value_name = "N", default_value = "50")]
     rounds: u32,
+    /// Crashes with disks of one kind only
+    #[arg(long, value_name = "FORMAT")]
+    format: Option<disks::Format>,
     /// What each transfer sends, MiB
     #[arg(long, value_name = "MIB", default_value = "1024")]
     mib: u64,
@@ -61,7 +64,7 @@ pub(crate) fn soak(options: &Options) -> Result<()> {
         let start = Instant::now();
         let done = match name {
             Name::Fio => disks::fio(&place, options.fio_mib),
-            Name::Crash => crash::crash(&place, options.rounds),
+            Name::Crash => crash::crash(&place, options.rounds, options.format),
             Name::Transfer => network::transfer(&place, options.mib),
             Name::Iperf => network::iperf(&place, options.seconds),
             Name::Rebind => rebind::rebind(&place, options.rounds.saturating_mul(2)),

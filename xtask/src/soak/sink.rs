@@ -47,15 +47,16 @@ pub(super) fn send(mut to: TcpStream, mib: u64) -> Result<String> {
         checksum.add(&bytes)?;
     }
     to.shutdown(std::net::Shutdown::Write)?;
-    // The other end closes once it has everything.
+    // The other end closes once it has everything; it may have said hello.
     to.set_read_timeout(Some(STALL))?;
-    let _ = to.read(&mut bytes);
+    while to.read(&mut bytes).is_ok_and(|len| len > 0) {}
     checksum.finish()
 }
 
-/// Takes all there is. Returns the checksum, behind which is the length.
+/// Says hello and takes all there is. Returns the checksum, behind which is the length.
 pub(super) fn receive(mut from: TcpStream) -> Result<String> {
     from.set_read_timeout(Some(STALL))?;
+    from.write_all(b"!")?;
     let mut checksum = Checksum::start()?;
     let mut bytes = vec![0; CHUNK];
     loop {

@@ -256,7 +256,8 @@ impl Runner {
         let left = self.thread.frequency.duration(deadline.saturating_sub(host_tsc()));
         let now = Instant::now();
         // A deadline in another century: any late moment will do, the sleep is repeated.
-        now.checked_add(left).unwrap_or_else(|| now + std::time::Duration::from_secs(3600))
+        let late = std::time::Duration::from_secs(3600);
+        now.checked_add(left).or_else(|| now.checked_add(late)).unwrap_or(now)
     }
 
     fn describe(&self) -> String {

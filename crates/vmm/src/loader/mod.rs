@@ -10,17 +10,6 @@
 //! RAM must be fresh, that is zero ([`GuestRam::new`], [`GuestRam::clear`]). The Machine
 //! calls [`load`] once before any vCPU runs, then [`EntryPoint::vcpu_state`].
 
-#![cfg_attr(
-    not(test),
-    warn(
-        clippy::unwrap_used,
-        clippy::expect_used,
-        clippy::panic,
-        clippy::indexing_slicing,
-        clippy::arithmetic_side_effects
-    )
-)]
-
 mod boot_params;
 mod bzimage;
 pub mod disk_boot;

@@ -118,7 +118,8 @@ impl Ending {
     /// The guest asks for something.
     pub(crate) fn request(&self, request: Request) {
         if request == Request::Panicked {
-            self.lock().panicked.get_or_insert_with(|| Instant::now() + LAST_WORDS);
+            let now = Instant::now();
+            self.lock().panicked.get_or_insert(now.checked_add(LAST_WORDS).unwrap_or(now));
             self.changed.notify_all();
         } else {
             self.end(End::Requested(request));

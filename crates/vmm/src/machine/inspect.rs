@@ -54,7 +54,8 @@ impl Inspector {
         for vcpu in &self.vcpus {
             vcpu.raise(Event::ATTENTION);
         }
-        let deadline = Instant::now() + PATIENCE;
+        let now = Instant::now();
+        let deadline = now.checked_add(PATIENCE).unwrap_or(now);
         let mut questions = self.lock();
         while questions.iter().any(|question| matches!(question, Question::Asked)) {
             let Some(left) = deadline.checked_duration_since(Instant::now()) else { break };

@@ -171,7 +171,8 @@ impl Drop for Threads {
     fn drop(&mut self) {
         self.at_end.iter().for_each(|stop| stop());
         self.input.close();
-        let patience = Instant::now() + STOP_PATIENCE;
+        let now = Instant::now();
+        let patience = now.checked_add(STOP_PATIENCE).unwrap_or(now);
         while Instant::now() < patience && !self.running.iter().all(JoinHandle::is_finished) {
             std::thread::sleep(Duration::from_millis(1));
         }

@@ -155,16 +155,24 @@ fn reset(device: &mut dyn VirtioDevice) {
 /// Rings that lie on each other: what the device writes as used is what it reads as
 /// available, or as descriptors. It may do what it likes with such a driver, but not
 /// hang, grow or die.
-fn overlapping_rings(
+pub(crate) fn overlapping_rings(
     device: &mut dyn VirtioDevice,
     samples: &[Sample<'_>],
     at: usize,
     stir: &dyn Fn(),
 ) {
     for features in [0, feature::EVENT_IDX] {
-        for (available, used) in
-            [(0x4000, 0x4000), (0x4000, 0x4000 - 4), (0, 0x4000), (0x4000, 0), (0, 0), (0x4000, 4)]
-        {
+        // In the last one asking not to be notified makes a request available, and asking to
+        // be takes it back.
+        for (available, used) in [
+            (0x4000, 0x4000),
+            (0x4000, 0x4000 - 4),
+            (0, 0x4000),
+            (0x4000, 0),
+            (0, 0),
+            (0x4000, 4),
+            (0x4002, 0x4004),
+        ] {
             let driver = TestDriver::new(features);
             let (mut rings, mut activation) = set_up(&driver, samples);
             let index = samples[at].0;

@@ -12,17 +12,6 @@
 //! is reported and stops its vCPU; nothing it does is an error of ours. Everything runs on
 //! the vCPU's thread but [`InterruptLines`] and [`Clock`].
 
-#![cfg_attr(
-    not(test),
-    warn(
-        clippy::unwrap_used,
-        clippy::expect_used,
-        clippy::panic,
-        clippy::indexing_slicing,
-        clippy::arithmetic_side_effects
-    )
-)]
-
 use std::fmt;
 use std::io::Write;
 use std::sync::Arc;

@@ -19,6 +19,11 @@ use crate::devices::virtio::{DeviceQueue, DriverSignal, QueueError};
 /// How many requests are taken before other devices on the thread have their turn.
 const TURN: usize = QUEUE_SIZE as usize;
 
+/// How often a queue that has run empty is looked at again before they do. What is said
+/// to be there may not be: the driver writes that index, and so do we if it has laid the
+/// used ring over it.
+const LOOKS: usize = 16;
+
 /// A request that was served: how many bytes were written to it, or that there turned out
 /// to be no place for its answer.
 #[derive(Debug)]
@@ -106,7 +111,7 @@ impl ServedQueue {
 
 impl State {
     fn fill(&mut self, taken: &mut Vec<Chain>) -> Result<bool, QueueError> {
-        loop {
+        for _ in 0..LOOKS {
             self.queue.suppress_kicks()?;
             while taken.len() < TURN {
                 let Some(chain) = self.queue.pop()? else { break };
@@ -125,6 +130,7 @@ impl State {
                 return Ok(false);
             }
         }
+        Ok(true)
     }
 }
 

@@ -7,7 +7,10 @@
 //! input, and does not hear of a size, between setting up its queues and having the
 //! console registered, a time during which it prints the log so far. So input is held
 //! back, and the size is told, once the driver has been quiet for [`QUIET`], or [`SETTLED`]
-//! after it came if it never is.
+//! after it came if it never is. With several ports a driver would say so (`PORT_OPEN`,
+//! virtio 1.2, 5.3.6.2), but then it learns the size by a message whose two fields Linux
+//! had in the wrong order for years and has in the right one since: half of the kernels
+//! would get it wrong for good, where waiting costs all of them a moment once.
 
 use std::io;
 use std::os::fd::AsRawFd;

@@ -1,8 +1,8 @@
 //! Drivers that break the rules, or stop in the middle.
 
 use super::*;
-use crate::devices::virtio::feature;
 use crate::devices::virtio::testing::{INDIRECT, NEXT, WRITE};
+use crate::devices::virtio::{feature, hostile};
 use std::time::Duration;
 use vm_memory::{Bytes, GuestAddress};
 
@@ -72,6 +72,16 @@ fn broken_rings_need_a_reset_and_then_all_is_well() {
         guest = guest.restart();
         assert_eq!(guest.read(0, 512), [0; 512], "{what}");
     }
+}
+
+#[test]
+fn rings_on_each_other_hang_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = new_image(folder.path(), DiskFormat::Raw, SIZE);
+    let mut disk = open(&path, "").unwrap();
+    hostile::overlapping_rings(&mut disk, &[(0, Part::Write(512))], 0, &|| ());
+    let features = disk.features();
+    assert_eq!(Guest::drive(disk, features).read(0, 512), [0; 512]);
 }
 
 #[test]

@@ -17,6 +17,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use event_manager::{EventOps, EventSet};
+use rustix::net::sockopt;
 
 use super::super::config::{Forward, ForwardProtocol};
 use super::super::error::NetError;
@@ -37,6 +38,12 @@ const PATIENCE: Duration = Duration::from_secs(3);
 
 /// passt sends its messages to the system's log too, and complains if there is none.
 const NOISE: &str = "Failed to send";
+
+/// What the host should keep of passt's frames while they wait for us, in bytes; it keeps
+/// less where `net.core.wmem_max` says so. passt sends a whole TCP window at once, drops
+/// what the socket does not take, and notices two seconds later. It asks for such a
+/// buffer itself when it is connected to, but not for a socket that it is given.
+const SOCKET_BUFFER: usize = 16 << 20;
 
 /// What passt is told on a host without a default route, where it has no interface to
 /// copy addresses from: the customary ones. Forwards from this host still work.
@@ -183,6 +190,15 @@ fn probe(mac: MacAddress) -> Vec<u8> {
     frame
 }
 
+/// Our end and passt's.
+fn cable() -> io::Result<(UnixStream, UnixStream)> {
+    let (ours, theirs) = UnixStream::pair()?;
+    if let Err(error) = sockopt::set_socket_send_buffer_size(&theirs, SOCKET_BUFFER) {
+        tracing::debug!(%error, "net: passt's socket keeps its small buffer");
+    }
+    Ok((ours, theirs))
+}
+
 /// Waits until passt answers, or has ended.
 fn await_answer(mut socket: &UnixStream, mac: MacAddress, passt: &mut Passt) -> io::Result<bool> {
     socket.set_read_timeout(Some(Duration::from_millis(100)))?;
@@ -239,7 +255,7 @@ impl PasstBackend {
         mac: MacAddress,
     ) -> Result<Self, NetError> {
         let host = |error| NetError::Host { what: "socket", error };
-        let (ours, theirs) = UnixStream::pair().map_err(host)?;
+        let (ours, theirs) = cable().map_err(host)?;
         let mut passt = spawn(program, forwards, theirs)?;
         if !await_answer(&ours, mac, &mut passt).map_err(host)? {
             return Err(NetError::Passt(passt.last_words()));
@@ -332,6 +348,16 @@ mod tests {
         let refused =
             PasstBackend::open_program("/bin/true", &[forward], mac).unwrap_err().to_string();
         assert!(refused.contains("choose another host port"), "{refused}");
+    }
+
+    #[test]
+    fn passt_may_keep_as_much_as_the_host_allows() {
+        let most = fs::read_to_string("/proc/sys/net/core/wmem_max").unwrap();
+        let most: usize = most.trim().parse().unwrap();
+        let (_, theirs) = cable().unwrap();
+        // The kernel doubles what is asked for, to have room for its own data (socket(7)).
+        let size = sockopt::socket_send_buffer_size(&theirs).unwrap();
+        assert!(size >= 2 * most.min(SOCKET_BUFFER), "{size} of {most}");
     }
 
     fn running() -> Option<PasstBackend> {

@@ -165,7 +165,7 @@ impl Guest {
     }
 }
 
-pub(super) fn put(peer: &mut UnixStream, frame: &[u8]) {
+pub(super) fn put(peer: &mut impl Write, frame: &[u8]) {
     let mut bytes = (frame.len() as u32).to_be_bytes().to_vec();
     bytes.extend(frame);
     peer.write_all(&bytes).unwrap();

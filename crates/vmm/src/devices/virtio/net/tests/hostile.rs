@@ -5,9 +5,9 @@ use std::io::Write;
 use super::super::backends::MAX_FRAME;
 use super::super::feature;
 use super::super::header::Header;
-use super::guest::{Guest, OFFLOADS, get, put};
-use crate::devices::virtio::VirtioDevice;
+use super::guest::{Guest, OFFLOADS, card, get, put};
 use crate::devices::virtio::testing::{NEXT, Part, WRITE};
+use crate::devices::virtio::{VirtioDevice, hostile};
 
 /// The driver does something wrong, is told to reset the card, and with that all is well.
 fn breaks(features: u64, wrong: impl FnOnce(&mut Guest)) {
@@ -49,6 +49,20 @@ fn requests_that_make_no_sense_need_a_reset() {
         guest.rx.set_descriptor(0, u64::MAX - 5, 2000, WRITE, 0);
         guest.rx.publish(0);
     });
+}
+
+#[test]
+fn rings_on_each_other_hang_nothing() {
+    let (mut net, peer) = card(1);
+    let samples = [(0, Part::Write(2000)), (1, Part::Read(&[0; 72]))];
+    let stir = || put(&mut &peer, &[1; 60]);
+    for at in [0, 1] {
+        hostile::overlapping_rings(&mut net, &samples, at, &stir);
+    }
+    let (mut guest, mut peer) = (Guest::new(net, 0), peer);
+    guest.give(4, 2000);
+    put(&mut peer, &[7; 60]);
+    while guest.receive().1 != [7; 60] {}
 }
 
 #[test]
