@@ -77,5 +77,6 @@ fn every_encoding_does_what_the_host_does() {
         }
     }
     tally.print(seed);
+    println!("\n{:?}", bench.counters());
     tally.check(offered);
 }

@@ -118,6 +118,7 @@ impl VcpuThread {
         let offset = self.state.msr.tsc_offset;
         let env = PcVcpu::new(Arc::clone(&self.pc), self.index, offset, Arc::clone(&steal));
         let mut vcpu = Vcpu::new(VcpuConfig {
+            engine: softcpu::Engine::Translator,
             memory: Arc::clone(&self.memory),
             cpuid: self.cpuid,
             env: Box::new(env),

@@ -54,6 +54,7 @@ impl SupervisedThread {
         let _guard = CrashGuard::new(Arc::clone(&self.ending), VCPU);
         set_timer_slack();
         let vcpu = Vcpu::new(VcpuConfig {
+            engine: softcpu::Engine::Translator,
             memory: self.memory,
             cpuid: self.cpuid,
             env: self.environment,
