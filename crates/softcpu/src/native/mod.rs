@@ -32,7 +32,7 @@ use classify::Needs;
 pub use classify::Refused;
 pub(crate) use classify::{Plan, Traits, plan, without_prefix};
 use features::FeatureSet;
-pub(crate) use special::is_hint;
+pub(crate) use special::{is_hint, is_special};
 
 use crate::decode::op::Handler;
 use crate::mmu::Access;

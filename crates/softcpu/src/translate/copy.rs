@@ -13,7 +13,7 @@ use super::context::{self, AVX, SSE};
 use super::registers::{ACCUMULATOR, ADDRESS, Home, VALUE, home, is_high_byte, part};
 use crate::decode::op::Op;
 use crate::native::features::FeatureSet;
-use crate::native::{Plan, Traits, is_hint, plan, without_prefix};
+use crate::native::{Plan, Traits, is_hint, is_special, plan, without_prefix};
 use crate::state::rflags::RFlags;
 
 /// RAX's number.
@@ -31,6 +31,9 @@ impl Copier<'_> {
         it.set_code(without_prefix(it.code(), self.features));
         it.set_code(general_form(it.code()));
         if it.code() == Code::Xchg_r64_RAX || it.code() == Code::Xchg_r32_EAX {
+            return Err(NotCopied);
+        }
+        if is_special(&it, self.features) {
             return Err(NotCopied);
         }
         let plan = plan(&it, self.features, self.factory).map_err(|_| NotCopied)?;

@@ -143,6 +143,36 @@ impl Guest {
         &self.memory
     }
 
+    /// Runs a row of instructions to its end or to the first fault, whose vector it returns.
+    pub(crate) fn run_row(
+        &mut self,
+        offset: u64,
+        bytes: &[u8],
+        state: &mut VcpuState,
+    ) -> Option<u8> {
+        let (start, end) = (CODE + offset, CODE + offset + bytes.len() as u64);
+        state.rip = start;
+        self.machine.vcpu.state = state.clone();
+        self.machine.put(start - AREA + PHYSICAL, bytes);
+        self.machine.put(end - AREA + PHYSICAL, &STAY);
+        let vcpu = &mut self.machine.vcpu;
+        vcpu.state_changed();
+        self.raised.lock().unwrap_or_else(PoisonError::into_inner).take();
+        for _ in 0..64 {
+            vcpu.run_one_block();
+            let raised = self.raised.lock().unwrap_or_else(PoisonError::into_inner).take();
+            if let Some((exception, at)) = raised {
+                *state = *at;
+                return Some(exception.vector as u8);
+            }
+            if vcpu.state.rip == end {
+                break;
+            }
+        }
+        *state = vcpu.state.clone();
+        None
+    }
+
     /// Runs `bytes` on `state`, as [`Oracle::run`](crate::oracle::Oracle::run) does.
     /// `None`: it ended up where no landing pad is.
     pub(crate) fn run(
