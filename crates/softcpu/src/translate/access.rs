@@ -6,7 +6,7 @@
 //! caller keeps them first.
 
 use super::assembler::{Assembler, Condition, Label, NotCopied};
-use super::context::{self, TLB_ADDEND, TLB_READ, TLB_WRITE};
+use super::fields::{self, TLB_ADDEND, TLB_READ, TLB_WRITE};
 use super::registers::{ADDRESS, VALUE};
 use crate::addr::PAGE_SHIFT;
 use crate::decode::op::Op;
@@ -47,12 +47,12 @@ impl Assembler {
         // shr eax, 7; and eax, 0x7fe0
         self.bytes(&[0xc1, 0xe8, SHIFT, 0x25]);
         self.bytes(&MASK.to_le_bytes());
-        self.add(VALUE, context::TLB);
+        self.add(VALUE, fields::TLB);
         // The page of the last byte: an access that crosses into the next misses.
         self.linear(ADDRESS, op, u64::from(access.len.saturating_sub(1)))?;
         // and r13, -4096
         self.bytes(&[0x49, 0x81, 0xe5, 0x00, 0xf0, 0xff, 0xff]);
-        self.or(ADDRESS, context::SPACE);
+        self.or(ADDRESS, fields::SPACE);
         // cmp r13, [rax + tag]
         let tag = if access.stores { TLB_WRITE } else { TLB_READ };
         self.bytes(&[0x4c, 0x3b, 0x68, tag]);

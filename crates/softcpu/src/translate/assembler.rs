@@ -2,7 +2,7 @@
 
 use iced_x86::{Code, Encoder, Instruction, MemoryOperand, Register as R};
 
-use super::context::Field;
+use super::fields::Field;
 use super::registers::{self, Home};
 use crate::decode::op::Op;
 use crate::state::{GPR_ZERO, SEG_FLAT};
@@ -234,7 +234,7 @@ impl Assembler {
     pub(super) fn fetch(&mut self, to: R, number: u8) {
         match registers::home(number) {
             Home::Host(host) => self.copy(to, host),
-            Home::Memory => self.load(to, super::context::gpr(number)),
+            Home::Memory => self.load(to, super::fields::gpr(number)),
         }
     }
 
@@ -242,7 +242,7 @@ impl Assembler {
     pub(super) fn put(&mut self, number: u8, from: R) {
         match registers::home(number) {
             Home::Host(host) => self.copy(host, from),
-            Home::Memory => self.store(super::context::gpr(number), from),
+            Home::Memory => self.store(super::fields::gpr(number), from),
         }
     }
 
@@ -278,17 +278,17 @@ impl Assembler {
         match (host(op.base), host(op.index)) {
             (Some(base), Some(index)) => self.lea(to, base, index, factor, displacement)?,
             (None, Some(index)) => {
-                self.load(to, super::context::gpr(op.base));
+                self.load(to, super::fields::gpr(op.base));
                 self.lea(to, to, index, factor, displacement)?;
             }
             (Some(base), None) => {
-                self.load(to, super::context::gpr(op.index));
+                self.load(to, super::fields::gpr(op.index));
                 self.lea(to, base, to, factor, displacement)?;
             }
             (None, None) => {
-                self.load(to, super::context::gpr(op.index));
+                self.load(to, super::fields::gpr(op.index));
                 self.lea(to, R::None, to, factor, displacement)?;
-                self.add(to, super::context::gpr(op.base));
+                self.add(to, super::fields::gpr(op.base));
             }
         }
         if narrow {
@@ -306,7 +306,7 @@ impl Assembler {
     pub(super) fn linear(&mut self, to: R, op: &Op, extra: u64) -> Result<(), NotCopied> {
         self.effective(to, op, extra)?;
         if op.seg != SEG_FLAT {
-            self.add(to, super::context::segment_base(op.seg));
+            self.add(to, super::fields::segment_base(op.seg));
         }
         Ok(())
     }

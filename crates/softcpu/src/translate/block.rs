@@ -9,8 +9,8 @@ use iced_x86::{Code, FlowControl, Instruction, Register as R};
 
 use super::access::Access;
 use super::assembler::{Assembler, Condition, Label, NotCopied};
-use super::context;
 use super::copy::Copier;
+use super::fields;
 use super::jumps;
 use super::registers::{ADDRESS, STACK, VALUE};
 use super::thunks::Thunks;
@@ -200,7 +200,7 @@ impl Block<'_> {
         if self.flags == Flags::Host {
             // lahf; seto al; mov [flags], ax
             self.code.bytes(&[0x9f, 0x0f, 0x90, 0xc0, 0x65, 0x66, 0x89, 0x04, 0x25]);
-            self.code.bytes(&context::FLAGS.0.to_le_bytes());
+            self.code.bytes(&fields::FLAGS.0.to_le_bytes());
             self.flags = Flags::Both;
         }
     }
@@ -327,12 +327,12 @@ impl Block<'_> {
                 self.code.copy(ADDRESS, VALUE);
                 self.code.bytes(&[0x49, 0xc1, 0xfd, 47, 0x49, 0xff, 0xc5, 0x49, 0x83, 0xfd, 1]);
                 self.code.jump_if(Condition::ABOVE, unusual);
-                self.code.store(context::SPARE, VALUE);
+                self.code.store(fields::SPARE, VALUE);
                 self.code.check(&stack_operand(op, RSP, -8), Access::STORE_WORD, unusual)?;
                 self.code.constant(VALUE, op.next_rip());
                 store_value(&mut self.code);
                 self.code.lea(STACK, STACK, R::None, 1, -8)?;
-                self.code.load(VALUE, context::SPARE);
+                self.code.load(VALUE, fields::SPARE);
                 let miss = self.code.label();
                 self.cold.push(Cold::LeaveByKey { at: miss });
                 self.find(miss);
@@ -371,11 +371,11 @@ impl Block<'_> {
         // mov r13d, eax; shr r13d, 10; xor r13d, eax; and r13d, mask
         self.code.bytes(&[0x41, 0x89, 0xc5, 0x41, 0xc1, 0xed, 10, 0x41, 0x31, 0xc5]);
         self.code.bytes(&[0x41, 0x81, 0xe5]);
-        self.code.bytes(&(jumps::ENTRIES as u32 - 1).to_le_bytes());
-        self.code.xor(VALUE, context::JUMP_CONTEXT);
+        self.code.bytes(&jumps::MASK.to_le_bytes());
+        self.code.xor(VALUE, fields::JUMP_CONTEXT);
         // cmp rax, gs:[r13 * 8 + keys]
         self.code.bytes(&[0x65, 0x4a, 0x3b, 0x04, 0xed]);
-        self.code.bytes(&context::JUMP_KEYS.0.to_le_bytes());
+        self.code.bytes(&fields::JUMP_KEYS.0.to_le_bytes());
         self.code.jump_if(Condition::NOT_EQUAL, miss);
     }
 
@@ -386,7 +386,7 @@ impl Block<'_> {
         self.look_for_events(at);
         // jmp gs:[r13 * 8 + hosts]
         self.code.bytes(&[0x65, 0x42, 0xff, 0x24, 0xed]);
-        self.code.bytes(&context::JUMP_HOSTS.0.to_le_bytes());
+        self.code.bytes(&fields::JUMP_HOSTS.0.to_le_bytes());
     }
 
     /// Goes on at `target`, with flags in the context.
@@ -403,16 +403,16 @@ impl Block<'_> {
             self.cold.push(Cold::Link { at, number });
             return;
         }
-        let slot = jumps::slot(target) as u32 * 8;
+        let (key, host) = fields::jump_entry(target);
         self.code.constant(VALUE, target);
-        self.code.xor(VALUE, context::JUMP_CONTEXT);
-        self.code.compare(VALUE, context::Field(context::JUMP_KEYS.0 + slot));
+        self.code.xor(VALUE, fields::JUMP_CONTEXT);
+        self.code.compare(VALUE, key);
         let miss = self.code.label();
         self.cold.push(Cold::Leave { at: miss, rip: target });
         self.code.jump_if(Condition::NOT_EQUAL, miss);
         // jmp gs:[host]
         self.code.bytes(&[0x65, 0xff, 0x24, 0x25]);
-        self.code.bytes(&(context::JUMP_HOSTS.0 + slot).to_le_bytes());
+        self.code.bytes(&host.0.to_le_bytes());
     }
 
     /// Leaves with RIP at `rip` if an event is waiting. Every cycle of blocks has a jump
@@ -426,10 +426,10 @@ impl Block<'_> {
 
     /// Goes to `at` if an event is waiting. Uses [`VALUE`].
     fn look_for_events(&mut self, at: Label) {
-        self.code.load(VALUE, context::EVENTS);
+        self.code.load(VALUE, fields::EVENTS);
         // mov eax, [rax]; test [event_mask], eax
         self.code.bytes(&[0x8b, 0x00, 0x65, 0x85, 0x04, 0x25]);
-        self.code.bytes(&context::EVENT_MASK.0.to_le_bytes());
+        self.code.bytes(&fields::EVENT_MASK.0.to_le_bytes());
         self.code.jump_if(Condition::NOT_EQUAL, at);
     }
 
@@ -437,7 +437,7 @@ impl Block<'_> {
     fn vectors(&mut self, need: u8) {
         let (at, resume) = (self.code.label(), self.code.label());
         self.cold.push(Cold::Vectors { at, need, resume });
-        self.code.load(VALUE, context::VECTORS);
+        self.code.load(VALUE, fields::VECTORS);
         require(&mut self.code, need);
         self.code.jump_if(Condition::NOT_EQUAL, at);
         self.code.bind(resume);
@@ -468,15 +468,15 @@ impl Block<'_> {
                 }
                 Cold::LeaveByKey { at } => {
                     code.bind(at);
-                    code.xor(VALUE, context::JUMP_CONTEXT);
+                    code.xor(VALUE, fields::JUMP_CONTEXT);
                     code.jump_to(self.thunks.leave_at);
                 }
                 Cold::LeaveBySlot { at } => {
                     code.bind(at);
                     // mov rax, gs:[r13 * 8 + keys]
                     code.bytes(&[0x65, 0x4a, 0x8b, 0x04, 0xed]);
-                    code.bytes(&context::JUMP_KEYS.0.to_le_bytes());
-                    code.xor(VALUE, context::JUMP_CONTEXT);
+                    code.bytes(&fields::JUMP_KEYS.0.to_le_bytes());
+                    code.xor(VALUE, fields::JUMP_CONTEXT);
                     code.jump_to(self.thunks.leave_at);
                 }
                 Cold::Link { at, number } => {
@@ -487,7 +487,7 @@ impl Block<'_> {
                 Cold::Vectors { at, need, resume } => {
                     code.bind(at);
                     code.call(self.thunks.load_vectors);
-                    code.load(VALUE, context::VECTORS);
+                    code.load(VALUE, fields::VECTORS);
                     require(code, need);
                     code.jump_if(Condition::EQUAL, resume);
                     code.constant(VALUE, self.rip);
@@ -511,7 +511,7 @@ fn require(code: &mut Assembler, need: u8) {
 fn load_flags(code: &mut Assembler) {
     // movzx eax, word [flags]; add al, 0x7f; sahf
     code.bytes(&[0x65, 0x0f, 0xb7, 0x04, 0x25]);
-    code.bytes(&context::FLAGS.0.to_le_bytes());
+    code.bytes(&fields::FLAGS.0.to_le_bytes());
     code.bytes(&[0x04, 0x7f, 0x9e]);
 }
 

@@ -1,17 +1,10 @@
-//! What translated code knows of its vCPU: fields at fixed distances from the base it is
-//! entered with (GS on the host, which nothing else in the process uses).
+//! What translated code shares with the run loop: where the TLB is, what of the vector unit
+//! is loaded, the status flags between blocks.
 
-use std::mem::offset_of;
-
-use crate::mmu::Mmu;
-use crate::mmu::tlb::{DataEntry, DataTlb};
-use crate::state::VcpuState;
 use crate::state::control::{Cr0, Cr4};
-use crate::state::fpu::{MXCSR_MASKS, XCR0_AVX, XCR0_SSE, image};
+use crate::state::fpu::{MXCSR_MASKS, XCR0_AVX, XCR0_SSE};
 use crate::state::rflags::RFlags;
 use crate::vcpu::Vcpu;
-
-use super::jumps::JumpCache;
 
 /// The vector unit may be used through legacy encodings.
 pub(super) const SSE: u8 = 1;
@@ -59,65 +52,6 @@ impl Context {
             allowed: 0,
         }
     }
-}
-
-/// A field's distance from the base.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Field(pub(super) u32);
-
-macro_rules! context {
-    ($field:ident) => {
-        Field((offset_of!(Vcpu, context) + offset_of!(Context, $field)) as u32)
-    };
-}
-
-pub(super) const HOST_STACK: Field = context!(host_stack);
-pub(super) const VCPU: Field = context!(vcpu);
-pub(super) const FLAGS: Field = context!(flags);
-pub(super) const TLB: Field = context!(tlb);
-pub(super) const SPACE: Field = context!(space);
-pub(super) const EVENTS: Field = context!(events);
-pub(super) const SPARE: Field = context!(spare);
-pub(super) const LINK: Field = context!(link);
-pub(super) const VECTORS: Field = context!(vectors);
-pub(super) const ALLOWED: Field = context!(allowed);
-pub(super) const EVENT_MASK: Field = Field(offset_of!(Vcpu, event_mask) as u32);
-pub(super) const RIP: Field = Field((offset_of!(Vcpu, state) + offset_of!(VcpuState, rip)) as u32);
-pub(super) const MXCSR: Field =
-    Field((offset_of!(Vcpu, state) + offset_of!(VcpuState, mxcsr)) as u32);
-/// The MXCSR that Rust code runs with.
-pub(super) const HOST_MXCSR: Field =
-    Field((offset_of!(Vcpu, state) + offset_of!(VcpuState, fpu) + image::MXCSR) as u32);
-const JUMPS: usize = offset_of!(Vcpu, mmu) + offset_of!(Mmu, jumps);
-pub(super) const JUMP_KEYS: Field = Field((JUMPS + offset_of!(JumpCache, keys)) as u32);
-pub(super) const JUMP_HOSTS: Field = Field((JUMPS + offset_of!(JumpCache, hosts)) as u32);
-pub(super) const JUMP_CONTEXT: Field = Field((JUMPS + offset_of!(JumpCache, context)) as u32);
-
-/// Where in a TLB entry what is.
-pub(super) const TLB_READ: u8 = offset_of!(DataEntry, read) as u8;
-pub(super) const TLB_WRITE: u8 = offset_of!(DataEntry, write) as u8;
-pub(super) const TLB_ADDEND: u8 = offset_of!(DataEntry, addend) as u8;
-/// The translated check shifts and masks addresses for this table.
-const _: () = assert!(size_of::<DataEntry>() == 32 && DataTlb::ENTRIES == 1024);
-
-/// General-purpose register `number`.
-pub(super) const fn gpr(number: u8) -> Field {
-    let gprs = offset_of!(Vcpu, state) + offset_of!(VcpuState, gpr);
-    Field(gprs as u32 + (number as u32 & 15) * 8)
-}
-
-/// Vector register `number`.
-pub(super) const fn vector(number: u8) -> Field {
-    let vectors = offset_of!(Vcpu, state) + offset_of!(VcpuState, vec);
-    Field(vectors as u32 + (number as u32 & 15) * 32)
-}
-
-/// The base of segment `slot`.
-pub(super) fn segment_base(slot: u8) -> Field {
-    use crate::state::segment::Segment;
-    let segments = offset_of!(Vcpu, state) + offset_of!(VcpuState, seg);
-    let base = offset_of!(Segment, base);
-    Field((segments + base) as u32 + u32::from(slot & 7) * size_of::<Segment>() as u32)
 }
 
 impl Vcpu {

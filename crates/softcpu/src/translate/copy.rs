@@ -9,7 +9,8 @@ use iced_x86::{Code, Instruction, InstructionInfoFactory, Mnemonic as M, OpKind,
 use super::access::Access;
 use super::assembler::NotCopied;
 use super::block::{Block, Flags};
-use super::context::{self, AVX, SSE};
+use super::context::{AVX, SSE};
+use super::fields;
 use super::registers::{ACCUMULATOR, ADDRESS, Home, VALUE, home, is_high_byte, part};
 use crate::decode::op::Op;
 use crate::native::features::FeatureSet;
@@ -90,13 +91,13 @@ impl Copier<'_> {
         }
         for temporary in &temporaries {
             if temporary.loaded {
-                block.code.load(temporary.host, context::gpr(temporary.guest));
+                block.code.load(temporary.host, fields::gpr(temporary.guest));
             }
         }
         block.code.emit(&instruction)?;
         for temporary in &temporaries {
             if temporary.written {
-                block.code.store(context::gpr(temporary.guest), temporary.host);
+                block.code.store(fields::gpr(temporary.guest), temporary.host);
             }
         }
         if accumulator {

@@ -13,6 +13,8 @@ use crate::addr::PAGE_SHIFT;
 
 /// Entries; a power of two.
 pub(crate) const ENTRIES: usize = 4096;
+/// What leaves the number of an entry of a hash.
+pub(super) const MASK: u32 = ENTRIES as u32 - 1;
 /// Words of the filter of pages.
 const FILTER: usize = 64;
 /// A key that no entry has had yet. Contexts' keys are random, so an address that happens

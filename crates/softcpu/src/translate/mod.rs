@@ -17,6 +17,7 @@ mod assembler;
 mod block;
 pub(crate) mod context;
 mod copy;
+mod fields;
 pub(crate) mod jumps;
 mod registers;
 mod thunks;
@@ -284,7 +285,12 @@ impl Vcpu {
         }
         let runs = block.runs.get().saturating_add(1);
         block.runs.set(runs);
-        if runs < self.threshold || block.tail.is_some() || block.unsettled.is_some() {
+        if runs < self.threshold || block.tail.is_some() {
+            return None;
+        }
+        // What another vCPU may still change unseen is compared with memory at every run.
+        let settled = |epoch| self.memory.code().settled(&self.observer, epoch);
+        if block.unsettled.as_ref().is_some_and(|unsettled| !settled(unsettled.epoch)) {
             return None;
         }
         let entry = self.translate(block);
@@ -346,6 +352,7 @@ impl Vcpu {
         // this exclusive borrow; nothing else uses the borrow until it returns.
         let reason = unsafe { enter(entry.address, entry.address) };
         self.flags_from_context();
+        self.code_hit = false;
         let link = self.context.link;
         let Some(translator) = self.translator.as_mut() else { return Err(Abort::EndBlock) };
         if reason == Exit::Link as u64 {
@@ -394,7 +401,6 @@ impl Vcpu {
         self.sync_context();
         // The code of this block, the mapping it lies in or what it may use has changed.
         if self.code_hit || self.mmu.version() != context || allowed & !self.context.allowed != 0 {
-            self.code_hit = false;
             self.state.rip = op.next_rip();
             return Some(Exit::Next);
         }
@@ -429,7 +435,6 @@ impl Vcpu {
         self.state.rip = op.rip;
         let outcome = (op.run)(self, op);
         self.flags_to_context();
-        self.code_hit = false;
         match outcome {
             Ok(()) => Exit::Next,
             Err(abort) => {

@@ -6,7 +6,7 @@
 use iced_x86::{Code, Instruction, MemoryOperand, Register as R};
 
 use super::assembler::{Assembler, Condition, NotCopied};
-use super::context::{self, Field};
+use super::fields::{self, Field};
 use super::registers::{VALUE, pinned};
 use super::{interpret, interpret_last};
 
@@ -61,7 +61,7 @@ pub(super) fn make(base: u64) -> Result<(Vec<u8>, Thunks), NotCopied> {
     }
     // sub rsp, 8: aligned as callees want it.
     code.bytes(&[0x48, 0x83, 0xec, 0x08]);
-    code.store(context::HOST_STACK, R::RSP);
+    code.store(fields::HOST_STACK, R::RSP);
     code.copy(VALUE, R::RDI);
     load_registers(&mut code);
     // jmp rax
@@ -74,13 +74,13 @@ pub(super) fn make(base: u64) -> Result<(Vec<u8>, Thunks), NotCopied> {
 
     thunks.load_vectors = here(&code);
     let none = code.label();
-    zero(&mut code, context::VECTORS);
+    zero(&mut code, fields::VECTORS);
     let fresh = code.label();
     code.jump_if(Condition::EQUAL, fresh);
     code.call(save_vectors);
     code.bind(fresh);
-    code.load(VALUE, context::ALLOWED);
-    code.store(context::VECTORS, VALUE);
+    code.load(VALUE, fields::ALLOWED);
+    code.store(fields::VECTORS, VALUE);
     // test eax, eax
     code.bytes(&[0x85, 0xc0]);
     code.jump_if(Condition::EQUAL, none);
@@ -90,7 +90,7 @@ pub(super) fn make(base: u64) -> Result<(Vec<u8>, Thunks), NotCopied> {
 
     // With the reason in RAX and all registers saved.
     let left = here(&code);
-    code.load(R::RSP, context::HOST_STACK);
+    code.load(R::RSP, fields::HOST_STACK);
     code.bytes(&[0x48, 0x83, 0xc4, 0x08]);
     for register in CALLEE_SAVED.iter().rev() {
         code.emit(&Instruction::with1(Code::Pop_r64, *register).map_err(|_| NotCopied)?)?;
@@ -100,7 +100,7 @@ pub(super) fn make(base: u64) -> Result<(Vec<u8>, Thunks), NotCopied> {
     // With the reason in RAX.
     let leave = here(&code);
     save_registers(&mut code);
-    zero(&mut code, context::VECTORS);
+    zero(&mut code, fields::VECTORS);
     let unused = code.label();
     code.jump_if(Condition::EQUAL, unused);
     code.copy(R::RBX, VALUE);
@@ -110,9 +110,9 @@ pub(super) fn make(base: u64) -> Result<(Vec<u8>, Thunks), NotCopied> {
     code.jump_to(left);
 
     for (thunk, keeps, exit) in [
-        (&mut thunks.leave_at, context::RIP, Exit::Next),
-        (&mut thunks.leave_by_link, context::LINK, Exit::Link),
-        (&mut thunks.leave_to_interpret, context::RIP, Exit::Interpret),
+        (&mut thunks.leave_at, fields::RIP, Exit::Next),
+        (&mut thunks.leave_by_link, fields::LINK, Exit::Link),
+        (&mut thunks.leave_to_interpret, fields::RIP, Exit::Interpret),
     ] {
         *thunk = here(&code);
         code.store(keeps, VALUE);
@@ -124,13 +124,13 @@ pub(super) fn make(base: u64) -> Result<(Vec<u8>, Thunks), NotCopied> {
     save_registers(&mut code);
     // RBX: the op. RBP: what of the vector unit was loaded.
     code.copy(R::RBX, VALUE);
-    code.load(R::RBP, context::VECTORS);
-    zero(&mut code, context::VECTORS);
+    code.load(R::RBP, fields::VECTORS);
+    zero(&mut code, fields::VECTORS);
     let unused = code.label();
     code.jump_if(Condition::EQUAL, unused);
     code.call(save_vectors);
     code.bind(unused);
-    code.load(R::RDI, context::VCPU);
+    code.load(R::RDI, fields::VCPU);
     code.copy(R::RSI, R::RBX);
     code.bytes(&[0x48, 0x83, 0xec, 0x08]);
     code.constant(VALUE, interpret as *const () as u64);
@@ -152,12 +152,12 @@ pub(super) fn make(base: u64) -> Result<(Vec<u8>, Thunks), NotCopied> {
     thunks.interpret_last = here(&code);
     save_registers(&mut code);
     code.copy(R::RBX, VALUE);
-    zero(&mut code, context::VECTORS);
+    zero(&mut code, fields::VECTORS);
     let unused = code.label();
     code.jump_if(Condition::EQUAL, unused);
     code.call(save_vectors);
     code.bind(unused);
-    code.load(R::RDI, context::VCPU);
+    code.load(R::RDI, fields::VCPU);
     code.copy(R::RSI, R::RBX);
     // Called from a block, which is not gone back to: the stack is as a callee wants it
     // once the address is dropped.
@@ -171,13 +171,13 @@ pub(super) fn make(base: u64) -> Result<(Vec<u8>, Thunks), NotCopied> {
 
 fn load_registers(code: &mut Assembler) {
     for (number, host) in pinned() {
-        code.load(host, context::gpr(number));
+        code.load(host, fields::gpr(number));
     }
 }
 
 fn save_registers(code: &mut Assembler) {
     for (number, host) in pinned() {
-        code.store(context::gpr(number), host);
+        code.store(fields::gpr(number), host);
     }
 }
 
@@ -201,7 +201,7 @@ fn wide() -> bool {
 #[allow(clippy::arithmetic_side_effects, reason = "sixteen registers follow one another")]
 fn save_vector_registers(code: &mut Assembler) -> Result<(), NotCopied> {
     for number in 0..16 {
-        let to = at(context::vector(number));
+        let to = at(fields::vector(number));
         let store = if wide() {
             Instruction::with2(Code::VEX_Vmovaps_ymmm256_ymm, to, R::YMM0 + u32::from(number))
         } else {
@@ -213,13 +213,13 @@ fn save_vector_registers(code: &mut Assembler) -> Result<(), NotCopied> {
         code.emit(&Instruction::with(Code::VEX_Vzeroupper))?;
     }
     for (instruction, field) in
-        [(Code::Stmxcsr_m32, context::MXCSR), (Code::Ldmxcsr_m32, context::HOST_MXCSR)]
+        [(Code::Stmxcsr_m32, fields::MXCSR), (Code::Ldmxcsr_m32, fields::HOST_MXCSR)]
     {
         code.emit(&Instruction::with1(instruction, at(field)).map_err(|_| NotCopied)?)?;
     }
     // mov qword [vectors], 0
     code.bytes(&[0x65, 0x48, 0xc7, 0x04, 0x25]);
-    code.bytes(&context::VECTORS.0.to_le_bytes());
+    code.bytes(&fields::VECTORS.0.to_le_bytes());
     code.bytes(&[0; 4]);
     Ok(())
 }
@@ -227,7 +227,7 @@ fn save_vector_registers(code: &mut Assembler) -> Result<(), NotCopied> {
 #[allow(clippy::arithmetic_side_effects, reason = "sixteen registers follow one another")]
 fn load_vector_registers(code: &mut Assembler) -> Result<(), NotCopied> {
     for number in 0..16 {
-        let from = at(context::vector(number));
+        let from = at(fields::vector(number));
         let load = if wide() {
             Instruction::with2(Code::VEX_Vmovaps_ymm_ymmm256, R::YMM0 + u32::from(number), from)
         } else {
@@ -235,6 +235,6 @@ fn load_vector_registers(code: &mut Assembler) -> Result<(), NotCopied> {
         };
         code.emit(&load.map_err(|_| NotCopied)?)?;
     }
-    let load = Instruction::with1(Code::Ldmxcsr_m32, at(context::MXCSR));
+    let load = Instruction::with1(Code::Ldmxcsr_m32, at(fields::MXCSR));
     code.emit(&load.map_err(|_| NotCopied)?)
 }
