@@ -175,6 +175,7 @@ impl Block<'_> {
                 self.code.put(to.number() as u8, VALUE);
                 Ok(())
             }
+            Code::VEX_Vzeroupper => self.code.emit(instruction),
             _ if copier.is_nothing(instruction) => Ok(()),
             _ => copier.copy(self, instruction, op),
         }

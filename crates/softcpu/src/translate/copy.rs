@@ -47,6 +47,7 @@ impl Copier<'_> {
     /// What of the vector unit `instruction` uses, if it is copied.
     pub(super) fn vector_need(&mut self, instruction: &Instruction) -> u8 {
         match self.plan(instruction) {
+            _ if instruction.code() == Code::VEX_Vzeroupper => SSE | AVX,
             Ok(plan) if plan.traits.contains(Traits::AVX) => SSE | AVX,
             Ok(plan) if plan.traits.contains(Traits::SSE) => SSE,
             _ => 0,
