@@ -78,7 +78,7 @@ pub(crate) struct RunOptions {
     #[arg(long, value_name = "TEXT", default_value = "", hide_default_value = true)]
     #[arg(allow_hyphen_values = true)]
     pub(crate) append: String,
-    /// Engine: auto, soft or kvm
+    /// Engine: auto, soft, interpreter or kvm
     #[arg(long, value_name = "NAME", default_value = "auto", hide_possible_values = true)]
     pub(crate) engine: EngineChoice,
     /// CPU model: v2, v3 or max
@@ -122,6 +122,8 @@ pub(crate) enum EngineChoice {
     Auto,
     /// The CPU in software.
     Soft,
+    /// The CPU in software, every instruction interpreted.
+    Interpreter,
     /// The host's /dev/kvm.
     Kvm,
 }

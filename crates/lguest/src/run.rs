@@ -97,6 +97,7 @@ fn engine(choice: EngineChoice) -> vmm::engine::EngineChoice {
     match choice {
         EngineChoice::Auto => vmm::engine::EngineChoice::Auto,
         EngineChoice::Soft => vmm::engine::EngineChoice::Soft,
+        EngineChoice::Interpreter => vmm::engine::EngineChoice::Interpreter,
         EngineChoice::Kvm => vmm::engine::EngineChoice::Kvm,
     }
 }

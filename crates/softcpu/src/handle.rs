@@ -27,6 +27,8 @@ bitflags::bitflags! {
         /// The machine wants the vCPU's thread (INIT, SIPI, snapshot): `run` returns
         /// [`Exit::Attention`](crate::vcpu::Exit::Attention).
         const ATTENTION = 1 << 5;
+        /// A store has hit code: blocks may have become stale.
+        const CODE_CHANGED = 1 << 6;
     }
 }
 
@@ -50,6 +52,11 @@ impl VcpuHandle {
     #[must_use]
     pub fn new() -> Self {
         Self::default()
+    }
+
+    /// The word that holds the bits set now, for code that looks at it in line.
+    pub(crate) fn events_address(&self) -> *const AtomicU32 {
+        std::ptr::from_ref(&self.shared.events)
     }
 
     /// Sets the bits of `event` and wakes the vCPU if it sleeps.

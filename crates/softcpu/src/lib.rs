@@ -27,6 +27,7 @@
 )]
 
 pub mod addr;
+mod code_memory;
 pub mod cpuid;
 pub mod decode;
 pub mod env;
@@ -42,6 +43,7 @@ pub mod system;
 #[doc(hidden)]
 pub mod testing;
 pub mod trace;
+pub mod translate;
 pub mod vcpu;
 
 pub use addr::{GuestPhysAddr, GuestVirtAddr};
@@ -51,4 +53,4 @@ pub use handle::{Event, VcpuHandle};
 pub use memory::{PhysMemory, RamRegion};
 pub use state::VcpuState;
 pub use supervisor::{Supervisor, Trap, Verdict};
-pub use vcpu::{Exit, Vcpu, VcpuConfig};
+pub use vcpu::{Engine, Exit, Vcpu, VcpuConfig};

@@ -18,7 +18,7 @@ use crate::handle::VcpuHandle;
 use crate::memory::{CodeMap, PhysMemory, RamRegion};
 use crate::state::control::{Cr0, Cr4, Efer};
 use crate::state::segment::{SegReg, Segment};
-use crate::vcpu::{Vcpu, VcpuConfig};
+use crate::vcpu::{Engine, Vcpu, VcpuConfig};
 
 /// RAM of a [`TestMachine`], bytes. Its page tables take the last 32 KiB.
 pub const RAM: u64 = 4 << 20;
@@ -70,10 +70,21 @@ impl TestMachine {
             )
             .expect("the best model for this host is one it can run"),
             env: Box::new(NoDevices { log: Arc::clone(&devices), apic_base: APIC_BASE }),
+            engine: Engine::Interpreter,
             handle: VcpuHandle::new(),
         })
         .expect("the host has memory for code");
         Self { vcpu, memory, devices }
+    }
+
+    /// The same machine with a translator, which takes a block after `runs` runs.
+    ///
+    /// # Panics
+    /// When the host has no memory for code.
+    #[must_use]
+    pub fn translating(mut self, runs: u32) -> Self {
+        self.vcpu.translate_after(runs).expect("the host has memory for code");
+        self
     }
 
     /// A second CPU on the same memory, in the same mode and with the same registers.

@@ -46,6 +46,11 @@ pub enum Event<'a> {
 pub trait Tracer: Send {
     /// Called on the vCPU's thread; must not block for long.
     fn event(&mut self, event: Event<'_>);
+
+    /// Whether [`Event::Block`] is wanted, for which everything is interpreted.
+    fn wants_blocks(&self) -> bool {
+        true
+    }
 }
 
 impl Vcpu {

@@ -21,6 +21,8 @@ use crate::native::NativeCache;
 use crate::state::rflags::RFlags;
 use crate::state::{CodeSize, VcpuState};
 use crate::trace::Tracer;
+use crate::translate::context::Context;
+use crate::translate::{self, Translator};
 
 /// Why [`Vcpu::run`] returned.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -64,6 +66,16 @@ pub enum Shadow {
     MovSs,
 }
 
+/// What runs a vCPU's code.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum Engine {
+    /// The interpreter alone, which is the definition of every instruction.
+    Interpreter,
+    /// The translator for 64-bit code that turns out hot, the interpreter for the rest.
+    #[default]
+    Translator,
+}
+
 /// What a vCPU is made of.
 pub struct VcpuConfig {
     /// The RAM it shares with its siblings.
@@ -72,6 +84,8 @@ pub struct VcpuConfig {
     pub cpuid: CpuidTable,
     /// The rest of the machine.
     pub env: Box<dyn Environment>,
+    /// What runs its code.
+    pub engine: Engine,
     /// How others get its attention; made first, because the environment wants it too.
     pub handle: VcpuHandle,
 }
@@ -135,6 +149,13 @@ pub struct Vcpu {
     pub(crate) system: crate::system::SystemExtras,
     /// Whoever takes events in place of the IDT.
     pub(crate) supervision: crate::supervisor::Supervision,
+    /// What translated code reads and writes besides the state.
+    pub(crate) context: Context,
+    pub(crate) translator: Option<Translator>,
+    /// Runs of a block after which it is translated.
+    pub(crate) threshold: u32,
+    /// Translated code is to be left where it looks for events, whether there are any or not.
+    pub(crate) brief: bool,
 }
 
 impl fmt::Debug for Vcpu {
@@ -174,6 +195,13 @@ impl Vcpu {
             tracer: None,
             system: crate::system::SystemExtras::default(),
             supervision: crate::supervisor::Supervision::default(),
+            context: Context::new(),
+            translator: match config.engine {
+                Engine::Interpreter => None,
+                Engine::Translator => Some(Translator::new()?),
+            },
+            threshold: translate::THRESHOLD,
+            brief: false,
         });
         vcpu.state_changed();
         Ok(vcpu)

@@ -1,5 +1,7 @@
 //! Building blocks: fetch the bytes, decode them, lower each instruction.
 
+use std::cell::Cell;
+
 use iced_x86::{Decoder, DecoderOptions, Instruction};
 
 use super::cache::{Block, BlockCache, Tail, Unsettled};
@@ -71,6 +73,8 @@ impl Vcpu {
                     tail: None,
                     unsettled,
                     ops: pass.ops.into_boxed_slice(),
+                    runs: Cell::default(),
+                    entry: Cell::default(),
                 }));
             }
         }
@@ -126,6 +130,8 @@ impl Vcpu {
             tail: Some(Tail { page, frame: frame2, version: version2 }),
             unsettled,
             ops: pass.ops.into_boxed_slice(),
+            runs: Cell::default(),
+            entry: Cell::default(),
         }))
     }
 
@@ -183,6 +189,18 @@ impl Vcpu {
         }
         Ok(pass)
     }
+}
+
+/// The instructions of `block`, decoded once more from the page at `host`. What they are now
+/// need not be what they were: the caller looks.
+pub(crate) fn again(block: &Block, host: u64) -> Vec<Instruction> {
+    let offset = block.linear & PAGE_OFFSET;
+    let mut window = [0; WINDOW];
+    let window = head_mut(&mut window, room_in_page(block.linear) as usize);
+    copy_code(host, offset, window);
+    let decoder = Decoder::with_ip(block.size as u32, window, block.rip, DecoderOptions::NONE);
+    let real = block.ops.iter().filter(|op| op.len != 0).count();
+    decoder.into_iter().take(real).collect()
 }
 
 /// The synthetic op that continues after `last`.

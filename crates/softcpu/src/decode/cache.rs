@@ -11,9 +11,12 @@
 //! cost more than running all the others. So what is displaced goes to a second table, by
 //! another hash, and comes back from there when it is wanted again.
 
+use std::cell::Cell;
+
 use super::op::Op;
 use crate::memory::ram::RamFrame;
 use crate::state::CodeSize;
+use crate::translate::Entry;
 
 /// Slots of the cache; direct-mapped.
 const SLOTS: usize = 1 << 15;
@@ -45,6 +48,10 @@ pub(crate) struct Block {
     /// write to them unseen, and the epoch that settles it.
     pub(crate) unsettled: Option<Unsettled>,
     pub(crate) ops: Box<[Op]>,
+    /// Runs so far, until it is translated.
+    pub(crate) runs: Cell<u32>,
+    /// Its translation.
+    pub(crate) entry: Cell<Option<Entry>>,
 }
 
 /// See [`Block::unsettled`].
@@ -130,6 +137,8 @@ mod tests {
             tail: None,
             unsettled: None,
             ops: Box::default(),
+            runs: Cell::default(),
+            entry: Cell::default(),
         })
     }
 

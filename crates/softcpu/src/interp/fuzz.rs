@@ -1,7 +1,8 @@
 //! Bodies of the fuzz targets for the CPU: hostile code in hostile surroundings.
 //!
 //! [`fuzz_interpreter`] runs arbitrary bytes in 16-, 32- or 64-bit code, at any privilege
-//! level, with arbitrary registers, descriptors and page tables; [`fuzz_decoder`] only
+//! level, with arbitrary registers, descriptors and page tables, [`fuzz_translator`] does so
+//! with 64-bit code translated, and [`fuzz_decoder`] only
 //! decodes them. Neither may panic, hang, or touch host memory that is not the guest's
 //! RAM (which lies between unmapped pages). The fuzzers call them, and so does a short
 //! run in the tests, where arithmetic overflow panics too.
@@ -227,6 +228,15 @@ fn descriptors(machine: &TestMachine, long: bool, protected: bool, rest: &[u8]) 
 /// Runs the input as a guest: a header for state, then code.
 pub fn fuzz_interpreter(data: &[u8]) {
     let (mut machine, habits) = guest(Bytes(data));
+    run(&mut machine, habits);
+    assert_eq!(machine.vcpu.state.gpr[16..], [0; 16], "registers that do not exist were written");
+    assert!(machine.vcpu.state.rflags.contains(RFlags::FIXED));
+}
+
+/// The same, with all 64-bit code translated.
+pub fn fuzz_translator(data: &[u8]) {
+    let (machine, habits) = guest(Bytes(data));
+    let mut machine = machine.translating(0);
     run(&mut machine, habits);
     assert_eq!(machine.vcpu.state.gpr[16..], [0; 16], "registers that do not exist were written");
     assert!(machine.vcpu.state.rflags.contains(RFlags::FIXED));

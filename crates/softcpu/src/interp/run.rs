@@ -14,6 +14,7 @@ impl Vcpu {
     /// Runs guest code until something needs the machine.
     pub fn run(&mut self) -> Exit {
         self.enter_guest();
+        self.set_base();
         let exit = self.with_blocks(Self::run_blocks);
         self.memory.code().leave(&self.observer);
         exit
@@ -56,10 +57,14 @@ impl Vcpu {
     }
 
     /// Runs one block, or takes one event: what [`Vcpu::run`] does until it returns, for
-    /// whoever must not wait that long.
-    pub(crate) fn run_one_block(&mut self) -> Option<Exit> {
+    /// whoever must not wait that long. Translated code goes on to its next look for events.
+    #[doc(hidden)]
+    pub fn run_one_block(&mut self) -> Option<Exit> {
         self.enter_guest();
+        self.brief = true;
+        self.set_base();
         let exit = self.with_blocks(|cpu, blocks| cpu.advance(blocks, false));
+        self.brief = false;
         self.memory.code().leave(&self.observer);
         exit
     }
@@ -82,7 +87,7 @@ impl Vcpu {
 
     /// Puts RIP back to the instruction that faulted.
     #[cold]
-    fn faulted_at(&mut self, op: &Op) {
+    pub(crate) fn faulted_at(&mut self, op: &Op) {
         self.state.rip = op.rip;
         if op.flags.contains(OpFlags::STACK) {
             self.fault = self.fault.on_stack();
@@ -110,6 +115,8 @@ impl Vcpu {
             self.handle.take(Event::CODE_PAGES);
             self.enter_guest();
         }
+        // The run loop looks before it enters any block.
+        self.handle.take(Event::CODE_CHANGED);
         if pending.contains(Event::FLUSH_TLB) {
             self.handle.take(Event::FLUSH_TLB);
             self.mmu.flush_all();
@@ -218,8 +225,12 @@ impl Vcpu {
     #[inline(always)]
     fn run_block(&mut self, blocks: &mut BlockCache) -> Result<(), Abort> {
         let block = self.find_block(blocks)?;
-        if self.tracer.is_some() {
+        if self.tracer.as_ref().is_some_and(|tracer| tracer.wants_blocks()) {
             self.trace_block(block.ops.len());
+        } else if block.size == CodeSize::Bits64
+            && let Some(entry) = self.translated(block)
+        {
+            return self.run_translated(entry);
         }
         self.counters.blocks = self.counters.blocks.wrapping_add(1);
         let mut outcome = Ok(());

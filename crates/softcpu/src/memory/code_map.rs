@@ -41,6 +41,8 @@ pub struct CodeMap {
     versions: Box<[AtomicU32]>,
     /// Counts first marks of frames.
     epoch: AtomicU64,
+    /// Counts stores that hit code.
+    hits: AtomicU64,
     observers: RwLock<Vec<Arc<Observer>>>,
 }
 
@@ -52,6 +54,7 @@ impl CodeMap {
             lines: zeroed_lines(frames),
             versions: zeroed_versions(frames),
             epoch: AtomicU64::new(0),
+            hits: AtomicU64::new(0),
             observers: RwLock::default(),
         }
     }
@@ -92,6 +95,13 @@ impl CodeMap {
     #[must_use]
     pub fn is_marked(&self, frame: RamFrame) -> bool {
         self.lines.get(frame.0 as usize).is_some_and(|lines| lines.load(Ordering::SeqCst) != 0)
+    }
+
+    /// How many stores have hit code: when it stands still, no version has changed.
+    #[inline]
+    #[must_use]
+    pub fn hits(&self) -> u64 {
+        self.hits.load(Ordering::Acquire)
     }
 
     /// The frame's version.
@@ -154,6 +164,10 @@ impl CodeMap {
         lines.store(0, Ordering::SeqCst);
         if let Some(version) = self.versions.get(frame.0 as usize) {
             version.fetch_add(1, Ordering::SeqCst);
+        }
+        self.hits.fetch_add(1, Ordering::SeqCst);
+        for vcpu in self.observers.read().unwrap_or_else(PoisonError::into_inner).iter() {
+            vcpu.handle.raise(Event::CODE_CHANGED);
         }
         true
     }

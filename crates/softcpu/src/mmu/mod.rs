@@ -18,6 +18,8 @@ use large_pages::LargePages;
 use space::Spaces;
 use tlb::{CodeTlb, DataTlb};
 
+use crate::translate::jumps::JumpCache;
+
 /// Guest-physical address width this CPU reports (CPUID 8000_0008h) and checks.
 pub const PHYS_BITS: u32 = 46;
 
@@ -97,6 +99,10 @@ pub struct Mmu {
     pub(crate) code: CodeTlb,
     spaces: Spaces,
     large: LargePages,
+    /// Where translated code jumps to, which holds as long as mappings do.
+    pub(crate) jumps: JumpCache,
+    /// Counts whatever may make a translation not hold any more.
+    version: u64,
 }
 
 impl Mmu {
@@ -121,6 +127,8 @@ impl Mmu {
             code: CodeTlb::new(),
             spaces: Spaces::new(),
             large: LargePages::new(),
+            jumps: JumpCache::new(),
+            version: 0,
         }
     }
 
@@ -167,6 +175,18 @@ impl Mmu {
             self.ac = ac;
             self.choose_view();
         }
+    }
+
+    /// Whether accesses are made at CPL 3.
+    #[inline]
+    pub(crate) fn is_user(&self) -> bool {
+        self.user
+    }
+
+    /// A number that changes whenever translations are forgotten, or others are current.
+    #[inline]
+    pub(crate) fn version(&self) -> u64 {
+        self.version
     }
 
     fn choose_view(&mut self) {

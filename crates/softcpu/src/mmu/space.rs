@@ -84,6 +84,8 @@ impl Mmu {
         self.spaces.current = number;
         self.data.space = number;
         self.code.space = number;
+        self.jumps.space_changed();
+        self.version = self.version.wrapping_add(1);
     }
 
     /// The numbers have run out: start over with empty tables.

@@ -71,6 +71,8 @@ impl Mmu {
         self.data.entries.as_flattened_mut().fill(EMPTY_DATA);
         self.code.entries.as_flattened_mut().fill(EMPTY_CODE);
         self.large.clear();
+        self.jumps.clear();
+        self.version = self.version.wrapping_add(1);
     }
 
     /// INVLPG: forgets whatever page maps `addr`, global or not, in every address space.
@@ -78,6 +80,12 @@ impl Mmu {
         let span = self.large.span(addr);
         self.data.invalidate(addr, span);
         self.code.invalidate(addr, span);
+        if span > PAGE_SHIFT {
+            self.jumps.clear();
+        } else {
+            self.jumps.page_changed(addr);
+        }
+        self.version = self.version.wrapping_add(1);
     }
 
     /// Keeps a translation for loads and stores.
@@ -115,6 +123,20 @@ pub(crate) struct Fill {
 }
 
 impl DataTlb {
+    /// Entries per view.
+    pub(crate) const ENTRIES: usize = DATA_ENTRIES;
+
+    /// The entries of `view`.
+    #[expect(clippy::indexing_slicing, reason = "a view is below 4")]
+    pub(crate) fn table(&mut self, view: View) -> *mut DataEntry {
+        self.entries[view as usize].as_mut_ptr()
+    }
+
+    /// The current address space, as tags have it.
+    pub(crate) fn space(&self) -> u64 {
+        self.space
+    }
+
     pub(crate) fn new() -> Self {
         Self { entries: Box::new([[EMPTY_DATA; DATA_ENTRIES]; 4]), space: 1 }
     }
@@ -243,6 +265,11 @@ impl CodeTlb {
     pub(crate) fn lookup(&self, user: bool, addr: u64) -> Option<&CodeEntry> {
         let entry = self.entry(user, addr);
         (entry.tag == (addr & !PAGE_OFFSET) | self.space).then_some(entry)
+    }
+
+    /// Whether the page at `addr`, if it is cached, is global.
+    pub(crate) fn is_global(&self, user: bool, addr: u64) -> bool {
+        self.lookup(user, addr).is_some_and(|entry| entry.global)
     }
 
     /// As [`DataTlb::lookup_slow`].

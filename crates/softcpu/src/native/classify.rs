@@ -88,34 +88,34 @@ bitflags::bitflags! {
 
 /// What a stub is built from.
 #[derive(Clone, Debug)]
-pub(super) struct Plan {
+pub(crate) struct Plan {
     /// The instruction as it will be executed, but for the memory operand's base.
-    pub(super) instruction: Instruction,
+    pub(crate) instruction: Instruction,
     /// General registers it uses, by number.
-    pub(super) gprs: Vec<Use>,
+    pub(crate) gprs: Vec<Use>,
     /// Vector registers it uses, by number.
-    pub(super) vectors: Vec<Use>,
+    pub(crate) vectors: Vec<Use>,
     /// Loads whole YMM registers.
-    pub(super) wide: bool,
+    pub(crate) wide: bool,
     /// Status flags must be the guest's before.
-    pub(super) flags_in: bool,
+    pub(crate) flags_in: bool,
     /// Status flags to take over.
-    pub(super) flags_out: u64,
+    pub(crate) flags_out: u64,
     /// See [`Traits`].
-    pub(super) traits: Traits,
+    pub(crate) traits: Traits,
     /// Size of the memory operand, bytes.
-    pub(super) size: usize,
+    pub(crate) size: usize,
     /// Alignment the memory operand must have, bytes; a power of two.
-    pub(super) alignment: usize,
+    pub(crate) alignment: usize,
 }
 
 /// A register an instruction uses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Use {
-    pub(super) number: usize,
+pub(crate) struct Use {
+    pub(crate) number: usize,
     /// Its old value, or part of it, matters.
-    pub(super) loaded: bool,
-    pub(super) written: bool,
+    pub(crate) loaded: bool,
+    pub(crate) written: bool,
 }
 
 /// The mode bits an instruction needs: all checked in one go before it runs.
@@ -155,7 +155,7 @@ impl Needs {
 ///
 /// # Errors
 /// [`Refused`], with the reason.
-pub(super) fn plan(
+pub(crate) fn plan(
     instruction: &Instruction,
     features: &FeatureSet,
     factory: &mut InstructionInfoFactory,
@@ -269,7 +269,7 @@ pub(super) fn has_memory(instruction: &Instruction) -> bool {
 }
 
 /// Without LZCNT and BMI1, their prefix is ignored and BSR and BSF are what remains.
-pub(super) fn without_prefix(code: Code, features: &FeatureSet) -> Code {
+pub(crate) fn without_prefix(code: Code, features: &FeatureSet) -> Code {
     match code {
         Code::Lzcnt_r16_rm16 if !features.contains(F::LZCNT) => Code::Bsr_r16_rm16,
         Code::Lzcnt_r32_rm32 if !features.contains(F::LZCNT) => Code::Bsr_r32_rm32,

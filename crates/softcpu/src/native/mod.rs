@@ -28,9 +28,11 @@ use std::collections::HashMap;
 use iced_x86::{Instruction, InstructionInfoFactory};
 
 use arena::{Arena, Entry};
+use classify::Needs;
 pub use classify::Refused;
-use classify::{Needs, Plan, Traits};
+pub(crate) use classify::{Plan, Traits, plan, without_prefix};
 use features::FeatureSet;
+pub(crate) use special::{is_hint, is_special};
 
 use crate::decode::op::Handler;
 use crate::mmu::Access;

@@ -63,7 +63,13 @@ pub(super) fn lower(
     Ok(Some(Lowered { run, imm: 0 }))
 }
 
-fn is_hint(instruction: &Instruction) -> bool {
+/// Whether `instruction` is done in Rust: masked, or with state of its own.
+pub(crate) fn is_special(instruction: &Instruction, features: &FeatureSet) -> bool {
+    !matches!(lower(instruction, features), Ok(None))
+}
+
+/// Whether `instruction` is a prefetch or does nothing at all.
+pub(crate) fn is_hint(instruction: &Instruction) -> bool {
     let memory = has_memory(instruction);
     match instruction.mnemonic() {
         M::Nop

@@ -43,6 +43,9 @@ pub(crate) enum Verdict {
 pub(crate) struct Bench {
     oracle: Oracle,
     guest: Guest,
+    translator: Guest,
+    /// How the translator last differed.
+    translation: String,
     features: FeatureSet,
     ldt: bool,
     amd: bool,
@@ -76,6 +79,8 @@ impl Bench {
         Self {
             oracle: Oracle::new(),
             guest: Guest::new(),
+            translator: Guest::translating(),
+            translation: String::new(),
             features,
             ldt: false,
             amd: is_amd(),
@@ -155,9 +160,58 @@ impl Bench {
                 );
                 Verdict::Different(describe(&it, seed, &detail))
             }
+            (None, _)
+                if mode == Mode::Long && self.translator_differs(&it, &before, &ours, end) =>
+            {
+                Verdict::Different(describe(&it, seed, &self.translation))
+            }
             (None, Some(End::Fault { vector, .. })) => Verdict::SameFault(vector),
             (None, _) => Verdict::Same,
         }
+    }
+
+    /// Whether the translator makes anything else of `it` than the interpreter, which went from
+    /// `before` to `ours`; what it is, is kept.
+    fn translator_differs(
+        &mut self,
+        it: &Encoded,
+        before: &VcpuState,
+        ours: &VcpuState,
+        end: Option<End>,
+    ) -> bool {
+        self.translator.put_data(&self.data);
+        let mut state = before.clone();
+        let translated = self.translator.run(it.placed, &it.bytes, &mut state);
+        // What the manuals leave undefined may differ, but not by an instruction that faults.
+        let faulted = matches!(end, Some(End::Fault { .. }));
+        let undefined = if faulted { 0 } else { undefined_flags(&it.instruction) };
+        let what = if translated != end {
+            format!("ended in {translated:x?}")
+        } else if state.gpr != ours.gpr || (state.rflags ^ ours.rflags).bits() & !undefined != 0 {
+            format!("registers {:x?} flags {:?}", state.gpr, state.rflags)
+        } else if state.vec != ours.vec || state.mxcsr != ours.mxcsr {
+            format!("vector registers {:x?}, MXCSR {:#x}", state.vec, state.mxcsr)
+        } else if state.fpu.fxsave != ours.fpu.fxsave {
+            format!("x87 {:?}", state.fpu)
+        } else if state.seg.map(|s| (s.selector, s.base)) != ours.seg.map(|s| (s.selector, s.base))
+        {
+            "segments".to_owned()
+        } else if self.translator.data() != self.guest.data() {
+            "memory".to_owned()
+        } else {
+            return false;
+        };
+        self.translation = format!(
+            "translated: {what}\n  interpreted: {end:x?} {}\n  before: {}",
+            brief(ours),
+            brief(before)
+        );
+        true
+    }
+
+    /// What the translator did.
+    pub(crate) fn counters(&self) -> softcpu::translate::Counters {
+        self.translator.counters()
     }
 
     /// Encodings that cannot be compared at all.

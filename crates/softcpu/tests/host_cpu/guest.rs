@@ -25,11 +25,15 @@ const LEGACY: u64 = TABLES + 0x5000;
 /// The state at the first exception since it was last looked.
 type Raised = Arc<Mutex<Option<(Exception, Box<VcpuState>)>>>;
 
-/// The interpreter's side of the comparison.
+/// `jmp $`: where translated code ends up, and looks for events.
+const STAY: [u8; 2] = [0xeb, 0xfe];
+
+/// The interpreter's side of the comparison, or the translator's.
 pub(crate) struct Guest {
     machine: TestMachine,
     raised: Raised,
     memory: Vec<u8>,
+    translates: bool,
 }
 
 struct Watch(Raised);
@@ -41,6 +45,10 @@ impl Tracer for Watch {
             // What follows the first is its delivery failing: there is no IDT.
             raised.get_or_insert_with(|| (exception, Box::new(state.clone())));
         }
+    }
+
+    fn wants_blocks(&self) -> bool {
+        false
     }
 }
 
@@ -78,7 +86,18 @@ impl Guest {
         }
         let raised = Raised::default();
         machine.vcpu.set_tracer(Some(Box::new(Watch(Arc::clone(&raised)))));
-        Self { machine, raised, memory: vec![0; DATA_LEN] }
+        Self { machine, raised, memory: vec![0; DATA_LEN], translates: false }
+    }
+
+    /// The same with all 64-bit code translated.
+    pub(crate) fn translating() -> Self {
+        let Self { machine, raised, memory, .. } = Self::new();
+        Self { machine: machine.translating(0), raised, memory, translates: true }
+    }
+
+    /// What the translator did.
+    pub(crate) fn counters(&self) -> softcpu::translate::Counters {
+        self.machine.vcpu.translator_counters().unwrap_or_default()
     }
 
     /// What the guest's CPU has of state that no comparison varies.
@@ -124,6 +143,36 @@ impl Guest {
         &self.memory
     }
 
+    /// Runs a row of instructions to its end or to the first fault, whose vector it returns.
+    pub(crate) fn run_row(
+        &mut self,
+        offset: u64,
+        bytes: &[u8],
+        state: &mut VcpuState,
+    ) -> Option<u8> {
+        let (start, end) = (CODE + offset, CODE + offset + bytes.len() as u64);
+        state.rip = start;
+        self.machine.vcpu.state = state.clone();
+        self.machine.put(start - AREA + PHYSICAL, bytes);
+        self.machine.put(end - AREA + PHYSICAL, &STAY);
+        let vcpu = &mut self.machine.vcpu;
+        vcpu.state_changed();
+        self.raised.lock().unwrap_or_else(PoisonError::into_inner).take();
+        for _ in 0..64 {
+            vcpu.run_one_block();
+            let raised = self.raised.lock().unwrap_or_else(PoisonError::into_inner).take();
+            if let Some((exception, at)) = raised {
+                *state = *at;
+                return Some(exception.vector as u8);
+            }
+            if vcpu.state.rip == end {
+                break;
+            }
+        }
+        *state = vcpu.state.clone();
+        None
+    }
+
     /// Runs `bytes` on `state`, as [`Oracle::run`](crate::oracle::Oracle::run) does.
     /// `None`: it ended up where no landing pad is.
     pub(crate) fn run(
@@ -139,13 +188,23 @@ impl Guest {
         state.rip = start;
         vcpu.state = state.clone();
         self.machine.put(CODE - AREA + PHYSICAL + placed.offset, bytes);
+        if self.translates {
+            let next = placed.offset + bytes.len() as u64;
+            for at in [next, placed.target] {
+                self.machine.put(CODE - AREA + PHYSICAL + at, &STAY);
+            }
+        }
         let vcpu = &mut self.machine.vcpu;
         vcpu.state_changed();
         self.raised.lock().unwrap_or_else(PoisonError::into_inner).take();
         let mut end = None;
         // A repeated instruction may come back several times.
         for _ in 0..64 {
-            vcpu.single_step();
+            if self.translates {
+                vcpu.run_one_block();
+            } else {
+                vcpu.single_step();
+            }
             let raised = self.raised.lock().unwrap_or_else(PoisonError::into_inner).take();
             if let Some((exception, at)) = raised {
                 *state = *at;

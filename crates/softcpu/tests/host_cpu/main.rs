@@ -14,6 +14,7 @@ mod layout;
 mod oracle;
 mod prepare;
 mod random;
+mod sequences;
 mod tally;
 
 use iced_x86::Code;
@@ -77,5 +78,29 @@ fn every_encoding_does_what_the_host_does() {
         }
     }
     tally.print(seed);
+    println!("\n{:?}", bench.counters());
     tally.check(offered);
+}
+
+#[test]
+fn rows_of_instructions_are_translated_as_they_are_interpreted() {
+    let rounds = number("LGUEST_PROPERTY_ROUNDS").unwrap_or(64) * 300;
+    let mut random = Random(number("LGUEST_PROPERTY_SEED").unwrap_or(0x0fed_cba9_8765_4321));
+    let codes = sequences::Codes::new();
+    let (mut interpreter, mut translator) = (guest::Guest::new(), guest::Guest::translating());
+    let mut differences = Vec::new();
+    for _ in 0..rounds {
+        if let Err(what) =
+            sequences::compare(&codes, &mut interpreter, &mut translator, &mut random)
+        {
+            differences.push(what);
+        }
+    }
+    let counters = translator.counters();
+    println!("{rounds} rows, {counters:?}");
+    for what in differences.iter().take(5) {
+        println!("{what}\n");
+    }
+    assert!(differences.is_empty(), "{} of {rounds} rows differ", differences.len());
+    assert!(counters.translated > rounds / 2, "{counters:?}");
 }

@@ -15,12 +15,25 @@ pub mod trace;
 pub enum Engine {
     /// The CPU in software: no /dev/kvm, no privileges.
     Soft,
+    /// The same without its translator.
+    Interpreter,
+}
+
+impl Engine {
+    /// What of the CPU in software it uses.
+    pub(crate) const fn execution(self) -> softcpu::Engine {
+        match self {
+            Self::Soft => softcpu::Engine::Translator,
+            Self::Interpreter => softcpu::Engine::Interpreter,
+        }
+    }
 }
 
 impl fmt::Display for Engine {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Soft => "soft",
+            Self::Interpreter => "interpreter",
         })
     }
 }
@@ -33,6 +46,8 @@ pub enum EngineChoice {
     Auto,
     /// The CPU in software.
     Soft,
+    /// The CPU in software, every instruction interpreted.
+    Interpreter,
     /// The host's /dev/kvm.
     Kvm,
 }
@@ -53,6 +68,7 @@ impl EngineChoice {
     pub const fn select(self) -> Result<Engine, EngineError> {
         match self {
             Self::Auto | Self::Soft => Ok(Engine::Soft),
+            Self::Interpreter => Ok(Engine::Interpreter),
             Self::Kvm => Err(EngineError::NoKvm),
         }
     }
@@ -66,6 +82,7 @@ mod tests {
     fn what_was_asked_for_is_never_replaced() {
         assert_eq!(EngineChoice::Auto.select(), Ok(Engine::Soft));
         assert_eq!(EngineChoice::Soft.select(), Ok(Engine::Soft));
+        assert_eq!(EngineChoice::Interpreter.select(), Ok(Engine::Interpreter));
         assert_eq!(EngineChoice::Kvm.select(), Err(EngineError::NoKvm));
     }
 }

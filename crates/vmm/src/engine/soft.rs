@@ -31,6 +31,8 @@ const BOOT_VCPU: usize = 0;
 pub(crate) struct VcpuThread {
     /// Its number.
     pub(crate) index: usize,
+    /// What runs its code.
+    pub(crate) engine: softcpu::Engine,
     /// Its registers at the start.
     pub(crate) state: VcpuState,
     /// What CPUID answers.
@@ -118,6 +120,7 @@ impl VcpuThread {
         let offset = self.state.msr.tsc_offset;
         let env = PcVcpu::new(Arc::clone(&self.pc), self.index, offset, Arc::clone(&steal));
         let mut vcpu = Vcpu::new(VcpuConfig {
+            engine: self.engine,
             memory: Arc::clone(&self.memory),
             cpuid: self.cpuid,
             env: Box::new(env),

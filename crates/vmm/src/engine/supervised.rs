@@ -22,6 +22,8 @@ pub(crate) type Install = Box<dyn FnOnce(&mut Vcpu) + Send>;
 
 /// Everything the vCPU's thread needs.
 pub(crate) struct SupervisedThread {
+    /// What runs its code.
+    pub(crate) engine: softcpu::Engine,
     /// Its registers at the start.
     pub(crate) state: VcpuState,
     /// What CPUID answers.
@@ -54,6 +56,7 @@ impl SupervisedThread {
         let _guard = CrashGuard::new(Arc::clone(&self.ending), VCPU);
         set_timer_slack();
         let vcpu = Vcpu::new(VcpuConfig {
+            engine: self.engine,
             memory: self.memory,
             cpuid: self.cpuid,
             env: self.environment,

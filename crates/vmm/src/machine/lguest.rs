@@ -117,6 +117,7 @@ pub(super) fn build(config: MachineConfig) -> Result<Built, MachineError> {
     });
     let clock = platform.clock();
     let vcpu = SupervisedThread {
+        engine: config.engine.select()?.execution(),
         state: vcpu_state(guest.entry),
         cpuid: CpuidTable::for_model(config.cpu_model, Topology { apic_id: 0, cpus: 1 })?,
         memory,

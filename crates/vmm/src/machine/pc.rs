@@ -33,6 +33,7 @@ struct Parts {
 
 /// Builds the machine and loads the guest.
 pub(super) fn build(config: MachineConfig) -> Result<Built, MachineError> {
+    let engine = config.engine.select()?;
     let calibration = Calibration::start();
     let cpus = NonZeroU32::new(config.cpus).ok_or(MachineError::NoCpus)?;
     let ram = GuestRam::new(config.memory)?;
@@ -76,6 +77,7 @@ pub(super) fn build(config: MachineConfig) -> Result<Built, MachineError> {
         state.msr.tsc_offset = epoch.tsc.wrapping_neg();
         let vcpu = VcpuThread {
             index,
+            engine: engine.execution(),
             state,
             cpuid,
             memory: Arc::clone(&memory),

@@ -1,0 +1,313 @@
+//! Writes host code: whole instructions through iced-x86, the few fixed sequences as bytes.
+
+use iced_x86::{Code, Encoder, Instruction, MemoryOperand, Register as R};
+
+use super::fields::Field;
+use super::registers::{self, Home};
+use crate::decode::op::Op;
+use crate::state::{GPR_ZERO, SEG_FLAT};
+
+/// Nothing that host code can do in place: the interpreter gets it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct NotCopied;
+
+/// A place in the code, known now or later.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Label(usize);
+
+/// A condition, as the low four bits of Jcc's opcode have it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Condition(pub(super) u8);
+
+impl Condition {
+    pub(super) const EQUAL: Self = Self(4);
+    pub(super) const NOT_EQUAL: Self = Self(5);
+    pub(super) const ABOVE: Self = Self(7);
+
+    pub(super) fn negated(self) -> Self {
+        Self(self.0 ^ 1)
+    }
+}
+
+/// Code on its way to `base`.
+pub(super) struct Assembler {
+    encoder: Encoder,
+    base: u64,
+    len: usize,
+    /// Where labels are, once they are bound.
+    places: Vec<Option<usize>>,
+    /// Four-byte distances to fill in.
+    waiting: Vec<(usize, Label)>,
+}
+
+impl Assembler {
+    /// For code that will be executed at `base`.
+    pub(super) fn new(base: u64) -> Self {
+        Self { encoder: Encoder::new(64), base, len: 0, places: Vec::new(), waiting: Vec::new() }
+    }
+
+    /// Bytes so far.
+    pub(super) fn len(&self) -> usize {
+        self.len
+    }
+
+    /// The code, with all distances filled in.
+    ///
+    /// # Errors
+    /// [`NotCopied`] for a label that was never bound.
+    pub(super) fn finish(mut self) -> Result<Vec<u8>, NotCopied> {
+        let mut code = self.encoder.take_buffer();
+        for (at, Label(label)) in self.waiting {
+            let place = self.places.get(label).copied().flatten().ok_or(NotCopied)?;
+            let distance = (place as i64).wrapping_sub(at as i64).wrapping_sub(4) as i32;
+            code.get_mut(at..at.saturating_add(4))
+                .ok_or(NotCopied)?
+                .copy_from_slice(&distance.to_le_bytes());
+        }
+        Ok(code)
+    }
+
+    /// Takes back everything behind the first `len` bytes.
+    pub(super) fn take_back(&mut self, len: usize) {
+        let mut code = self.encoder.take_buffer();
+        code.truncate(len);
+        self.encoder.set_buffer(code);
+        self.len = len;
+        self.waiting.retain(|(at, _)| *at < len);
+    }
+
+    pub(super) fn bytes(&mut self, bytes: &[u8]) {
+        for byte in bytes {
+            self.encoder.write_u8(*byte);
+        }
+        self.len = self.len.saturating_add(bytes.len());
+    }
+
+    fn bytes4(&mut self, value: u32) {
+        self.bytes(&value.to_le_bytes());
+    }
+
+    /// # Errors
+    /// When there is no such instruction in 64-bit code.
+    pub(super) fn emit(&mut self, instruction: &Instruction) -> Result<(), NotCopied> {
+        let ip = self.base.wrapping_add(self.len as u64);
+        let len = self.encoder.encode(instruction, ip).map_err(|_| NotCopied)?;
+        self.len = self.len.saturating_add(len);
+        Ok(())
+    }
+
+    pub(super) fn label(&mut self) -> Label {
+        self.places.push(None);
+        Label(self.places.len().saturating_sub(1))
+    }
+
+    /// `label` is here.
+    pub(super) fn bind(&mut self, label: Label) {
+        if let Some(place) = self.places.get_mut(label.0) {
+            *place = Some(self.len);
+        }
+    }
+
+    fn distance_to(&mut self, label: Label) {
+        self.waiting.push((self.len, label));
+        self.bytes4(0);
+    }
+
+    pub(super) fn jump(&mut self, label: Label) {
+        self.bytes(&[0xe9]);
+        self.distance_to(label);
+    }
+
+    pub(super) fn jump_if(&mut self, condition: Condition, label: Label) {
+        self.bytes(&[0x0f, 0x80 | condition.0 & 15]);
+        self.distance_to(label);
+    }
+
+    fn distance_to_address(&mut self, address: u64) {
+        let next = self.base.wrapping_add(self.len as u64).wrapping_add(4);
+        self.bytes4(address.wrapping_sub(next) as u32);
+    }
+
+    /// `jmp` to `address`, which is in the same code memory.
+    pub(super) fn jump_to(&mut self, address: u64) {
+        self.bytes(&[0xe9]);
+        self.distance_to_address(address);
+    }
+
+    pub(super) fn call(&mut self, address: u64) {
+        self.bytes(&[0xe8]);
+        self.distance_to_address(address);
+    }
+
+    /// An instruction `opcode` on a 64-bit register and a field of the vCPU.
+    fn with_field(&mut self, opcode: u8, register: R, field: Field) {
+        let number = register.number() as u8;
+        self.bytes(&[0x65, 0x48 | (number >> 3 & 1) << 2, opcode, 0x04 | (number & 7) << 3, 0x25]);
+        self.bytes4(field.0);
+    }
+
+    /// `mov register, field`
+    pub(super) fn load(&mut self, register: R, field: Field) {
+        self.with_field(0x8b, register, field);
+    }
+
+    /// `mov field, register`
+    pub(super) fn store(&mut self, field: Field, register: R) {
+        self.with_field(0x89, register, field);
+    }
+
+    /// `add register, field`
+    pub(super) fn add(&mut self, register: R, field: Field) {
+        self.with_field(0x03, register, field);
+    }
+
+    /// `or register, field`
+    pub(super) fn or(&mut self, register: R, field: Field) {
+        self.with_field(0x0b, register, field);
+    }
+
+    /// `xor register, field`
+    pub(super) fn xor(&mut self, register: R, field: Field) {
+        self.with_field(0x33, register, field);
+    }
+
+    /// `cmp register, field`
+    pub(super) fn compare(&mut self, register: R, field: Field) {
+        self.with_field(0x3b, register, field);
+    }
+
+    /// `mov to, from` between 64-bit registers.
+    pub(super) fn copy(&mut self, to: R, from: R) {
+        if to != from {
+            let (a, b) = (to.number() as u8, from.number() as u8);
+            self.bytes(&[0x48 | b >> 3 & 1 | (a >> 3 & 1) << 2, 0x8b, 0xc0 | (a & 7) << 3 | b & 7]);
+        }
+    }
+
+    /// `mov register, value` in its shortest form.
+    pub(super) fn constant(&mut self, register: R, value: u64) {
+        let number = register.number() as u8;
+        let (low, high) = (number & 7, number >> 3 & 1);
+        if let Ok(value) = u32::try_from(value) {
+            if high != 0 {
+                self.bytes(&[0x41]);
+            }
+            self.bytes(&[0xb8 | low]);
+            self.bytes4(value);
+        } else if value as i32 as i64 as u64 == value {
+            self.bytes(&[0x48 | high, 0xc7, 0xc0 | low]);
+            self.bytes4(value as u32);
+        } else {
+            self.bytes(&[0x48 | high, 0xb8 | low]);
+            self.bytes(&value.to_le_bytes());
+        }
+    }
+
+    /// `lea to, [base + index * factor + displacement]`
+    ///
+    /// # Errors
+    /// As [`Assembler::emit`].
+    pub(super) fn lea(
+        &mut self,
+        to: R,
+        base: R,
+        index: R,
+        factor: u32,
+        displacement: i64,
+    ) -> Result<(), NotCopied> {
+        if index == R::None && displacement == 0 && base != R::None {
+            self.copy(to, base);
+            return Ok(());
+        }
+        let operand = MemoryOperand::with_base_index_scale_displ_size(
+            base,
+            index,
+            factor,
+            displacement,
+            if displacement == 0 { 0 } else { 1 },
+        );
+        let lea = Instruction::with2(Code::Lea_r64_m, to, operand).map_err(|_| NotCopied)?;
+        self.emit(&lea)
+    }
+
+    /// Puts the guest register `number` into `to`.
+    pub(super) fn fetch(&mut self, to: R, number: u8) {
+        match registers::home(number) {
+            Home::Host(host) => self.copy(to, host),
+            Home::Memory => self.load(to, super::fields::gpr(number)),
+        }
+    }
+
+    /// Puts `from` into the guest register `number`.
+    pub(super) fn put(&mut self, number: u8, from: R) {
+        match registers::home(number) {
+            Home::Host(host) => self.copy(host, from),
+            Home::Memory => self.store(super::fields::gpr(number), from),
+        }
+    }
+
+    /// The effective address of `op`'s memory operand, plus `extra`, in `to`, within its
+    /// segment. Leaves flags alone only where both registers of the operand are in host
+    /// registers.
+    ///
+    /// # Errors
+    /// Forms that are too rare to have.
+    pub(super) fn effective(&mut self, to: R, op: &Op, extra: u64) -> Result<(), NotCopied> {
+        let narrow = match op.addr_mask {
+            u64::MAX => false,
+            0xffff_ffff => true,
+            _ => return Err(NotCopied),
+        };
+        let displacement = op.disp.wrapping_add(extra);
+        if op.base == GPR_ZERO && op.index == GPR_ZERO {
+            self.constant(to, displacement & op.addr_mask);
+            return Ok(());
+        }
+        let displacement = displacement as i64;
+        if i32::try_from(displacement).is_err() {
+            return Err(NotCopied);
+        }
+        let factor = 1 << (op.scale & 3);
+        let host = |number| match number {
+            GPR_ZERO => Some(R::None),
+            number => match registers::home(number) {
+                Home::Host(host) => Some(host),
+                Home::Memory => None,
+            },
+        };
+        match (host(op.base), host(op.index)) {
+            (Some(base), Some(index)) => self.lea(to, base, index, factor, displacement)?,
+            (None, Some(index)) => {
+                self.load(to, super::fields::gpr(op.base));
+                self.lea(to, to, index, factor, displacement)?;
+            }
+            (Some(base), None) => {
+                self.load(to, super::fields::gpr(op.index));
+                self.lea(to, base, to, factor, displacement)?;
+            }
+            (None, None) => {
+                self.load(to, super::fields::gpr(op.index));
+                self.lea(to, R::None, to, factor, displacement)?;
+                self.add(to, super::fields::gpr(op.base));
+            }
+        }
+        if narrow {
+            let number = to.number() as u8;
+            let high = number >> 3 & 1;
+            self.bytes(&[0x40 | high | high << 2, 0x8b, 0xc0 | (number & 7) << 3 | number & 7]);
+        }
+        Ok(())
+    }
+
+    /// The linear address of `op`'s memory operand, plus `extra`, in `to`. Changes flags.
+    ///
+    /// # Errors
+    /// As [`Assembler::effective`].
+    pub(super) fn linear(&mut self, to: R, op: &Op, extra: u64) -> Result<(), NotCopied> {
+        self.effective(to, op, extra)?;
+        if op.seg != SEG_FLAT {
+            self.add(to, super::fields::segment_base(op.seg));
+        }
+        Ok(())
+    }
+}

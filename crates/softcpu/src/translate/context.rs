@@ -1,0 +1,89 @@
+//! What translated code shares with the run loop: where the TLB is, what of the vector unit
+//! is loaded, the status flags between blocks.
+
+use crate::state::control::{Cr0, Cr4};
+use crate::state::fpu::{MXCSR_MASKS, XCR0_AVX, XCR0_SSE};
+use crate::state::rflags::RFlags;
+use crate::vcpu::Vcpu;
+
+/// The vector unit may be used through legacy encodings.
+pub(super) const SSE: u8 = 1;
+/// It may be used through VEX encodings too.
+pub(super) const AVX: u8 = 2;
+
+/// Fields only translated code and its callers use.
+#[derive(Debug)]
+#[repr(C)]
+pub(crate) struct Context {
+    /// The host's stack pointer while translated code runs.
+    pub(super) host_stack: u64,
+    /// The vCPU itself, for calls back.
+    pub(super) vcpu: u64,
+    /// The status flags as `lahf` and `seto al` leave them in AX.
+    pub(super) flags: u64,
+    /// The table of the data TLB for the current view.
+    pub(super) tlb: u64,
+    /// The current address space, as the data TLB's tags have it.
+    pub(super) space: u64,
+    /// Where [`crate::handle::Event`]s are raised.
+    pub(super) events: u64,
+    /// A value between two steps of one instruction.
+    pub(super) spare: u64,
+    /// The link that translated code was left by.
+    pub(super) link: u64,
+    /// What of the vector unit is loaded into host registers: [`SSE`], [`AVX`].
+    pub(super) vectors: u64,
+    /// What may be loaded, given control registers and MXCSR.
+    pub(super) allowed: u64,
+}
+
+impl Context {
+    pub(crate) fn new() -> Self {
+        Self {
+            host_stack: 0,
+            vcpu: 0,
+            flags: 0,
+            tlb: 0,
+            space: 0,
+            events: 0,
+            spare: 0,
+            link: 0,
+            vectors: 0,
+            allowed: 0,
+        }
+    }
+}
+
+impl Vcpu {
+    /// Brings what translated code reads up to date with the architectural state.
+    pub(super) fn sync_context(&mut self) {
+        let state = &self.state;
+        let sse = !state.cr0.intersects(Cr0::EM | Cr0::TS)
+            && state.cr4.contains(Cr4::OSFXSR)
+            && state.mxcsr & MXCSR_MASKS == MXCSR_MASKS;
+        let avx = sse
+            && state.cr0.contains(Cr0::PE)
+            && state.cr4.contains(Cr4::OSXSAVE)
+            && state.xcr0 & (XCR0_SSE | XCR0_AVX) == XCR0_SSE | XCR0_AVX;
+        let (sse, avx) = (if sse { SSE } else { 0 }, if avx { AVX } else { 0 });
+        self.context.allowed = u64::from(sse | avx);
+        self.context.tlb = self.mmu.data.table(self.mmu.view) as u64;
+        self.context.space = self.mmu.data.space();
+    }
+
+    /// The status flags, from where translated code keeps them to RFLAGS.
+    pub(super) fn flags_from_context(&mut self) {
+        let image = self.context.flags;
+        let overflow = if image & 1 != 0 { RFlags::OF.bits() } else { 0 };
+        let others = RFlags::STATUS.difference(RFlags::OF).bits();
+        self.state.rflags = self.state.rflags.with_status(image >> 8 & others | overflow);
+    }
+
+    /// The other way round.
+    pub(super) fn flags_to_context(&mut self) {
+        let flags = self.state.rflags;
+        let overflow = u64::from(flags.contains(RFlags::OF));
+        let others = RFlags::STATUS.difference(RFlags::OF) | RFlags::FIXED;
+        self.context.flags = (flags & others).bits() << 8 | overflow;
+    }
+}

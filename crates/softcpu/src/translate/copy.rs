@@ -1,0 +1,252 @@
+//! Copies instructions as they are, but for where their operands are.
+//!
+//! Register operands are renamed to the guest registers' homes; a memory operand becomes
+//! the host address that the TLB check left. What does not fit (operands in AH beside new
+//! registers, two operands kept in memory beside a third) is refused, and interpreted.
+
+use iced_x86::{Code, Instruction, InstructionInfoFactory, Mnemonic as M, OpKind, Register as R};
+
+use super::access::Access;
+use super::assembler::NotCopied;
+use super::block::{Block, Flags};
+use super::context::{AVX, SSE};
+use super::fields;
+use super::registers::{ACCUMULATOR, ADDRESS, Home, VALUE, home, is_high_byte, part};
+use crate::decode::op::Op;
+use crate::native::features::FeatureSet;
+use crate::native::{Plan, Traits, is_hint, is_special, plan, without_prefix};
+use crate::state::rflags::RFlags;
+
+/// RAX's number.
+const RAX: usize = 0;
+
+/// What copying needs to know besides the instruction.
+pub(super) struct Copier<'a> {
+    pub(super) features: &'a FeatureSet,
+    pub(super) factory: &'a mut InstructionInfoFactory,
+}
+
+impl Copier<'_> {
+    fn plan(&mut self, instruction: &Instruction) -> Result<Plan, NotCopied> {
+        let mut it = *instruction;
+        it.set_code(without_prefix(it.code(), self.features));
+        it.set_code(general_form(it.code()));
+        if it.code() == Code::Xchg_r64_RAX || it.code() == Code::Xchg_r32_EAX {
+            return Err(NotCopied);
+        }
+        if is_special(&it, self.features) {
+            return Err(NotCopied);
+        }
+        let plan = plan(&it, self.features, self.factory).map_err(|_| NotCopied)?;
+        if plan.traits.contains(Traits::X87) {
+            return Err(NotCopied);
+        }
+        Ok(plan)
+    }
+
+    /// What of the vector unit `instruction` uses, if it is copied.
+    pub(super) fn vector_need(&mut self, instruction: &Instruction) -> u8 {
+        match self.plan(instruction) {
+            _ if instruction.code() == Code::VEX_Vzeroupper => SSE | AVX,
+            Ok(plan) if plan.traits.contains(Traits::AVX) => SSE | AVX,
+            Ok(plan) if plan.traits.contains(Traits::SSE) => SSE,
+            _ => 0,
+        }
+    }
+
+    /// Whether `instruction` does nothing a guest can see.
+    pub(super) fn is_nothing(&self, instruction: &Instruction) -> bool {
+        is_hint(instruction) && instruction.mnemonic() != M::Pause
+    }
+
+    /// Copies `instruction` into `block`.
+    ///
+    /// # Errors
+    /// It must be interpreted. `block` may then hold part of it.
+    pub(super) fn copy(
+        &mut self,
+        block: &mut Block<'_>,
+        instruction: &Instruction,
+        op: &Op,
+    ) -> Result<(), NotCopied> {
+        let plan = self.plan(instruction)?;
+        let memory = plan.traits.contains(Traits::MEMORY);
+        let Renamed { instruction, temporaries, accumulator } = rename(&plan, memory)?;
+        if memory {
+            let access = Access {
+                len: u8::try_from(plan.size).map_err(|_| NotCopied)?,
+                stores: plan.traits.contains(Traits::STORES),
+                align_mask: u8::try_from(plan.alignment.saturating_sub(1))
+                    .map_err(|_| NotCopied)?,
+            };
+            block.check(op, op, access)?;
+        }
+        let status = RFlags::STATUS.bits();
+        let all = plan.flags_out & status == status;
+        let reads = plan.flags_in && !overwrites_flags(instruction.mnemonic());
+        if reads || plan.flags_out != 0 && !all {
+            block.want_flags();
+        }
+        if accumulator {
+            block.code.copy(VALUE, ACCUMULATOR);
+        }
+        for temporary in &temporaries {
+            if temporary.loaded {
+                block.code.load(temporary.host, fields::gpr(temporary.guest));
+            }
+        }
+        block.code.emit(&instruction)?;
+        for temporary in &temporaries {
+            if temporary.written {
+                block.code.store(fields::gpr(temporary.guest), temporary.host);
+            }
+        }
+        if accumulator {
+            block.code.copy(ACCUMULATOR, VALUE);
+        }
+        if plan.flags_out != 0 {
+            block.flags = Flags::Host;
+        }
+        if memory {
+            block.resume_here();
+        }
+        Ok(())
+    }
+}
+
+/// Instructions whose flags do not depend on earlier ones: logic clears AF on every CPU,
+/// whatever the manuals say; what multiplications and scans leave undefined is anybody's.
+fn overwrites_flags(mnemonic: M) -> bool {
+    matches!(mnemonic, M::And | M::Or | M::Xor | M::Test | M::Mul | M::Imul | M::Bsf | M::Bsr)
+}
+
+/// A guest register that is kept in memory, in a scratch register for one instruction.
+struct Temporary {
+    guest: u8,
+    host: R,
+    loaded: bool,
+    written: bool,
+}
+
+struct Renamed {
+    instruction: Instruction,
+    temporaries: Vec<Temporary>,
+    /// RAX is an implied operand: it must be the guest's.
+    accumulator: bool,
+}
+
+fn rename(plan: &Plan, memory: bool) -> Result<Renamed, NotCopied> {
+    let mut it = plan.instruction;
+    let registers: Vec<(u32, R)> = (0..it.op_count())
+        .filter(|n| it.op_kind(*n) == OpKind::Register)
+        .map(|n| (n, it.op_register(n)))
+        .filter(|(_, register)| register.is_gpr())
+        .collect();
+    let named = |number: usize| registers.iter().any(|(_, r)| r.full_register().number() == number);
+    let accumulator = plan.gprs.iter().any(|used| used.number == RAX) && !named(RAX)
+        || registers.iter().any(|(_, r)| *r == R::AH)
+        || matches!(it.mnemonic(), M::Cmpxchg | M::Mul)
+        || it.mnemonic() == M::Imul && it.op_count() == 1;
+    let mut free: Vec<R> = Vec::new();
+    if !accumulator {
+        free.push(VALUE);
+    }
+    if !memory {
+        free.push(ADDRESS);
+    }
+    let mut temporaries: Vec<Temporary> = Vec::new();
+    for used in &plan.gprs {
+        let guest = u8::try_from(used.number).map_err(|_| NotCopied)?;
+        if home(guest) == Home::Memory {
+            let host = free.pop().ok_or(NotCopied)?;
+            let loaded = used.loaded;
+            temporaries.push(Temporary { guest, host, loaded, written: used.written });
+        }
+    }
+    for (n, register) in registers {
+        let number = register.full_register().number() as u8;
+        if is_high_byte(register) {
+            // The encoder refuses it beside what needs a REX prefix.
+            continue;
+        }
+        let host = match home(number) {
+            // Both AL and AH, or an implied RAX: all of them stay in RAX.
+            Home::Host(_) if number == 0 && accumulator => R::RAX,
+            Home::Host(host) => host,
+            Home::Memory => temporaries.iter().find(|t| t.guest == number).ok_or(NotCopied)?.host,
+        };
+        it.try_set_op_register(n, part(host, register)).map_err(|_| NotCopied)?;
+    }
+    if memory {
+        it.set_memory_base(ADDRESS);
+        it.set_memory_displ_size(1);
+    }
+    Ok(Renamed { instruction: it, temporaries, accumulator })
+}
+
+/// Forms with RAX built in, as forms that name their register.
+fn general_form(code: Code) -> Code {
+    match code {
+        Code::Add_AL_imm8 => Code::Add_rm8_imm8,
+        Code::Add_AX_imm16 => Code::Add_rm16_imm16,
+        Code::Add_EAX_imm32 => Code::Add_rm32_imm32,
+        Code::Add_RAX_imm32 => Code::Add_rm64_imm32,
+        Code::Or_AL_imm8 => Code::Or_rm8_imm8,
+        Code::Or_AX_imm16 => Code::Or_rm16_imm16,
+        Code::Or_EAX_imm32 => Code::Or_rm32_imm32,
+        Code::Or_RAX_imm32 => Code::Or_rm64_imm32,
+        Code::Adc_AL_imm8 => Code::Adc_rm8_imm8,
+        Code::Adc_AX_imm16 => Code::Adc_rm16_imm16,
+        Code::Adc_EAX_imm32 => Code::Adc_rm32_imm32,
+        Code::Adc_RAX_imm32 => Code::Adc_rm64_imm32,
+        Code::Sbb_AL_imm8 => Code::Sbb_rm8_imm8,
+        Code::Sbb_AX_imm16 => Code::Sbb_rm16_imm16,
+        Code::Sbb_EAX_imm32 => Code::Sbb_rm32_imm32,
+        Code::Sbb_RAX_imm32 => Code::Sbb_rm64_imm32,
+        Code::And_AL_imm8 => Code::And_rm8_imm8,
+        Code::And_AX_imm16 => Code::And_rm16_imm16,
+        Code::And_EAX_imm32 => Code::And_rm32_imm32,
+        Code::And_RAX_imm32 => Code::And_rm64_imm32,
+        Code::Sub_AL_imm8 => Code::Sub_rm8_imm8,
+        Code::Sub_AX_imm16 => Code::Sub_rm16_imm16,
+        Code::Sub_EAX_imm32 => Code::Sub_rm32_imm32,
+        Code::Sub_RAX_imm32 => Code::Sub_rm64_imm32,
+        Code::Xor_AL_imm8 => Code::Xor_rm8_imm8,
+        Code::Xor_AX_imm16 => Code::Xor_rm16_imm16,
+        Code::Xor_EAX_imm32 => Code::Xor_rm32_imm32,
+        Code::Xor_RAX_imm32 => Code::Xor_rm64_imm32,
+        Code::Cmp_AL_imm8 => Code::Cmp_rm8_imm8,
+        Code::Cmp_AX_imm16 => Code::Cmp_rm16_imm16,
+        Code::Cmp_EAX_imm32 => Code::Cmp_rm32_imm32,
+        Code::Cmp_RAX_imm32 => Code::Cmp_rm64_imm32,
+        Code::Test_AL_imm8 => Code::Test_rm8_imm8,
+        Code::Test_AX_imm16 => Code::Test_rm16_imm16,
+        Code::Test_EAX_imm32 => Code::Test_rm32_imm32,
+        Code::Test_RAX_imm32 => Code::Test_rm64_imm32,
+        other => other,
+    }
+}
+
+/// The condition of a Jcc, as its opcode has it.
+pub(super) fn condition(instruction: &Instruction) -> Result<u8, NotCopied> {
+    use iced_x86::ConditionCode as C;
+    Ok(match instruction.condition_code() {
+        C::o => 0,
+        C::no => 1,
+        C::b => 2,
+        C::ae => 3,
+        C::e => 4,
+        C::ne => 5,
+        C::be => 6,
+        C::a => 7,
+        C::s => 8,
+        C::ns => 9,
+        C::p => 10,
+        C::np => 11,
+        C::l => 12,
+        C::ge => 13,
+        C::le => 14,
+        C::g => 15,
+        C::None => return Err(NotCopied),
+    })
+}

@@ -1,0 +1,82 @@
+//! What translated code knows of its vCPU: fields at fixed distances from the base it is
+//! entered with (GS on the host, which nothing else in the process uses).
+
+#![allow(
+    clippy::arithmetic_side_effects,
+    reason = "distances within one structure, whose size is known"
+)]
+
+use std::mem::offset_of;
+
+use super::context::Context;
+use super::jumps::{self, JumpCache};
+use crate::mmu::Mmu;
+use crate::mmu::tlb::{DataEntry, DataTlb};
+use crate::state::VcpuState;
+use crate::state::fpu::image;
+use crate::vcpu::Vcpu;
+
+/// A field's distance from the base.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Field(pub(super) u32);
+
+macro_rules! context {
+    ($field:ident) => {
+        Field((offset_of!(Vcpu, context) + offset_of!(Context, $field)) as u32)
+    };
+}
+
+pub(super) const HOST_STACK: Field = context!(host_stack);
+pub(super) const VCPU: Field = context!(vcpu);
+pub(super) const FLAGS: Field = context!(flags);
+pub(super) const TLB: Field = context!(tlb);
+pub(super) const SPACE: Field = context!(space);
+pub(super) const EVENTS: Field = context!(events);
+pub(super) const SPARE: Field = context!(spare);
+pub(super) const LINK: Field = context!(link);
+pub(super) const VECTORS: Field = context!(vectors);
+pub(super) const ALLOWED: Field = context!(allowed);
+pub(super) const EVENT_MASK: Field = Field(offset_of!(Vcpu, event_mask) as u32);
+pub(super) const RIP: Field = Field((offset_of!(Vcpu, state) + offset_of!(VcpuState, rip)) as u32);
+pub(super) const MXCSR: Field =
+    Field((offset_of!(Vcpu, state) + offset_of!(VcpuState, mxcsr)) as u32);
+/// The MXCSR that Rust code runs with.
+pub(super) const HOST_MXCSR: Field =
+    Field((offset_of!(Vcpu, state) + offset_of!(VcpuState, fpu) + image::MXCSR) as u32);
+const JUMPS: usize = offset_of!(Vcpu, mmu) + offset_of!(Mmu, jumps);
+pub(super) const JUMP_KEYS: Field = Field((JUMPS + offset_of!(JumpCache, keys)) as u32);
+pub(super) const JUMP_HOSTS: Field = Field((JUMPS + offset_of!(JumpCache, hosts)) as u32);
+pub(super) const JUMP_CONTEXT: Field = Field((JUMPS + offset_of!(JumpCache, context)) as u32);
+
+/// Where in a TLB entry what is.
+pub(super) const TLB_READ: u8 = offset_of!(DataEntry, read) as u8;
+pub(super) const TLB_WRITE: u8 = offset_of!(DataEntry, write) as u8;
+pub(super) const TLB_ADDEND: u8 = offset_of!(DataEntry, addend) as u8;
+/// The translated check shifts and masks addresses for this table.
+const _: () = assert!(size_of::<DataEntry>() == 32 && DataTlb::ENTRIES == 1024);
+
+/// General-purpose register `number`.
+pub(super) const fn gpr(number: u8) -> Field {
+    let gprs = offset_of!(Vcpu, state) + offset_of!(VcpuState, gpr);
+    Field(gprs as u32 + (number as u32 & 15) * 8)
+}
+
+/// Vector register `number`.
+pub(super) const fn vector(number: u8) -> Field {
+    let vectors = offset_of!(Vcpu, state) + offset_of!(VcpuState, vec);
+    Field(vectors as u32 + (number as u32 & 15) * 32)
+}
+
+/// The base of segment `slot`.
+pub(super) fn segment_base(slot: u8) -> Field {
+    use crate::state::segment::Segment;
+    let segments = offset_of!(Vcpu, state) + offset_of!(VcpuState, seg);
+    let base = offset_of!(Segment, base);
+    Field((segments + base) as u32 + u32::from(slot & 7) * size_of::<Segment>() as u32)
+}
+
+/// The key and the code of the jump cache's entry for `rip`.
+pub(super) fn jump_entry(rip: u64) -> (Field, Field) {
+    let slot = jumps::slot(rip) as u32 * 8;
+    (Field(JUMP_KEYS.0 + slot), Field(JUMP_HOSTS.0 + slot))
+}

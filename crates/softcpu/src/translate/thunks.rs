@@ -1,0 +1,240 @@
+//! The code around translated blocks: the way in, the ways out, and calls back to Rust.
+//!
+//! Made once, at the start of the code memory. The calls back are the register-saving
+//! thunks of this engine: a block that wants an instruction interpreted loses no register.
+
+use iced_x86::{Code, Instruction, MemoryOperand, Register as R};
+
+use super::assembler::{Assembler, Condition, NotCopied};
+use super::fields::{self, Field};
+use super::registers::{VALUE, pinned};
+use super::{interpret, interpret_last};
+
+/// Why translated code was left.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u64)]
+pub(super) enum Exit {
+    /// RIP is exact: find the block there.
+    Next = 1,
+    /// As `Next`, by the link whose number is in the context: RIP is not set.
+    Link = 2,
+    /// The block at RIP wants what it may not have (the vector unit): interpret it.
+    Interpret = 3,
+    /// An instruction ended in an abort.
+    Abort = 4,
+}
+
+/// Addresses of the thunks.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Thunks {
+    /// `extern "sysv64" fn(block) -> Exit`, with the base set.
+    pub(super) enter: u64,
+    /// Leaves with [`Exit::Next`] and RIP from RAX.
+    pub(super) leave_at: u64,
+    /// Leaves with [`Exit::Link`] by the link whose number is in EAX.
+    pub(super) leave_by_link: u64,
+    /// Leaves with [`Exit::Interpret`] and RIP from RAX.
+    pub(super) leave_to_interpret: u64,
+    /// Called with an op in RAX: runs it and returns, or leaves.
+    pub(super) interpret: u64,
+    /// The same for the last op of a block: always leaves.
+    pub(super) interpret_last: u64,
+    /// Loads what may be loaded of the vector unit.
+    pub(super) load_vectors: u64,
+}
+
+/// What System V callees preserve.
+const CALLEE_SAVED: [R; 6] = [R::RBX, R::RBP, R::R12, R::R13, R::R14, R::R15];
+
+/// Makes them for code memory whose first byte is executed at `base`.
+///
+/// # Errors
+/// None, unless the assembler is wrong.
+pub(super) fn make(base: u64) -> Result<(Vec<u8>, Thunks), NotCopied> {
+    let mut code = Assembler::new(base);
+    let mut thunks = Thunks::default();
+    let here = |code: &Assembler| base.wrapping_add(code.len() as u64);
+
+    thunks.enter = here(&code);
+    for register in CALLEE_SAVED {
+        code.emit(&Instruction::with1(Code::Push_r64, register).map_err(|_| NotCopied)?)?;
+    }
+    // sub rsp, 8: aligned as callees want it.
+    code.bytes(&[0x48, 0x83, 0xec, 0x08]);
+    code.store(fields::HOST_STACK, R::RSP);
+    code.copy(VALUE, R::RDI);
+    load_registers(&mut code);
+    // jmp rax
+    code.bytes(&[0xff, 0xe0]);
+
+    let save_vectors = here(&code);
+    save_vector_registers(&mut code)?;
+    // ret
+    code.bytes(&[0xc3]);
+
+    thunks.load_vectors = here(&code);
+    let none = code.label();
+    zero(&mut code, fields::VECTORS);
+    let fresh = code.label();
+    code.jump_if(Condition::EQUAL, fresh);
+    code.call(save_vectors);
+    code.bind(fresh);
+    code.load(VALUE, fields::ALLOWED);
+    code.store(fields::VECTORS, VALUE);
+    // test eax, eax
+    code.bytes(&[0x85, 0xc0]);
+    code.jump_if(Condition::EQUAL, none);
+    load_vector_registers(&mut code)?;
+    code.bind(none);
+    code.bytes(&[0xc3]);
+
+    // With the reason in RAX and all registers saved.
+    let left = here(&code);
+    code.load(R::RSP, fields::HOST_STACK);
+    code.bytes(&[0x48, 0x83, 0xc4, 0x08]);
+    for register in CALLEE_SAVED.iter().rev() {
+        code.emit(&Instruction::with1(Code::Pop_r64, *register).map_err(|_| NotCopied)?)?;
+    }
+    code.bytes(&[0xc3]);
+
+    // With the reason in RAX.
+    let leave = here(&code);
+    save_registers(&mut code);
+    zero(&mut code, fields::VECTORS);
+    let unused = code.label();
+    code.jump_if(Condition::EQUAL, unused);
+    code.copy(R::RBX, VALUE);
+    code.call(save_vectors);
+    code.copy(VALUE, R::RBX);
+    code.bind(unused);
+    code.jump_to(left);
+
+    for (thunk, keeps, exit) in [
+        (&mut thunks.leave_at, fields::RIP, Exit::Next),
+        (&mut thunks.leave_by_link, fields::LINK, Exit::Link),
+        (&mut thunks.leave_to_interpret, fields::RIP, Exit::Interpret),
+    ] {
+        *thunk = here(&code);
+        code.store(keeps, VALUE);
+        code.constant(VALUE, exit as u64);
+        code.jump_to(leave);
+    }
+
+    thunks.interpret = here(&code);
+    save_registers(&mut code);
+    // RBX: the op. RBP: what of the vector unit was loaded.
+    code.copy(R::RBX, VALUE);
+    code.load(R::RBP, fields::VECTORS);
+    zero(&mut code, fields::VECTORS);
+    let unused = code.label();
+    code.jump_if(Condition::EQUAL, unused);
+    code.call(save_vectors);
+    code.bind(unused);
+    code.load(R::RDI, fields::VCPU);
+    code.copy(R::RSI, R::RBX);
+    code.bytes(&[0x48, 0x83, 0xec, 0x08]);
+    code.constant(VALUE, interpret as *const () as u64);
+    // call rax; add rsp, 8; test eax, eax
+    code.bytes(&[0xff, 0xd0, 0x48, 0x83, 0xc4, 0x08, 0x85, 0xc0]);
+    let goes_on = code.label();
+    code.jump_if(Condition::EQUAL, goes_on);
+    code.jump_to(left);
+    code.bind(goes_on);
+    // test ebp, ebp
+    code.bytes(&[0x85, 0xed]);
+    let unused = code.label();
+    code.jump_if(Condition::EQUAL, unused);
+    code.call(thunks.load_vectors);
+    code.bind(unused);
+    load_registers(&mut code);
+    code.bytes(&[0xc3]);
+
+    thunks.interpret_last = here(&code);
+    save_registers(&mut code);
+    code.copy(R::RBX, VALUE);
+    zero(&mut code, fields::VECTORS);
+    let unused = code.label();
+    code.jump_if(Condition::EQUAL, unused);
+    code.call(save_vectors);
+    code.bind(unused);
+    code.load(R::RDI, fields::VCPU);
+    code.copy(R::RSI, R::RBX);
+    // Called from a block, which is not gone back to: the stack is as a callee wants it
+    // once the address is dropped.
+    code.bytes(&[0x48, 0x83, 0xc4, 0x08]);
+    code.constant(VALUE, interpret_last as *const () as u64);
+    code.bytes(&[0xff, 0xd0]);
+    code.jump_to(left);
+
+    Ok((code.finish()?, thunks))
+}
+
+fn load_registers(code: &mut Assembler) {
+    for (number, host) in pinned() {
+        code.load(host, fields::gpr(number));
+    }
+}
+
+fn save_registers(code: &mut Assembler) {
+    for (number, host) in pinned() {
+        code.store(fields::gpr(number), host);
+    }
+}
+
+/// `cmp field, 0`
+fn zero(code: &mut Assembler, field: Field) {
+    code.bytes(&[0x65, 0x48, 0x83, 0x3c, 0x25]);
+    code.bytes(&field.0.to_le_bytes());
+    code.bytes(&[0]);
+}
+
+fn at(field: Field) -> MemoryOperand {
+    MemoryOperand::new(R::None, R::None, 1, i64::from(field.0), 4, false, R::GS)
+}
+
+fn wide() -> bool {
+    std::arch::is_x86_feature_detected!("avx")
+}
+
+/// Guest vector registers and MXCSR to the state, the host's MXCSR back; none is loaded
+/// then.
+#[allow(clippy::arithmetic_side_effects, reason = "sixteen registers follow one another")]
+fn save_vector_registers(code: &mut Assembler) -> Result<(), NotCopied> {
+    for number in 0..16 {
+        let to = at(fields::vector(number));
+        let store = if wide() {
+            Instruction::with2(Code::VEX_Vmovaps_ymmm256_ymm, to, R::YMM0 + u32::from(number))
+        } else {
+            Instruction::with2(Code::Movaps_xmmm128_xmm, to, R::XMM0 + u32::from(number))
+        };
+        code.emit(&store.map_err(|_| NotCopied)?)?;
+    }
+    if wide() {
+        code.emit(&Instruction::with(Code::VEX_Vzeroupper))?;
+    }
+    for (instruction, field) in
+        [(Code::Stmxcsr_m32, fields::MXCSR), (Code::Ldmxcsr_m32, fields::HOST_MXCSR)]
+    {
+        code.emit(&Instruction::with1(instruction, at(field)).map_err(|_| NotCopied)?)?;
+    }
+    // mov qword [vectors], 0
+    code.bytes(&[0x65, 0x48, 0xc7, 0x04, 0x25]);
+    code.bytes(&fields::VECTORS.0.to_le_bytes());
+    code.bytes(&[0; 4]);
+    Ok(())
+}
+
+#[allow(clippy::arithmetic_side_effects, reason = "sixteen registers follow one another")]
+fn load_vector_registers(code: &mut Assembler) -> Result<(), NotCopied> {
+    for number in 0..16 {
+        let from = at(fields::vector(number));
+        let load = if wide() {
+            Instruction::with2(Code::VEX_Vmovaps_ymm_ymmm256, R::YMM0 + u32::from(number), from)
+        } else {
+            Instruction::with2(Code::Movaps_xmm_xmmm128, R::XMM0 + u32::from(number), from)
+        };
+        code.emit(&load.map_err(|_| NotCopied)?)?;
+    }
+    let load = Instruction::with1(Code::Ldmxcsr_m32, at(fields::MXCSR));
+    code.emit(&load.map_err(|_| NotCopied)?)
+}
