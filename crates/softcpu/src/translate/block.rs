@@ -167,12 +167,18 @@ impl Block<'_> {
             Code::Lea_r64_m | Code::Lea_r32_m => {
                 let to = instruction.op0_register();
                 self.keep_flags_for_address(op);
+                let number = to.number() as u8;
+                if let Some(host) = direct(number, op)
+                    && to.size() == 8
+                {
+                    return self.code.effective(host, op, 0);
+                }
                 self.code.effective(VALUE, op, 0)?;
                 if to.size() == 4 {
                     // mov eax, eax
                     self.code.bytes(&[0x89, 0xc0]);
                 }
-                self.code.put(to.number() as u8, VALUE);
+                self.code.put(number, VALUE);
                 Ok(())
             }
             Code::VEX_Vzeroupper => self.code.emit(instruction),
@@ -500,6 +506,17 @@ impl Block<'_> {
         code.constant(VALUE, self.rip);
         code.jump_to(self.thunks.leave_at);
         Ok(Translated { code: self.code.finish()?, links: self.links, stale })
+    }
+}
+
+/// The host register of guest register `to`, if an address of `op`'s registers can be
+/// computed in it: where they are in host registers too, none is overwritten too early.
+fn direct(to: u8, op: &Op) -> Option<R> {
+    use super::registers::{Home, home};
+    let in_host = |number| number == GPR_ZERO || matches!(home(number), Home::Host(_));
+    match home(to) {
+        Home::Host(host) if in_host(op.base) && in_host(op.index) => Some(host),
+        _ => None,
     }
 }
 

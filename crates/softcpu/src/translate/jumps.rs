@@ -35,6 +35,8 @@ pub(crate) struct JumpCache {
     /// the kernel, which all share.
     kernel_of_one_space: bool,
     filled: bool,
+    /// The address space and privilege that `context` stands for.
+    current: Option<(u64, bool)>,
     random: RandomState,
 }
 
@@ -53,6 +55,7 @@ impl JumpCache {
             pages: [0; FILTER],
             kernel_of_one_space: false,
             filled: false,
+            current: None,
             random: RandomState::new(),
         }
     }
@@ -70,6 +73,10 @@ impl JumpCache {
     /// Guest code goes on in address space `space`, at user privilege or not.
     pub(crate) fn enter_context(&mut self, space: u64, user: bool) {
         let space = if user { space } else { 0 };
+        if self.current == Some((space, user)) {
+            return;
+        }
+        self.current = Some((space, user));
         // Never zero: an address that equals a context's number must have a key.
         self.context = self.random.hash_one((space, user)) | 1;
     }
