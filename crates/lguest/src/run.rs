@@ -264,6 +264,10 @@ fn conclude(outcome: Outcome, ender: &Ender, panic: Option<String>) -> Status {
         (Outcome::TimedOut, _) => {
             (Status::TimedOut, "the time given by --timeout is over".to_owned())
         }
+        (Outcome::Exited(status), _) => {
+            tracing::info!(status, "the guest ended as a program does");
+            return Status::Exited(status);
+        }
         (Outcome::DebugExit(value), _) => {
             tracing::info!(value, "the guest ended the run by the debug-exit port");
             return Status::DebugExit(value);
