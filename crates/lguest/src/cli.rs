@@ -81,6 +81,9 @@ pub(crate) struct RunOptions {
     /// Engine: auto, soft or kvm
     #[arg(long, value_name = "NAME", default_value = "auto", hide_possible_values = true)]
     pub(crate) engine: EngineChoice,
+    /// Platform: auto, pc or lguest
+    #[arg(long, value_name = "NAME", default_value = "auto", hide_possible_values = true)]
+    pub(crate) platform: PlatformChoice,
     /// CPU model: v2, v3 or max
     #[arg(long, value_name = "MODEL", default_value = "max", hide_possible_values = true)]
     pub(crate) cpu: CpuChoice,
@@ -124,6 +127,17 @@ pub(crate) enum EngineChoice {
     Soft,
     /// The host's /dev/kvm.
     Kvm,
+}
+
+/// What the guest is to believe it runs on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum PlatformChoice {
+    /// What its kernel is for.
+    Auto,
+    /// A PC.
+    Pc,
+    /// The lguest platform.
+    Lguest,
 }
 
 /// The CPU the guest sees.

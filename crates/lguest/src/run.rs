@@ -4,7 +4,7 @@
 //! the threads that listen to the user: one reads the terminal, one takes signals. Whoever
 //! of them ends the run leaves the reason here and stops the machine.
 
-use crate::cli::{CpuChoice, EngineChoice, RunOptions};
+use crate::cli::{CpuChoice, EngineChoice, PlatformChoice, RunOptions};
 use crate::console;
 use crate::escape::{self, EscapeKeys, Key};
 use crate::logging::say;
@@ -22,7 +22,7 @@ use std::thread;
 use std::time::Duration;
 use vmm::engine::Engine;
 use vmm::engine::trace::TraceOutput;
-use vmm::machine::{Controller, Machine, MachineConfig, MachineError, Outcome, PlatformChoice};
+use vmm::machine::{Controller, Machine, MachineConfig, MachineError, Outcome};
 
 /// The most vCPUs a machine gets: each is a thread of this process.
 const MAX_CPUS: u32 = 64;
@@ -57,7 +57,7 @@ pub(crate) fn run(options: &RunOptions) -> Result<Status, Error> {
         cpus: options.cpus,
         cpu_model: cpu_model(options.cpu),
         engine: engine(options.engine),
-        platform: PlatformChoice::Auto,
+        platform: platform(options.platform),
         kernel: source.kernel,
         initrds: source.initrds,
         command_line: source.command_line,
@@ -98,6 +98,14 @@ fn engine(choice: EngineChoice) -> vmm::engine::EngineChoice {
         EngineChoice::Auto => vmm::engine::EngineChoice::Auto,
         EngineChoice::Soft => vmm::engine::EngineChoice::Soft,
         EngineChoice::Kvm => vmm::engine::EngineChoice::Kvm,
+    }
+}
+
+fn platform(choice: PlatformChoice) -> vmm::machine::PlatformChoice {
+    match choice {
+        PlatformChoice::Auto => vmm::machine::PlatformChoice::Auto,
+        PlatformChoice::Pc => vmm::machine::PlatformChoice::Pc,
+        PlatformChoice::Lguest => vmm::machine::PlatformChoice::Lguest,
     }
 }
 
