@@ -15,6 +15,9 @@ use crate::{Error, ports};
 /// not sit there after a panic but reset, which ends the run.
 const COMMAND_LINE: &str = "panic=-1";
 
+/// The kernel of `lguest demo` (guests/puppy), which `build.rs` has built.
+const PUPPY: &[u8] = include_bytes!(env!("PUPPY"));
+
 /// A kernel, and what goes with it.
 #[derive(Debug)]
 pub(crate) struct Source {
@@ -31,6 +34,11 @@ pub(crate) fn source(
     options: &RunOptions,
     first_disk: Option<(DiskContents, String)>,
 ) -> Result<Source, Error> {
+    if options.demo {
+        let kernel = Image::from_bytes("puppy", PUPPY.to_vec());
+        let command_line = words(options, platform(options, &kernel)?, "");
+        return Ok(Source { kernel, initrds: Vec::new(), command_line });
+    }
     if let Some(kernel) = &options.kernel {
         let initrds = options.initrd.iter().map(|path| open(path)).collect::<Result<_, _>>()?;
         let kernel = open(kernel)?;
@@ -90,7 +98,7 @@ mod tests {
     fn options(words: &[&str]) -> RunOptions {
         match Cli::try_parse_from(["lguest", "run"].iter().chain(words)).unwrap().command {
             Command::Run(options) => *options,
-            Command::Check(_) => panic!("that was `run`"),
+            Command::Demo(_) | Command::Check(_) => panic!("that was `run`"),
         }
     }
 

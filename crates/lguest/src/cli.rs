@@ -24,6 +24,7 @@ impl Cli {
     pub(crate) fn verbose(&self) -> u8 {
         match &self.command {
             Command::Run(options) => options.verbose,
+            Command::Demo(options) => options.verbose,
             Command::Check(options) => options.verbose,
         }
     }
@@ -33,6 +34,8 @@ impl Cli {
 pub(crate) enum Command {
     /// Boot a kernel and give it this terminal
     Run(Box<RunOptions>),
+    /// Boot puppy, a small kernel that lguest brings along
+    Demo(DemoOptions),
     /// Say what this host offers, and which engine would be used
     Check(CheckOptions),
 }
@@ -108,6 +111,52 @@ pub(crate) struct RunOptions {
     /// Say more on stderr; -vv even more
     #[arg(short, action = ArgAction::Count)]
     pub(crate) verbose: u8,
+    /// The kernel is the one that lguest brings along.
+    #[arg(skip)]
+    pub(crate) demo: bool,
+}
+
+/// Boot puppy, a small kernel that lguest brings along
+#[derive(Args, Debug)]
+pub(crate) struct DemoOptions {
+    /// Disk, a file of zeroes, for puppy's file
+    #[arg(long, value_name = "IMAGE")]
+    disk: Option<String>,
+    /// Command line: "test" runs its tests, "bench" measures
+    #[arg(long, value_name = "TEXT", default_value = "", hide_default_value = true)]
+    append: String,
+    /// Platform: lguest (default) or pc
+    #[arg(long, value_name = "NAME", default_value = "auto", hide_possible_values = true)]
+    #[arg(hide_default_value = true)]
+    platform: PlatformChoice,
+    /// End the run after so many seconds
+    #[arg(long, value_name = "SECONDS", allow_negative_numbers = true)]
+    timeout: Option<f64>,
+    /// Say more on stderr; -vv even more
+    #[arg(short, action = ArgAction::Count)]
+    verbose: u8,
+}
+
+impl DemoOptions {
+    /// As options of `lguest run`.
+    ///
+    /// # Errors
+    /// The disk makes no sense.
+    pub(crate) fn to_run(&self) -> Result<RunOptions, clap::Error> {
+        let mut words = vec!["lguest", "run", "--mem", "64M"];
+        words.extend(self.disk.iter().flat_map(|disk| ["--disk", disk.as_str()]));
+        let Command::Run(options) = Cli::try_parse_from(words)?.command else {
+            return Err(clap::Error::new(ErrorKind::InvalidSubcommand));
+        };
+        Ok(RunOptions {
+            append: self.append.clone(),
+            platform: self.platform,
+            timeout: self.timeout,
+            verbose: self.verbose,
+            demo: true,
+            ..*options
+        })
+    }
 }
 
 /// Say what this host offers, and which engine would be used
@@ -223,9 +272,12 @@ mod tests {
     #[test]
     fn every_help_fits_a_screen() {
         Cli::command().debug_assert();
-        for words in
-            [&["lguest", "--help"][..], &["lguest", "run", "--help"], &["lguest", "check", "-h"]]
-        {
+        for words in [
+            &["lguest", "--help"][..],
+            &["lguest", "run", "--help"],
+            &["lguest", "demo", "--help"],
+            &["lguest", "check", "-h"],
+        ] {
             let help = Cli::try_parse_from(words).unwrap_err().to_string();
             assert!(help.lines().count() <= 24, "{words:?} has {} lines", help.lines().count());
             for line in help.lines() {

@@ -14,7 +14,7 @@ use crate::status::Status;
 use crate::{Error, boot, devices, size, terminal};
 use softcpu::cpuid::CpuModel;
 use std::fs::File;
-use std::io;
+use std::io::{self, Read};
 use std::path::Path;
 use std::sync::mpsc::{self, SyncSender};
 use std::sync::{Arc, OnceLock};
@@ -74,7 +74,9 @@ pub(crate) fn run(options: &RunOptions) -> Result<Status, Error> {
     let ender = Ender { controller: machine.controller(), reason: Arc::default() };
     listen_to_signals(&ender, &ports)?;
     let raw = match ports.input(&ender.controller) {
-        Some(input) => listen_to_stdin(&ender, input)?,
+        // When a script has said all it had to, puppy is told to end.
+        Some(input) if options.demo => listen_to_stdin(&ender, input, b"\nexit\n")?,
+        Some(input) => listen_to_stdin(&ender, input, b"")?,
         None => None,
     };
     let outcome = machine.run();
@@ -210,8 +212,12 @@ fn listen_to_signals(ender: &Ender, ports: &Ports) -> Result<(), Error> {
 }
 
 /// Reads what the user types. On a terminal, every key is the guest's except after Ctrl-A;
-/// from a file or pipe every byte is.
-fn listen_to_stdin(ender: &Ender, input: Input) -> Result<Option<terminal::Guard>, Error> {
+/// from a file or pipe every byte is, and then `last`.
+fn listen_to_stdin(
+    ender: &Ender,
+    input: Input,
+    last: &'static [u8],
+) -> Result<Option<terminal::Guard>, Error> {
     let raw = terminal::make_raw()
         .map_err(|error| Error::Host(format!("the terminal cannot be made raw: {error}")))?;
     let feed = move |bytes: &[u8]| input.send(bytes);
@@ -229,7 +235,7 @@ fn listen_to_stdin(ender: &Ender, input: Input) -> Result<Option<terminal::Guard
                 })
             })
     } else {
-        console::read_input(io::stdin(), feed)
+        console::read_input(io::stdin().chain(last), feed)
     };
     started.map_err(|error| Error::Host(format!("the host refuses a thread: {error}")))?;
     Ok(raw)
