@@ -25,7 +25,7 @@ mod tests;
 mod threads;
 
 use lguest_guest::heap::Heap;
-use lguest_guest::{Boot, frames, irq, platform, println, test, time, virtio};
+use lguest_guest::{Boot, Platform, frames, irq, platform, println, test, time, virtio};
 
 #[global_allocator]
 static HEAP: Heap = Heap;
@@ -42,7 +42,8 @@ fn main(boot: &'static Boot) -> ! {
     let devices = virtio::start().expect("the devices' drivers start");
     let disks = devices.disks.len();
     file::start(devices.disks);
-    println!("puppy on {:?}: {} MiB free, {disks} disks", platform(), frames::untouched() >> 20);
+    let place = if platform() == Platform::Lguest { "lguest" } else { "a PC" };
+    println!("puppy on {place}: {} MiB free, {disks} disks", frames::untouched() >> 20);
     time::every(TICK);
     irq::enable();
     if boot.command_line.split_whitespace().any(|word| word.starts_with("test")) {

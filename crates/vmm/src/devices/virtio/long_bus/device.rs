@@ -59,6 +59,7 @@ pub(super) struct LongDevice {
     status: u8,
     /// Bits that were set since the last reset: each counts once.
     seen: u8,
+    /// The features that are agreed on, version 1 among them; 0 before.
     accepted: u64,
     generation: u32,
 }
@@ -151,7 +152,11 @@ impl LongDevice {
                 tracing::warn!(device = %self.core.kind(), "its driver has given up");
                 self.stop();
             }
-            if new & status::FEATURES_OK != 0 && !self.negotiate(memory) {
+            if new & status::FEATURES_OK != 0 {
+                self.negotiate(memory);
+            }
+            if self.accepted == 0 {
+                // However often the driver says so.
                 self.status &= !status::FEATURES_OK;
             }
             if new & status::DRIVER_OK != 0 && !self.signal.is_stuck() {
@@ -161,14 +166,12 @@ impl LongDevice {
         self.show_status(memory);
     }
 
-    fn negotiate(&mut self, memory: &GuestMemory) -> bool {
+    fn negotiate(&mut self, memory: &GuestMemory) {
         let wanted: u64 =
             memory.read_obj(self.field(offset_of!(Device, guest_features))).unwrap_or(0);
-        let fine = wanted & !offered(self.core.as_ref()) == 0 && wanted & VERSION_1 != 0;
-        if fine {
+        if wanted & !offered(self.core.as_ref()) == 0 && wanted & VERSION_1 != 0 {
             self.accepted = wanted;
         }
-        fine
     }
 
     fn start(&mut self, memory: &Arc<GuestMemory>) {
