@@ -237,7 +237,7 @@ fn write(at: u64, len: u64) -> Option<i64> {
 }
 
 fn map(at: u64) -> Option<i64> {
-    let fine = at.is_multiple_of(PAGE as u64) && at >= CODE && at < paging::USER_END;
+    let fine = at.is_multiple_of(PAGE as u64) && (CODE..paging::USER_END).contains(&at);
     threads::with_space(|space| {
         if !fine || space.translate(at).is_some() {
             return None;

@@ -47,11 +47,7 @@ fn line() -> String {
                 println!();
                 return line;
             }
-            8 | 127 => {
-                if line.pop().is_some() {
-                    print!("\x08 \x08");
-                }
-            }
+            8 | 127 if line.pop().is_some() => print!("\x08 \x08"),
             b' '..=b'~' => {
                 line.push(char::from(key));
                 print!("{}", char::from(key));

@@ -38,6 +38,7 @@ struct Thread {
 }
 
 struct Threads {
+    #[allow(clippy::vec_box, reason = "a thread stays where it is while it is switched to")]
     all: Vec<Box<Thread>>,
     /// The index of the one that runs.
     current: usize,

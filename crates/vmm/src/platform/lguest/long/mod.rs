@@ -27,6 +27,8 @@ use crate::platform::pc::kvm::clock::Epoch;
 
 mod calls;
 mod death;
+#[doc(hidden)]
+pub mod fuzz;
 mod interrupts;
 mod memory;
 mod paging;
