@@ -1,7 +1,7 @@
-//! The console: [`print!`] and [`println!`], and keys.
+//! The console: [`print!`](crate::print!) and [`println!`](crate::println!), and keys.
 //!
 //! Text goes to the host by hypercall, or to a PC's serial port, until a virtio console is
-//! found ([`virtio::start`](crate::virtio::start)).
+//! found ([`virtio::start`]).
 
 use core::fmt::{self, Write};
 use core::sync::atomic::{AtomicBool, Ordering};
@@ -58,7 +58,7 @@ impl Write for Line {
     }
 }
 
-/// For [`print!`].
+/// For [`print!`](crate::print!).
 pub fn write(arguments: fmt::Arguments<'_>) {
     LINE.with(|line| {
         let _ = line.write_fmt(arguments);

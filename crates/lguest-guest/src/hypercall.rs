@@ -1,7 +1,7 @@
 //! Hypercalls, and the ring in which they may wait for each other.
 //!
 //! A direct call costs a trap. [`later`] puts a call into the ring if somebody is making a
-//! batch ([`batch`]); the next direct call carries all of them out.
+//! batch ([`begin_batch`]); the next direct call carries all of them out.
 
 use core::arch::asm;
 use core::cell::UnsafeCell;

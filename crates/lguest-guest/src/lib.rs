@@ -15,7 +15,7 @@
 //!   [`user`] goes to user mode.
 //! * [`virtio`]: disks, consoles and entropy by the `virtio-drivers` crate, over lguest's bus
 //!   or PCI.
-//! * [`test`]: kernel tests, whose outcome is lguest's exit status.
+//! * [`mod@test`]: kernel tests, whose outcome is lguest's exit status.
 //!
 //! `guests/puppy` is a kernel on it, and says how one is built.
 #![no_std]
