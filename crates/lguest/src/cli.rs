@@ -42,8 +42,7 @@ pub(crate) enum Command {
 
 /// The order of `lguest run --help`: there are too many options for headings.
 const RUN_HELP: &str = "\
-{about}
-{usage-heading} {usage}
+{about}: {usage}
 
 {options}{after-help}";
 
