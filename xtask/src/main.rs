@@ -20,6 +20,7 @@ mod partition_table;
 mod paths;
 mod private_tree;
 mod progress;
+mod puppy;
 mod qcow2;
 mod qemu;
 mod running;
@@ -43,6 +44,8 @@ struct Cli {
 enum Command {
     /// Boot Debian's stock kernel to a shell
     Demo(demo::Options),
+    /// Build and boot puppy, the kernel in Rust
+    Puppy(puppy::Options),
     /// Check everything: format, lints, docs, tests, boots, fuzz targets
     Verify(verify::Options),
     /// Fetch kernels and build what runs in guests
@@ -62,6 +65,7 @@ enum Command {
 fn main() -> ExitCode {
     let done: Result<()> = match Cli::parse().command {
         Command::Demo(options) => demo::demo(&options),
+        Command::Puppy(options) => puppy::puppy(&options),
         Command::Verify(options) => verify::verify(&options),
         Command::Guests(options) => guests::guests(&options),
         Command::DebianImage(options) => debian_image::debian_image(&options),

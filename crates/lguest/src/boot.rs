@@ -7,13 +7,16 @@ use vmm::devices::virtio::block::DiskContents;
 use vmm::loader::disk_boot::{self, ImageRead};
 use vmm::loader::{Image, PlatformKind, platform_of};
 
-use crate::cli::RunOptions;
+use crate::cli::{PlatformChoice, RunOptions};
 use crate::run::machine_error;
 use crate::{Error, ports};
 
 /// What the kernel is told before the user's own words, beside where its consoles are: do
 /// not sit there after a panic but reset, which ends the run.
 const COMMAND_LINE: &str = "panic=-1";
+
+/// The kernel of `lguest demo` (guests/puppy), which `build.rs` has built.
+const PUPPY: &[u8] = include_bytes!(env!("PUPPY"));
 
 /// A kernel, and what goes with it.
 #[derive(Debug)]
@@ -31,10 +34,15 @@ pub(crate) fn source(
     options: &RunOptions,
     first_disk: Option<(DiskContents, String)>,
 ) -> Result<Source, Error> {
+    if options.demo {
+        let kernel = Image::from_bytes("puppy", PUPPY.to_vec());
+        let command_line = words(options, platform(options, &kernel)?, "");
+        return Ok(Source { kernel, initrds: Vec::new(), command_line });
+    }
     if let Some(kernel) = &options.kernel {
         let initrds = options.initrd.iter().map(|path| open(path)).collect::<Result<_, _>>()?;
         let kernel = open(kernel)?;
-        let command_line = words(options, platform(&kernel)?, "");
+        let command_line = words(options, platform(options, &kernel)?, "");
         return Ok(Source { kernel, initrds, command_line });
     }
     if !options.initrd.is_empty() {
@@ -47,7 +55,7 @@ pub(crate) fn source(
     let contents: Rc<dyn ImageRead> = Rc::new(contents);
     let found =
         disk_boot::find(&contents, &name).map_err(|error| Error::Input(error.to_string()))?;
-    let command_line = words(options, platform(&found.kernel)?, &found.command_line);
+    let command_line = words(options, platform(options, &found.kernel)?, &found.command_line);
     Ok(Source { kernel: found.kernel, initrds: found.initrds, command_line })
 }
 
@@ -55,8 +63,11 @@ fn open(path: &Path) -> Result<Image, Error> {
     Image::open(path).map_err(|error| machine_error(error.into()))
 }
 
-/// What the kernel is for.
-fn platform(kernel: &Image) -> Result<PlatformKind, Error> {
+/// What the kernel is going to run on.
+fn platform(options: &RunOptions, kernel: &Image) -> Result<PlatformKind, Error> {
+    if options.platform == PlatformChoice::Pc {
+        return Ok(PlatformKind::Pc);
+    }
     platform_of(kernel).map_err(|error| machine_error(error.into()))
 }
 
@@ -70,6 +81,8 @@ fn words(options: &RunOptions, platform: PlatformKind, system: &str) -> String {
         PlatformKind::Pc => ports::kernel_consoles(options),
         // There is no serial port there.
         PlatformKind::Lguest => ports::CONSOLE.into(),
+        // Not Linux, so none of Linux' words mean anything to it.
+        PlatformKind::LguestLong => return [system, &options.append].concat(),
     };
     let parts = [&consoles, COMMAND_LINE, system, &options.append];
     parts.into_iter().filter(|part| !part.is_empty()).collect::<Vec<_>>().join(" ")
@@ -85,7 +98,7 @@ mod tests {
     fn options(words: &[&str]) -> RunOptions {
         match Cli::try_parse_from(["lguest", "run"].iter().chain(words)).unwrap().command {
             Command::Run(options) => *options,
-            Command::Check(_) => panic!("that was `run`"),
+            Command::Demo(_) | Command::Check(_) => panic!("that was `run`"),
         }
     }
 

@@ -24,6 +24,7 @@ impl Cli {
     pub(crate) fn verbose(&self) -> u8 {
         match &self.command {
             Command::Run(options) => options.verbose,
+            Command::Demo(options) => options.verbose,
             Command::Check(options) => options.verbose,
         }
     }
@@ -33,14 +34,15 @@ impl Cli {
 pub(crate) enum Command {
     /// Boot a kernel and give it this terminal
     Run(Box<RunOptions>),
+    /// Boot puppy, a small kernel that lguest brings along
+    Demo(DemoOptions),
     /// Say what this host offers, and which engine would be used
     Check(CheckOptions),
 }
 
 /// The order of `lguest run --help`: there are too many options for headings.
 const RUN_HELP: &str = "\
-{about}
-{usage-heading} {usage}
+{about}: {usage}
 
 {options}{after-help}";
 
@@ -81,6 +83,9 @@ pub(crate) struct RunOptions {
     /// Engine: auto, soft, interpreter or kvm
     #[arg(long, value_name = "NAME", default_value = "auto", hide_possible_values = true)]
     pub(crate) engine: EngineChoice,
+    /// Platform: auto, pc or lguest
+    #[arg(long, value_name = "NAME", default_value = "auto", hide_possible_values = true)]
+    pub(crate) platform: PlatformChoice,
     /// CPU model: v2, v3 or max
     #[arg(long, value_name = "MODEL", default_value = "max", hide_possible_values = true)]
     pub(crate) cpu: CpuChoice,
@@ -105,6 +110,52 @@ pub(crate) struct RunOptions {
     /// Say more on stderr; -vv even more
     #[arg(short, action = ArgAction::Count)]
     pub(crate) verbose: u8,
+    /// The kernel is the one that lguest brings along.
+    #[arg(skip)]
+    pub(crate) demo: bool,
+}
+
+/// Boot puppy, a small kernel that lguest brings along
+#[derive(Args, Debug)]
+pub(crate) struct DemoOptions {
+    /// Disk, a file of zeroes, for puppy's file
+    #[arg(long, value_name = "IMAGE")]
+    disk: Option<String>,
+    /// Command line: "test" runs its tests, "bench" measures
+    #[arg(long, value_name = "TEXT", default_value = "", hide_default_value = true)]
+    append: String,
+    /// Platform: lguest (default) or pc
+    #[arg(long, value_name = "NAME", default_value = "auto", hide_possible_values = true)]
+    #[arg(hide_default_value = true)]
+    platform: PlatformChoice,
+    /// End the run after so many seconds
+    #[arg(long, value_name = "SECONDS", allow_negative_numbers = true)]
+    timeout: Option<f64>,
+    /// Say more on stderr; -vv even more
+    #[arg(short, action = ArgAction::Count)]
+    verbose: u8,
+}
+
+impl DemoOptions {
+    /// As options of `lguest run`.
+    ///
+    /// # Errors
+    /// The disk makes no sense.
+    pub(crate) fn to_run(&self) -> Result<RunOptions, clap::Error> {
+        let mut words = vec!["lguest", "run", "--mem", "64M"];
+        words.extend(self.disk.iter().flat_map(|disk| ["--disk", disk.as_str()]));
+        let Command::Run(options) = Cli::try_parse_from(words)?.command else {
+            return Err(clap::Error::new(ErrorKind::InvalidSubcommand));
+        };
+        Ok(RunOptions {
+            append: self.append.clone(),
+            platform: self.platform,
+            timeout: self.timeout,
+            verbose: self.verbose,
+            demo: true,
+            ..*options
+        })
+    }
 }
 
 /// Say what this host offers, and which engine would be used
@@ -126,6 +177,17 @@ pub(crate) enum EngineChoice {
     Interpreter,
     /// The host's /dev/kvm.
     Kvm,
+}
+
+/// What the guest is to believe it runs on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum PlatformChoice {
+    /// What its kernel is for.
+    Auto,
+    /// A PC.
+    Pc,
+    /// The lguest platform.
+    Lguest,
 }
 
 /// The CPU the guest sees.
@@ -211,9 +273,12 @@ mod tests {
     #[test]
     fn every_help_fits_a_screen() {
         Cli::command().debug_assert();
-        for words in
-            [&["lguest", "--help"][..], &["lguest", "run", "--help"], &["lguest", "check", "-h"]]
-        {
+        for words in [
+            &["lguest", "--help"][..],
+            &["lguest", "run", "--help"],
+            &["lguest", "demo", "--help"],
+            &["lguest", "check", "-h"],
+        ] {
             let help = Cli::try_parse_from(words).unwrap_err().to_string();
             assert!(help.lines().count() <= 24, "{words:?} has {} lines", help.lines().count());
             for line in help.lines() {

@@ -30,6 +30,10 @@ fn main() -> ExitCode {
             terminal::restore_on_panic();
             match cli.command {
                 Command::Run(options) => run::run(&options),
+                Command::Demo(options) => match options.to_run() {
+                    Ok(options) => run::run(&options),
+                    Err(error) => cli::explain(&error),
+                },
                 Command::Check(options) => check::check(&options),
             }
         }

@@ -4,7 +4,7 @@
 //! the threads that listen to the user: one reads the terminal, one takes signals. Whoever
 //! of them ends the run leaves the reason here and stops the machine.
 
-use crate::cli::{CpuChoice, EngineChoice, RunOptions};
+use crate::cli::{CpuChoice, EngineChoice, PlatformChoice, RunOptions};
 use crate::console;
 use crate::escape::{self, EscapeKeys, Key};
 use crate::logging::say;
@@ -14,7 +14,7 @@ use crate::status::Status;
 use crate::{Error, boot, devices, size, terminal};
 use softcpu::cpuid::CpuModel;
 use std::fs::File;
-use std::io;
+use std::io::{self, Read};
 use std::path::Path;
 use std::sync::mpsc::{self, SyncSender};
 use std::sync::{Arc, OnceLock};
@@ -22,7 +22,7 @@ use std::thread;
 use std::time::Duration;
 use vmm::engine::Engine;
 use vmm::engine::trace::TraceOutput;
-use vmm::machine::{Controller, Machine, MachineConfig, MachineError, Outcome, PlatformChoice};
+use vmm::machine::{Controller, Machine, MachineConfig, MachineError, Outcome};
 
 /// The most vCPUs a machine gets: each is a thread of this process.
 const MAX_CPUS: u32 = 64;
@@ -57,7 +57,7 @@ pub(crate) fn run(options: &RunOptions) -> Result<Status, Error> {
         cpus: options.cpus,
         cpu_model: cpu_model(options.cpu),
         engine: engine(options.engine),
-        platform: PlatformChoice::Auto,
+        platform: platform(options.platform),
         kernel: source.kernel,
         initrds: source.initrds,
         command_line: source.command_line,
@@ -74,7 +74,9 @@ pub(crate) fn run(options: &RunOptions) -> Result<Status, Error> {
     let ender = Ender { controller: machine.controller(), reason: Arc::default() };
     listen_to_signals(&ender, &ports)?;
     let raw = match ports.input(&ender.controller) {
-        Some(input) => listen_to_stdin(&ender, input)?,
+        // When a script has said all it had to, puppy is told to end.
+        Some(input) if options.demo => listen_to_stdin(&ender, input, b"\nexit\n")?,
+        Some(input) => listen_to_stdin(&ender, input, b"")?,
         None => None,
     };
     let outcome = machine.run();
@@ -99,6 +101,14 @@ fn engine(choice: EngineChoice) -> vmm::engine::EngineChoice {
         EngineChoice::Soft => vmm::engine::EngineChoice::Soft,
         EngineChoice::Interpreter => vmm::engine::EngineChoice::Interpreter,
         EngineChoice::Kvm => vmm::engine::EngineChoice::Kvm,
+    }
+}
+
+fn platform(choice: PlatformChoice) -> vmm::machine::PlatformChoice {
+    match choice {
+        PlatformChoice::Auto => vmm::machine::PlatformChoice::Auto,
+        PlatformChoice::Pc => vmm::machine::PlatformChoice::Pc,
+        PlatformChoice::Lguest => vmm::machine::PlatformChoice::Lguest,
     }
 }
 
@@ -203,8 +213,12 @@ fn listen_to_signals(ender: &Ender, ports: &Ports) -> Result<(), Error> {
 }
 
 /// Reads what the user types. On a terminal, every key is the guest's except after Ctrl-A;
-/// from a file or pipe every byte is.
-fn listen_to_stdin(ender: &Ender, input: Input) -> Result<Option<terminal::Guard>, Error> {
+/// from a file or pipe every byte is, and then `last`.
+fn listen_to_stdin(
+    ender: &Ender,
+    input: Input,
+    last: &'static [u8],
+) -> Result<Option<terminal::Guard>, Error> {
     let raw = terminal::make_raw()
         .map_err(|error| Error::Host(format!("the terminal cannot be made raw: {error}")))?;
     let feed = move |bytes: &[u8]| input.send(bytes);
@@ -222,7 +236,7 @@ fn listen_to_stdin(ender: &Ender, input: Input) -> Result<Option<terminal::Guard
                 })
             })
     } else {
-        console::read_input(io::stdin(), feed)
+        console::read_input(io::stdin().chain(last), feed)
     };
     started.map_err(|error| Error::Host(format!("the host refuses a thread: {error}")))?;
     Ok(raw)
@@ -264,6 +278,10 @@ fn conclude(outcome: Outcome, ender: &Ender, panic: Option<String>) -> Status {
         (Outcome::Reset, None) => (Status::Reset, "the guest asked for a reset".to_owned()),
         (Outcome::TimedOut, _) => {
             (Status::TimedOut, "the time given by --timeout is over".to_owned())
+        }
+        (Outcome::Exited(status), _) => {
+            tracing::info!(status, "the guest ended as a program does");
+            return Status::Exited(status);
         }
         (Outcome::DebugExit(value), _) => {
             tracing::info!(value, "the guest ended the run by the debug-exit port");

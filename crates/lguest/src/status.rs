@@ -27,6 +27,8 @@ pub(crate) enum Status {
     /// The guest wrote this value to the debug-exit port; the status is `2 * value + 1`, as
     /// test kernels written for QEMU's `isa-debug-exit` expect.
     DebugExit(u8),
+    /// A guest of the 64-bit lguest platform ended as a program does, with this status.
+    Exited(u8),
 }
 
 impl Status {
@@ -42,6 +44,7 @@ impl Status {
             Self::Quit => 6,
             Self::TimedOut => 124,
             Self::Signal(number) => number.saturating_add(128),
+            Self::Exited(status) => status,
             Self::DebugExit(value) => value.wrapping_shl(1) | 1,
         }
     }

@@ -12,6 +12,7 @@
 use std::fmt;
 
 use crate::exception::Exception;
+use crate::handle::Event;
 use crate::memory::PhysMemory;
 use crate::mmu::{PagingMode, View};
 use crate::state::control::{Cr0, Cr4};
@@ -36,6 +37,12 @@ pub enum Trap {
     },
     /// `vmcall` or `vmmcall`, at any privilege. RIP is behind it.
     Hypercall {
+        /// Where the instruction is.
+        at: u64,
+    },
+    /// `syscall` where EFER.SCE allows it, at any privilege. RIP is behind it, and nothing
+    /// else has changed.
+    Syscall {
         /// Where the instruction is.
         at: u64,
     },
@@ -68,6 +75,7 @@ pub(crate) struct Supervision {
     /// The supervisor; away while it works.
     sink: Option<Box<dyn Supervisor>>,
     installed: bool,
+    watches_iret: bool,
     descriptors: Vec<u64>,
 }
 
@@ -139,6 +147,20 @@ impl Vcpu {
         self.write_bytes_as(View::Kernel, addr, data).map_err(|_| self.fault)
     }
 
+    /// Whether an `iret` is followed by [`Trap::Interrupt`], as if the event had been raised:
+    /// for who waits for the guest to return from a handler.
+    pub fn watch_iret(&mut self, on: bool) {
+        self.supervision.watches_iret = on;
+    }
+
+    /// An `iret` is about to be done.
+    #[inline]
+    pub(crate) fn note_iret(&self) {
+        if self.supervision.watches_iret {
+            self.handle.raise(Event::INTERRUPT);
+        }
+    }
+
     /// Must be called after CS or SS were changed in [`Vcpu::state`]: privilege and code
     /// size follow. Cached translations stay.
     pub fn segments_changed(&mut self) {
@@ -172,7 +194,7 @@ impl Vcpu {
     ///
     /// # Errors
     /// `#GP(0)` when PAE's top-level table has reserved bits set; nothing has changed then.
-    pub fn load_cr3(&mut self, cr3: u32) -> Result<(), Exception> {
+    pub fn load_cr3(&mut self, cr3: impl Into<u64>) -> Result<(), Exception> {
         self.set_cr3(cr3.into()).map_err(|_| self.fault)
     }
 

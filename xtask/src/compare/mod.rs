@@ -217,7 +217,7 @@ fn report(ours: &Summary, theirs: &Summary, setting: &Setting) -> String {
 }
 
 /// Puts the report between the markers in docs/performance.md.
-fn record(begin: &str, end: &str, report: &str) -> Result<()> {
+pub(crate) fn record(begin: &str, end: &str, report: &str) -> Result<()> {
     let page = paths::workspace().join("docs/performance.md");
     let text = fs::read_to_string(&page).with_context(|| page.display().to_string())?;
     let text = replace(&text, begin, end, report)

@@ -69,11 +69,16 @@ pub const fn syscall_flags(rflags: u64) -> u64 {
     handler_flags(rflags) & !DIRECTION
 }
 
-/// Where the words of a frame go, for a handler that begins on the stack `rsp`: the
-/// addresses to write to and what. `error` is pushed last. The second value is the
-/// handler's RSP. `None`: the stack begins too close to address 0.
+/// Bytes below the RSP of interrupted kernel code that a frame leaves alone: the red zone of
+/// the System V convention. Compilers use it, and so does Rust's core library as shipped.
+pub const RED_ZONE: u64 = 128;
+
+/// Where the words of a frame go, for a handler that begins on the stack `rsp`: what is
+/// written, and the handler's RSP, which is where. `error` is pushed last. A frame of ring 1
+/// lies below the [`RED_ZONE`]. `None`: the stack begins too close to address 0.
 pub fn frame_on(rsp: u64, frame: &Frame, error: Option<u32>) -> Option<([u64; 6], u64)> {
-    let top = rsp & !15;
+    let kernel = frame.cs & 3 != 3;
+    let top = rsp.checked_sub(if kernel { RED_ZONE } else { 0 })? & !15;
     let at = top.checked_sub(if error.is_some() { 48 } else { 40 })?;
     let Frame { rip, cs, rflags, rsp, ss } = *frame;
     Some((
@@ -115,14 +120,17 @@ mod tests {
 
     proptest! {
         #[test]
-        fn frames_are_aligned_below_the_stack(rsp: u64, rip: u64, error: Option<u32>) {
-            let frame = Frame { rip, cs: 9, rflags: 2, rsp, ss: 0x11 };
+        fn frames_are_aligned_below_the_stack(rsp: u64, rip: u64, error: Option<u32>, user: bool) {
+            let frame = Frame { rip, cs: if user { 0x2b } else { 9 }, rflags: 2, rsp, ss: 0x11 };
             if let Some((words, at)) = frame_on(rsp, &frame, error) {
                 prop_assert!(at < rsp || rsp == 0);
+                let gap = rsp - at - if error.is_some() { 48 } else { 40 };
+                let zone = if user { 0 } else { RED_ZONE };
+                prop_assert!((zone..zone + 16).contains(&gap));
                 prop_assert_eq!(at % 16, if error.is_some() { 0 } else { 8 });
                 prop_assert_eq!(words[usize::from(error.is_some())], rip);
             } else {
-                prop_assert!(rsp < 64);
+                prop_assert!(rsp < 64 + RED_ZONE);
             }
         }
     }

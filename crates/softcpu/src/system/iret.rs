@@ -129,6 +129,7 @@ impl Vcpu {
 pub(crate) fn iret(cpu: &mut Vcpu, op: &Op) -> Step {
     // Even an `iret` that faults lets NMIs through again (SDM vol. 3, 6.7.1).
     cpu.nmi_blocked = false;
+    cpu.note_iret();
     cpu.update_event_mask();
     if cpu.has_descriptors() { cpu.iret_protected(op) } else { cpu.iret_plain(op) }
 }

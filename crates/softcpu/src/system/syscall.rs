@@ -11,6 +11,7 @@ use crate::state::control::{Cr4, Efer};
 use crate::state::regs::Gpr;
 use crate::state::rflags::RFlags;
 use crate::state::segment::{Access, SegReg, Segment};
+use crate::supervisor::Trap;
 use crate::vcpu::{Abort, Shadow, Step, Vcpu};
 
 /// A flat segment as these instructions make them, without reading any table.
@@ -72,6 +73,10 @@ impl Vcpu {
 pub(crate) fn syscall(cpu: &mut Vcpu, op: &Op) -> Step {
     if !cpu.state.efer.contains(Efer::SCE) || !cpu.has_descriptors() {
         return Err(cpu.ud());
+    }
+    if cpu.supervised() {
+        cpu.state.rip = op.next_rip();
+        return cpu.hand_over_from(Trap::Syscall { at: op.rip });
     }
     let star = cpu.state.msr.star;
     let code = (star >> 32) as u16 & !3;

@@ -27,6 +27,8 @@ const EM_386: u16 = 3;
 const EM_X86_64: u16 = 62;
 const PT_LOAD: u32 = 1;
 const PT_NOTE: u32 = 4;
+const PF_X: u32 = 1;
+const PF_W: u32 = 2;
 
 /// Machines somebody might have a kernel for.
 const MACHINES: &[(u16, &str)] = &[
@@ -123,9 +125,9 @@ struct Header32 {
 #[repr(C)]
 struct ProgramHeader64 {
     p_type: U32,
-    _p_flags: U32,
+    p_flags: U32,
     p_offset: U64,
-    _p_vaddr: U64,
+    p_vaddr: U64,
     p_paddr: U64,
     p_filesz: U64,
     p_memsz: U64,
@@ -137,11 +139,11 @@ struct ProgramHeader64 {
 struct ProgramHeader32 {
     p_type: U32,
     p_offset: U32,
-    _p_vaddr: U32,
+    p_vaddr: U32,
     p_paddr: U32,
     p_filesz: U32,
     p_memsz: U32,
-    _p_flags: U32,
+    p_flags: U32,
     p_align: U32,
 }
 
@@ -156,12 +158,17 @@ pub(super) enum Class {
 
 /// One program header, of either class.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Segment {
+pub(super) struct Segment {
     kind: u32,
+    flags: u32,
     offset: u64,
-    paddr: u64,
+    /// Where it is linked, by virtual address.
+    pub(super) vaddr: u64,
+    /// Where it lies in physical memory.
+    pub(super) paddr: u64,
     filesz: u64,
-    memsz: u64,
+    /// Its length there.
+    pub(super) memsz: u64,
     align: u64,
 }
 
@@ -259,7 +266,8 @@ impl<R: Read> Executable<R> {
         self.loaded().map(|s| s.paddr.saturating_add(s.memsz)).max().unwrap_or(0)
     }
 
-    fn loaded(&self) -> impl Iterator<Item = &Segment> {
+    /// The segments that are loaded.
+    pub(super) fn loaded(&self) -> impl Iterator<Item = &Segment> {
         self.segments.iter().filter(|segment| segment.kind == PT_LOAD && segment.memsz != 0)
     }
 
@@ -303,6 +311,15 @@ impl<R: Read> Executable<R> {
         self.stream
     }
 
+    /// The note segments, as they lie in `image`.
+    pub(super) fn note_segments(&self, image: &Image) -> Result<Vec<Vec<u8>>, KernelError> {
+        let notes = self.segments.iter().filter(|segment| segment.kind == PT_NOTE);
+        let read = |segment: &Segment| {
+            image.bytes_at(segment.offset, segment.filesz.min(NOTES_LIMIT) as usize)
+        };
+        Ok(notes.map(read).collect::<Result<_, _>>()?)
+    }
+
     /// Finds the note `kind` of `owner` in the note segments, which are read from `image`.
     pub(super) fn note(
         &self,
@@ -322,13 +339,25 @@ impl<R: Read> Executable<R> {
 }
 
 impl Segment {
+    /// Whether it may be written to.
+    pub(super) const fn is_writable(&self) -> bool {
+        self.flags & PF_W != 0
+    }
+
+    /// Whether there is code in it.
+    pub(super) const fn is_executable(&self) -> bool {
+        self.flags & PF_X != 0
+    }
+
     fn read(class: Class, entry: &[u8]) -> Option<Self> {
         Some(match class {
             Class::Bits64 => {
                 let (h, _) = ProgramHeader64::ref_from_prefix(entry).ok()?;
                 Self {
                     kind: h.p_type.get(),
+                    flags: h.p_flags.get(),
                     offset: h.p_offset.get(),
+                    vaddr: h.p_vaddr.get(),
                     paddr: h.p_paddr.get(),
                     filesz: h.p_filesz.get(),
                     memsz: h.p_memsz.get(),
@@ -339,7 +368,9 @@ impl Segment {
                 let (h, _) = ProgramHeader32::ref_from_prefix(entry).ok()?;
                 Self {
                     kind: h.p_type.get(),
+                    flags: h.p_flags.get(),
                     offset: h.p_offset.get().into(),
+                    vaddr: h.p_vaddr.get().into(),
                     paddr: h.p_paddr.get().into(),
                     filesz: h.p_filesz.get().into(),
                     memsz: h.p_memsz.get().into(),

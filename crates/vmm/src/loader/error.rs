@@ -146,6 +146,12 @@ pub enum KernelError {
         .0 / MIB, super::lguest::MAX_RAM / MIB
     )]
     LguestMemory(u64),
+    /// The note of a 64-bit kernel for lguest is of no use.
+    #[error("{0}: build it against this version of the lguest ABI (docs/lguest-abi.md)")]
+    LongNote(lguest_abi::long::note::BadNote),
+    /// A 64-bit kernel for lguest that is linked in a way its ABI does not allow.
+    #[error("{0}: link it as the lguest ABI has it (docs/lguest-abi.md, section 1)")]
+    LongImage(&'static str),
     /// Several vCPUs for a kernel that can have one.
     #[error("a kernel for lguest, which runs on one vCPU: give --cpus 1")]
     LguestCpus,

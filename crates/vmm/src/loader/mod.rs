@@ -46,7 +46,10 @@ pub use error::{KernelError, LoadError, PlaceError};
 use identify::KernelKind;
 pub use identify::LooksLike;
 pub use image::Image;
-pub use lguest::{LguestGuest, MAX_RAM as LGUEST_MAX_RAM, PlatformKind, load_lguest, platform_of};
+pub use lguest::{
+    LguestGuest, LongGuest, LongTold, MAX_RAM as LGUEST_MAX_RAM, PlatformKind, load_lguest,
+    load_long, platform_of,
+};
 pub use memory_map::{MapEntry, RangeType, memory_map};
 pub use place::Placed;
 use place::Placer;

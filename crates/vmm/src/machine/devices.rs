@@ -7,6 +7,7 @@ use crate::devices::apic::controller::InterruptController;
 use crate::devices::pci::intx::IntxLines;
 use crate::devices::pci::{PciBus, PciFunction};
 use crate::devices::virtio::lguest_bus::LguestBus;
+use crate::devices::virtio::long_bus::LongBus;
 use crate::devices::virtio::pci::{PciPlace, VirtioPci};
 use crate::devices::virtio::{IoThreads, VirtioDevice};
 use crate::layout::PCI_INTERRUPTS;
@@ -24,12 +25,18 @@ pub(super) struct Devices {
 enum Bus {
     Pci(Vec<Arc<VirtioPci>>),
     Lguest(Arc<LguestBus>),
+    Long(Arc<LongBus>),
 }
 
 impl Devices {
     /// Those on a guest's lguest bus.
     pub(super) fn on_lguest_bus(bus: Arc<LguestBus>, io: Arc<IoThreads>) -> Self {
         Self { on: Bus::Lguest(bus), io }
+    }
+
+    /// Those on the bus of a 64-bit guest.
+    pub(super) fn on_long_bus(bus: Arc<LongBus>, io: Arc<IoThreads>) -> Self {
+        Self { on: Bus::Long(bus), io }
     }
 
     /// Puts the cores on a bus, one slot each.
@@ -65,6 +72,7 @@ impl Devices {
         match &self.on {
             Bus::Pci(functions) => functions.iter().for_each(|function| function.shut_down()),
             Bus::Lguest(bus) => bus.shut_down(),
+            Bus::Long(bus) => bus.shut_down(),
         }
         self.io.stop();
     }

@@ -36,6 +36,8 @@ pub enum Outcome {
     PanickedSaying(String),
     /// A guest of the lguest platform broke its rules: what it did, and where.
     Died(String),
+    /// A guest of the lguest platform ended as a program does, with this exit status.
+    Exited(u8),
     /// The guest wrote this value to the debug-exit port.
     DebugExit(u8),
     /// The configured time is over.
@@ -168,6 +170,7 @@ impl End {
             Self::Requested(Request::PowerOff) | Self::Lguest(Ended::PoweredOff) => {
                 Outcome::PoweredOff
             }
+            Self::Lguest(Ended::Exited(status)) => Outcome::Exited(status),
             Self::Lguest(Ended::Restart(_)) => Outcome::Reset,
             Self::Lguest(Ended::Panicked(words)) => Outcome::PanickedSaying(words),
             Self::Lguest(Ended::Died(reason)) => Outcome::Died(reason),

@@ -25,7 +25,7 @@ use crate::platform::lguest::{
 
 /// What of the guest's goes to one console: early strings, and the virtio console's output.
 #[derive(Clone)]
-struct Shared(Arc<Mutex<Box<dyn Write + Send>>>);
+pub(super) struct Shared(Arc<Mutex<Box<dyn Write + Send>>>);
 
 impl Write for Shared {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
@@ -38,17 +38,18 @@ impl Write for Shared {
 }
 
 /// A guest's devices, a console among them.
-struct Consoles {
-    cores: Vec<Box<dyn VirtioDevice>>,
+pub(super) struct Consoles {
+    /// All devices.
+    pub(super) cores: Vec<Box<dyn VirtioDevice>>,
     /// Where early strings go.
-    early: Shared,
+    pub(super) early: Shared,
     /// Where input comes in.
-    input: Input,
+    pub(super) input: Input,
 }
 
 /// These guests have no other console than a virtio one: if there is none among the
 /// devices, one is made that takes the serial port's place.
-fn with_console(
+pub(super) fn with_console(
     mut cores: Vec<Box<dyn VirtioDevice>>,
     io: &Arc<IoThreads>,
     output: Box<dyn Write + Send>,

@@ -3,7 +3,7 @@
 //! [`Machine::new`] builds and loads everything, so that whatever the user got wrong is
 //! known before a thread starts; [`Machine::run`] runs it to its end. A [`Controller`]
 //! reaches into it from other threads meanwhile. What it is built as is decided by the
-//! platform: `pc` or `lguest`. Called by the Launcher and by tests.
+//! platform: `pc`, or one of the two of `lguest`. Called by the Launcher and by tests.
 
 use std::fmt;
 use std::sync::Arc;
@@ -21,6 +21,7 @@ mod error;
 mod input;
 pub(crate) mod inspect;
 mod lguest;
+mod lguest_long;
 mod pc;
 
 pub use config::{MachineConfig, PlatformChoice};
@@ -88,8 +89,11 @@ fn choose(config: &MachineConfig) -> Result<PlatformKind, MachineError> {
     Ok(match config.platform {
         PlatformChoice::Auto => found()?,
         PlatformChoice::Pc => PlatformKind::Pc,
-        PlatformChoice::Lguest if found()? == PlatformKind::Lguest => PlatformKind::Lguest,
         PlatformChoice::Lguest => {
+            let found = found()?;
+            if found != PlatformKind::Pc {
+                return Ok(found);
+            }
             let (name, reason) = (config.kernel.name().to_owned(), KernelError::NotLguest);
             return Err(LoadError::Kernel { name, reason }.into());
         }
@@ -109,6 +113,7 @@ impl Machine {
         let built = match platform {
             PlatformKind::Pc => pc::build(config)?,
             PlatformKind::Lguest => lguest::build(config)?,
+            PlatformKind::LguestLong => lguest_long::build(config)?,
         };
         Ok(Self { engine, platform, timeout, built })
     }

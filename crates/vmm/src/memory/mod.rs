@@ -72,10 +72,13 @@ pub fn ram_ranges(bytes: u64) -> Vec<(GuestPhysAddr, u64)> {
 }
 
 /// Maps RAM of `bytes` bytes, region by region, each watched from its own first frame on.
-fn map(bytes: u64, code: &Arc<CodeMap>) -> Result<GuestMemory, FromRangesError> {
+fn map(
+    ranges: &[(GuestPhysAddr, u64)],
+    code: &Arc<CodeMap>,
+) -> Result<GuestMemory, FromRangesError> {
     let mut first_frame = 0_u64;
     let mut regions = Vec::new();
-    for (start, len) in ram_ranges(bytes) {
+    for &(start, len) in ranges {
         let watch = CodeWatch::new(Arc::clone(code), first_frame);
         let region: MmapRegion<CodeWatch> = MmapRegionBuilder::new_with_bitmap(len as usize, watch)
             .with_mmap_prot(libc::PROT_READ | libc::PROT_WRITE)
@@ -95,6 +98,7 @@ pub struct GuestRam {
     mmap: Arc<GuestMemory>,
     code: Arc<CodeMap>,
     bytes: u64,
+    ranges: Vec<(GuestPhysAddr, u64)>,
 }
 
 impl GuestRam {
@@ -103,6 +107,18 @@ impl GuestRam {
     /// # Errors
     /// [`MemoryError`] when the size makes no sense or the host refuses it.
     pub fn new(bytes: u64) -> Result<Self, MemoryError> {
+        Self::at(bytes, ram_ranges(bytes))
+    }
+
+    /// The same in one stretch from 0, for machines that have no hole below 4 GiB.
+    ///
+    /// # Errors
+    /// As for [`GuestRam::new`].
+    pub fn without_hole(bytes: u64) -> Result<Self, MemoryError> {
+        Self::at(bytes, vec![(GuestPhysAddr(0), bytes)])
+    }
+
+    fn at(bytes: u64, ranges: Vec<(GuestPhysAddr, u64)>) -> Result<Self, MemoryError> {
         if bytes < MIN_RAM {
             return Err(MemoryError::TooSmall(bytes));
         }
@@ -115,8 +131,8 @@ impl GuestRam {
         // usize is 64 bits wide on the only architecture we run on.
         let code = Arc::new(CodeMap::new((bytes / PAGE_SIZE) as usize));
         let mmap =
-            map(bytes, &code).map_err(|reason| MemoryError::HostRefused { bytes, reason })?;
-        let ram = Self { mmap: Arc::new(mmap), code, bytes };
+            map(&ranges, &code).map_err(|reason| MemoryError::HostRefused { bytes, reason })?;
+        let ram = Self { mmap: Arc::new(mmap), code, bytes, ranges };
         // A booting kernel touches most small pages it will ever touch once; taking them
         // 512 at a time saves tens of thousands of host page faults, and host TLB misses
         // ever after. Advice only: a host without huge pages loses nothing but speed.
@@ -135,13 +151,13 @@ impl GuestRam {
     /// Where it is: start and length of each stretch, ascending.
     #[must_use]
     pub fn ranges(&self) -> Vec<(GuestPhysAddr, u64)> {
-        ram_ranges(self.bytes)
+        self.ranges.clone()
     }
 
-    /// Where RAM below 4 GiB ends.
+    /// Where the stretch from 0 ends: below 4 GiB, if there is a hole.
     #[must_use]
     pub fn low_end(&self) -> GuestPhysAddr {
-        GuestPhysAddr(self.bytes.min(HOLE_START.0))
+        GuestPhysAddr(self.ranges.first().map_or(0, |(_, len)| *len))
     }
 
     /// The memory as vm-memory's users (virtio queues, vhost, KVM) want it.

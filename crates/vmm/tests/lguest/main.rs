@@ -1,5 +1,5 @@
-//! Conformance guests: small 32-bit kernels, written here in machine code, that use the
-//! lguest ABI of every band and check what the host does.
+//! Conformance guests: small kernels, written here in machine code, that use the lguest ABI
+//! of every band, or the 64-bit one (`long`), and check what the host does.
 //!
 //! Each runs on a whole machine. It powers off if all its checks hold, and otherwise panics
 //! with the number and the words of the one that does not.
@@ -9,4 +9,5 @@ mod bus;
 mod guest;
 mod hostile;
 mod interrupts;
+mod long;
 mod traps;

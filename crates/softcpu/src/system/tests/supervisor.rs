@@ -231,3 +231,38 @@ fn a_top_level_that_grew_is_noticed() {
     assert!(machine.vcpu.load_cr3(TABLE as u32).is_err());
     assert!(!machine.vcpu.top_level_is_stale());
 }
+
+#[test]
+fn system_calls_go_to_the_supervisor_where_they_exist() {
+    use crate::state::control::Efer;
+    // syscall
+    let code = [0x0f, 0x05];
+    let (mut machine, log) = guest(&code, Vec::new());
+    assert_eq!(machine.vcpu.run(), Exit::Stopped);
+    assert_eq!(told(&log), [(Trap::Exception(Exception::invalid_opcode()), CODE)]);
+    let (mut machine, log) = guest(&code, Vec::new());
+    machine.vcpu.state.efer = Efer::SCE;
+    machine.vcpu.state_changed();
+    machine.vcpu.state.set_reg(Gpr::Rcx, 5);
+    assert_eq!(machine.vcpu.run(), Exit::Stopped);
+    assert_eq!(told(&log), [(Trap::Syscall { at: CODE }, CODE + 2)]);
+    assert_eq!(machine.vcpu.state.reg(Gpr::Rcx), 5, "nothing else has changed");
+}
+
+#[test]
+fn an_iret_that_is_watched_is_followed_by_an_interrupt() {
+    // iret, to a nop and an int3
+    let target = CODE + 0x20;
+    for watched in [false, true] {
+        let (mut machine, log) = guest(&[0xcf], Vec::new());
+        machine.put(target, &[0x90, 0xcc]);
+        let frame = [target as u32, 0x09, 0x202].map(u32::to_le_bytes).concat();
+        machine.put(STACK - 12, &frame);
+        machine.vcpu.state.set_reg(Gpr::Rsp, STACK - 12);
+        machine.vcpu.watch_iret(watched);
+        assert_eq!(machine.vcpu.run(), Exit::Stopped);
+        let int3 = Trap::Software { vector: 3, at: target + 1, checked: true };
+        let expected = if watched { (Trap::Interrupt, target) } else { (int3, target + 2) };
+        assert_eq!(told(&log), [expected]);
+    }
+}

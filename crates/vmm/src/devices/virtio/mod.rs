@@ -34,6 +34,7 @@ pub mod fuzz;
 mod hostile;
 pub mod io_threads;
 pub mod lguest_bus;
+pub mod long_bus;
 pub mod net;
 pub mod pci;
 pub mod queue;

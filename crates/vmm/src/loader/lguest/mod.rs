@@ -20,8 +20,11 @@ use lguest_abi::boot::{
     LOADER_UNDEFINED, PAGE, SUBARCH_LGUEST, offset,
 };
 
+mod long;
+mod long_tables;
 mod recognise;
 
+pub use long::{LongGuest, LongTold, load_long};
 pub use recognise::{PlatformKind, platform_of};
 
 use recognise::Payload;

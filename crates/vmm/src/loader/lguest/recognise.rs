@@ -3,8 +3,8 @@
 //! What does is its text: a kernel with guest support begins on this platform with the
 //! hypercall LGUEST_INIT, hand-written in assembler in every version, `mov eax, 1` and the
 //! trap within a few bytes; and it has the name in its strings. So the segments are looked
-//! through, of a bzImage after unpacking. Only 32-bit kernels are: a 64-bit one never had
-//! this support, and its header says what it is.
+//! through, of a bzImage after unpacking. Only 32-bit kernels are: a 64-bit one of those
+//! days never had this support. One of ours says so in a note.
 
 use std::io::{BufReader, Read};
 
@@ -28,6 +28,8 @@ pub enum PlatformKind {
     Pc,
     /// The lguest platform.
     Lguest,
+    /// The lguest platform for kernels in long mode.
+    LguestLong,
 }
 
 impl std::fmt::Display for PlatformKind {
@@ -35,6 +37,7 @@ impl std::fmt::Display for PlatformKind {
         f.write_str(match self {
             Self::Pc => "pc",
             Self::Lguest => "lguest",
+            Self::LguestLong => "lguest, 64-bit",
         })
     }
 }
@@ -77,6 +80,9 @@ pub fn platform_of(kernel: &Image) -> Result<PlatformKind, LoadError> {
 
 fn look(kernel: &Image) -> Result<PlatformKind, KernelError> {
     let head = kernel.bytes_at(0, identify::HEAD_LEN)?;
+    if elf::is_elf(&head) && super::long::is_long_guest(kernel)? {
+        return Ok(PlatformKind::LguestLong);
+    }
     let Ok(kind) = identify::identify(&head) else { return Ok(PlatformKind::Pc) };
     let signs = match kind {
         KernelKind::Multiboot => Signs::default(),

@@ -38,8 +38,8 @@ impl Clock {
     }
 
     /// The clock's interrupt comes in `nanoseconds`; 0: not at all.
-    pub(super) fn set(&self, nanoseconds: u32) {
-        let wait = Duration::from_nanos(nanoseconds.into());
+    pub(super) fn set(&self, nanoseconds: u64) {
+        let wait = Duration::from_nanos(nanoseconds);
         self.lock().event = if nanoseconds == 0 { None } else { Instant::now().checked_add(wait) };
         self.changed.notify_all();
     }

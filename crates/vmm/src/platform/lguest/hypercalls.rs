@@ -36,6 +36,15 @@ impl Lguest {
         if taken && cpu.state.cpl() == KERNEL_RING {
             return self.hypercall(cpu, CallTrap::Vmcall);
         }
+        self.no_such_instruction(cpu, at)
+    }
+
+    /// An instruction that guests of this platform do not have.
+    pub(super) fn no_such_instruction(
+        &mut self,
+        cpu: &mut Vcpu,
+        at: u64,
+    ) -> Result<Verdict, Death> {
         cpu.state.rip = at;
         self.exception(cpu, Exception::invalid_opcode())
     }
@@ -136,7 +145,7 @@ impl Lguest {
                 self.stack = KernelStack { ss, esp };
             }
             Call::Ts(on) => cpu.state.cr0.set(Cr0::TS, on),
-            Call::SetClockevent { nanoseconds } => self.clock.set(nanoseconds),
+            Call::SetClockevent { nanoseconds } => self.clock.set(nanoseconds.into()),
             Call::Halt => self.halted = true,
             Call::NewPgtable { top } => self.new_pgtable(cpu, top)?,
             Call::SetPte { at, .. } => Self::set_pte(cpu, at),

@@ -24,7 +24,7 @@ const LOOK_AGAIN: Duration = Duration::from_millis(1);
 impl Lguest {
     /// Delivers the lowest interrupt that may be, and says whether the guest runs or waits.
     pub(super) fn deliver_interrupts(&mut self, cpu: &mut Vcpu) -> Result<Verdict, Death> {
-        let pending = self.lines.pending();
+        let pending = self.lines.pending() as u32;
         if pending == 0 && !self.halted {
             self.retries = 0;
             return Ok(Verdict::Resume);
@@ -64,7 +64,7 @@ impl Lguest {
         }
         data.set_time(now())?;
         self.retries = 0;
-        match next_irq(self.lines.pending(), blocked) {
+        match next_irq(self.lines.pending() as u32, blocked) {
             None => data.set_pending(false)?,
             Some(_) => self.look_again(),
         }

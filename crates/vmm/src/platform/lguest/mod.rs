@@ -36,6 +36,7 @@ mod hypercalls;
 mod init;
 mod interrupts;
 mod lines;
+pub mod long;
 mod paging;
 mod segments;
 mod shared_data;
@@ -60,6 +61,8 @@ pub enum Ended {
     PoweredOff,
     /// It wants to be started again, for this reason.
     Restart(String),
+    /// A test or program ended, with this exit status.
+    Exited(u8),
     /// Its kernel panicked, with these words.
     Panicked(String),
     /// It broke the rules; what it did, and where.
@@ -193,6 +196,7 @@ impl Lguest {
                 self.software_interrupt(cpu, vector, at, checked)?
             }
             Trap::Hypercall { at } => self.vmcall(cpu, at)?,
+            Trap::Syscall { at } => self.no_such_instruction(cpu, at)?,
             Trap::Interrupt => Verdict::Resume,
         };
         // As in the old host's loop, every way into the guest delivers what it may.

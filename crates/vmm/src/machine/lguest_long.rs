@@ -1,0 +1,106 @@
+//! A machine for a 64-bit guest of the lguest platform, built from its configuration.
+
+use std::sync::Arc;
+
+use lguest_abi::long::Phys;
+use softcpu::VcpuHandle;
+use softcpu::cpuid::{CpuidTable, Topology};
+
+use super::devices::Devices;
+use super::ending::{End, Ending};
+use super::inspect::Inspector;
+use super::lguest::{Consoles, with_console};
+use super::{Built, MachineConfig, MachineError};
+use crate::clock::Calibration;
+use crate::devices::InterruptLine;
+use crate::devices::virtio::long_bus::{self, LongBus};
+use crate::engine::supervised::SupervisedThread;
+use crate::loader::{BootSource, KernelError, LoadError, LongTold, load_long};
+use crate::memory::GuestRam;
+use crate::platform::lguest::long::{FEATURES, LongConfig, LongGuest, cpuid_leaves, vcpu_state};
+use crate::platform::lguest::{EndSink, InterruptLines, LguestEnvironment};
+use crate::platform::pc::kvm::clock::Epoch;
+
+/// Builds the machine and loads the guest.
+pub(super) fn build(config: MachineConfig) -> Result<Built, MachineError> {
+    let calibration = Calibration::start();
+    match config.cpus {
+        0 => return Err(MachineError::NoCpus),
+        1 => {}
+        _ => {
+            let (name, reason) = (config.kernel.name().to_owned(), KernelError::LguestCpus);
+            return Err(LoadError::Kernel { name, reason }.into());
+        }
+    }
+    let Consoles { cores, early, input } =
+        with_console(config.devices, &config.io, config.serial_output)?;
+    let bus_len = long_bus::bytes(&cores)?;
+    let ram = GuestRam::without_hole(config.memory.saturating_add(bus_len))?;
+    let source = BootSource {
+        kernel: &config.kernel,
+        initrds: &config.initrds,
+        command_line: &config.command_line,
+        cpus: std::num::NonZeroU32::MIN,
+    };
+    let mut seed = [0; 32];
+    rustix::rand::getrandom(&mut seed, rustix::rand::GetRandomFlags::empty())
+        .map_err(|error| MachineError::Device(error.into()))?;
+    let frequency = calibration.finish();
+    let told = LongTold {
+        memory: config.memory,
+        bus_len,
+        features: FEATURES,
+        tsc_khz: frequency.khz().into(),
+        seed,
+    };
+    let guest = load_long(&ram, &source, told)?;
+    let memory = Arc::new(ram.phys_memory()?);
+    tracing::info!(tsc_khz = frequency.khz(), "machine is loaded");
+
+    let handle = VcpuHandle::new();
+    let ending = Ending::new(vec![handle.clone()]);
+    let inspector = Arc::new(Inspector::new(vec![handle.clone()]));
+    let reports = Arc::clone(&ending);
+    let ended: EndSink = Arc::new(move |ended| reports.end(End::Lguest(ended)));
+    let lines = Arc::new(InterruptLines::new(handle.clone()));
+    let sink = Arc::clone(&lines);
+    let line = move |irq| InterruptLine::new(Arc::clone(&sink) as _, irq);
+    let bus = Arc::new(LongBus::new(cores, Arc::clone(ram.mmap()), config.memory, line)?);
+    let epoch = Epoch::now(frequency);
+    let platform = LongGuest::new(LongConfig {
+        memory: Arc::clone(&memory),
+        ram: config.memory,
+        bus_len,
+        epoch,
+        console: Box::new(early),
+        lines,
+        bus: Arc::clone(&bus),
+        ended: Arc::clone(&ended),
+    });
+    let clock = platform.clock();
+    let mut cpuid = CpuidTable::for_model(config.cpu_model, Topology { apic_id: 0, cpus: 1 })?;
+    for (leaf, registers) in cpuid_leaves() {
+        cpuid.insert(leaf, None, registers);
+    }
+    let mut state = vcpu_state(guest.entry, Phys(guest.tables), guest.start_info, &cpuid);
+    // The guest's TSC starts at zero, like its clock.
+    state.msr.tsc_offset = epoch.tsc.wrapping_neg();
+    let vcpu = SupervisedThread {
+        state,
+        cpuid,
+        memory,
+        environment: Box::new(LguestEnvironment::new(handle.clone(), ended)),
+        install: Box::new(move |cpu| platform.install(cpu)),
+        handle,
+        ending: Arc::clone(&ending),
+        inspector: Arc::clone(&inspector),
+        trace: config.trace,
+    };
+    let devices = Devices::on_long_bus(bus, config.io);
+    let mut built = Built::new(devices, input, ending, inspector);
+    let running = Arc::clone(&clock);
+    built.helper("clock", move || running.run());
+    built.at_end(move || clock.stop());
+    built.helper("vcpu0", move || vcpu.run());
+    Ok(built)
+}

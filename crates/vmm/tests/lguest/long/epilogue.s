@@ -1,0 +1,14 @@
+.purgem hcall
+.purgem fail
+.purgem expect
+.purgem expect32
+.purgem done
+.purgem begin
+.purgem gate
+.purgem queue
+.purgem record
+.purgem fault_handler
+.purgem wait_for
+.purgem wait_for32
+.purgem enter_user
+.purgem open_to_user
