@@ -86,6 +86,7 @@ pub(super) fn build(config: MachineConfig) -> Result<Built, MachineError> {
     // The guest's TSC starts at zero, like its clock.
     state.msr.tsc_offset = epoch.tsc.wrapping_neg();
     let vcpu = SupervisedThread {
+        engine: config.engine.select()?.execution(),
         state,
         cpuid,
         memory,

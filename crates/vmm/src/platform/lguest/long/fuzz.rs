@@ -55,6 +55,7 @@ impl Host {
         let topology = Topology { apic_id: 0, cpus: 1 };
         let table = || CpuidTable::for_model(CpuModel::best_for_host(), topology).ok();
         let cpu = Vcpu::new(VcpuConfig {
+            engine: softcpu::Engine::Translator,
             memory: Arc::new(ram.phys_memory().ok()?),
             cpuid: table()?,
             env: Box::new(LguestEnvironment::new(handle.clone(), ended)),
