@@ -57,7 +57,10 @@ pub use error::{KernelError, LoadError, PlaceError};
 use identify::KernelKind;
 pub use identify::LooksLike;
 pub use image::Image;
-pub use lguest::{LguestGuest, MAX_RAM as LGUEST_MAX_RAM, PlatformKind, load_lguest, platform_of};
+pub use lguest::{
+    DeviceForm, LguestGuest, MAX_RAM as LGUEST_MAX_RAM, PlatformKind, device_form, load_lguest,
+    platform_of,
+};
 pub use memory_map::{MapEntry, RangeType, memory_map};
 pub use place::Placed;
 use place::Placer;

@@ -22,7 +22,7 @@ use lguest_abi::boot::{
 
 mod recognise;
 
-pub use recognise::{PlatformKind, platform_of};
+pub use recognise::{DeviceForm, PlatformKind, device_form, platform_of};
 
 use recognise::Payload;
 

@@ -35,6 +35,7 @@ use softcpu::state::segment::SegReg;
 use softcpu::{PhysMemory, Supervisor, Trap, Vcpu, Verdict};
 
 use crate::clock::TscFrequency;
+use crate::devices::pci::PciBus;
 use crate::devices::virtio::lguest_bus::LguestBus;
 
 mod clock;
@@ -56,7 +57,7 @@ mod traps;
 pub use clock::Clock;
 pub use death::Death;
 pub use environment::LguestEnvironment;
-pub use lines::InterruptLines;
+pub use lines::{InterruptLines, LevelLines};
 pub use start::vcpu_state;
 
 use console::EarlyConsole;
@@ -80,6 +81,15 @@ pub enum Ended {
 /// Who hears how the guest ends. Called on its vCPU's thread.
 pub type EndSink = Arc<dyn Fn(Ended) + Send + Sync>;
 
+/// Where the guest finds its devices.
+#[derive(Clone, Debug)]
+pub enum GuestDevices {
+    /// In a page of descriptors, V1 to V5.
+    Bus(Arc<LguestBus>),
+    /// On PCI, V6.
+    Pci(Arc<PciBus>),
+}
+
 /// What the platform is built from.
 pub struct LguestConfig {
     /// RAM, and the pages of devices above it.
@@ -97,7 +107,7 @@ pub struct LguestConfig {
     /// The lines that interrupts come by.
     pub lines: Arc<InterruptLines>,
     /// The devices.
-    pub bus: Arc<LguestBus>,
+    pub devices: GuestDevices,
     /// Who hears of the end.
     pub ended: EndSink,
 }
@@ -148,7 +158,7 @@ pub struct Lguest {
     lines: Arc<InterruptLines>,
     clock: Arc<Clock>,
     console: EarlyConsole,
-    bus: Arc<LguestBus>,
+    devices: GuestDevices,
     ended: EndSink,
 }
 
@@ -180,7 +190,7 @@ impl Lguest {
             clock: Arc::new(Clock::new(Arc::clone(&lines))),
             lines,
             console: EarlyConsole::new(config.console),
-            bus: config.bus,
+            devices: config.devices,
             ended: config.ended,
         }
     }

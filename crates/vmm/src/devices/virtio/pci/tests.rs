@@ -34,7 +34,7 @@ impl Rig {
         let place = PciPlace {
             slot: Slot(1),
             pin: lines.pin(Slot(1)),
-            messages: messages.clone(),
+            messages: Some(messages.clone()),
             memory: driver.memory(),
         };
         let function = VirtioPci::new(Box::new(device), place).unwrap();
