@@ -7,7 +7,7 @@ use vmm::devices::virtio::block::DiskContents;
 use vmm::loader::disk_boot::{self, ImageRead};
 use vmm::loader::{Image, PlatformKind, platform_of};
 
-use crate::cli::RunOptions;
+use crate::cli::{PlatformChoice, RunOptions};
 use crate::run::machine_error;
 use crate::{Error, ports};
 
@@ -34,7 +34,7 @@ pub(crate) fn source(
     if let Some(kernel) = &options.kernel {
         let initrds = options.initrd.iter().map(|path| open(path)).collect::<Result<_, _>>()?;
         let kernel = open(kernel)?;
-        let command_line = words(options, platform(&kernel)?, "");
+        let command_line = words(options, platform(options, &kernel)?, "");
         return Ok(Source { kernel, initrds, command_line });
     }
     if !options.initrd.is_empty() {
@@ -47,7 +47,7 @@ pub(crate) fn source(
     let contents: Rc<dyn ImageRead> = Rc::new(contents);
     let found =
         disk_boot::find(&contents, &name).map_err(|error| Error::Input(error.to_string()))?;
-    let command_line = words(options, platform(&found.kernel)?, &found.command_line);
+    let command_line = words(options, platform(options, &found.kernel)?, &found.command_line);
     Ok(Source { kernel: found.kernel, initrds: found.initrds, command_line })
 }
 
@@ -55,9 +55,13 @@ fn open(path: &Path) -> Result<Image, Error> {
     Image::open(path).map_err(|error| machine_error(error.into()))
 }
 
-/// What the kernel is for.
-fn platform(kernel: &Image) -> Result<PlatformKind, Error> {
-    platform_of(kernel).map_err(|error| machine_error(error.into()))
+/// What the kernel runs on. Whether it can is the machine's to say.
+fn platform(options: &RunOptions, kernel: &Image) -> Result<PlatformKind, Error> {
+    match options.platform {
+        PlatformChoice::Auto => platform_of(kernel).map_err(|error| machine_error(error.into())),
+        PlatformChoice::Pc => Ok(PlatformKind::Pc),
+        PlatformChoice::Lguest => Ok(PlatformKind::Lguest),
+    }
 }
 
 /// The command line. Test kernels, which end by the debug-exit port, count their words: they

@@ -46,9 +46,8 @@ const RUN_HELP: &str = "\
 
 /// The last lines of `lguest run --help`.
 const RUN_NOTES: &str = "\
-While it runs: Ctrl-A x quits, Ctrl-A ? lists the keys.
-Exit status: 0 powered off, 1 lguest failed, 2 bad input, 3 kernel panic,
-4 triple fault, 5 reset, 6 quit by key, 124 timeout, 128+N signal N.";
+Exit: 0 off, 1 lguest failed, 2 bad input, 3 panic, 4 triple fault, 5 reset,
+6 quit by key, 124 timeout, 128+N signal N. Ctrl-A x quits, Ctrl-A ? helps.";
 
 /// Boot a kernel and give it this terminal
 #[derive(Args, Debug)]
@@ -81,6 +80,9 @@ pub(crate) struct RunOptions {
     /// Engine: auto, soft or kvm
     #[arg(long, value_name = "NAME", default_value = "auto", hide_possible_values = true)]
     pub(crate) engine: EngineChoice,
+    /// Platform: auto, pc or lguest
+    #[arg(long, value_name = "NAME", default_value = "auto", hide_possible_values = true)]
+    pub(crate) platform: PlatformChoice,
     /// CPU model: v2, v3 or max
     #[arg(long, value_name = "MODEL", default_value = "max", hide_possible_values = true)]
     pub(crate) cpu: CpuChoice,
@@ -124,6 +126,17 @@ pub(crate) enum EngineChoice {
     Soft,
     /// The host's /dev/kvm.
     Kvm,
+}
+
+/// What the guest runs on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum PlatformChoice {
+    /// What its kernel is for.
+    Auto,
+    /// A PC.
+    Pc,
+    /// The lguest platform.
+    Lguest,
 }
 
 /// The CPU the guest sees.

@@ -4,7 +4,7 @@
 //! the threads that listen to the user: one reads the terminal, one takes signals. Whoever
 //! of them ends the run leaves the reason here and stops the machine.
 
-use crate::cli::{CpuChoice, EngineChoice, RunOptions};
+use crate::cli::{self, CpuChoice, EngineChoice, RunOptions};
 use crate::console;
 use crate::escape::{self, EscapeKeys, Key};
 use crate::logging::say;
@@ -57,7 +57,7 @@ pub(crate) fn run(options: &RunOptions) -> Result<Status, Error> {
         cpus: options.cpus,
         cpu_model: cpu_model(options.cpu),
         engine: engine(options.engine),
-        platform: PlatformChoice::Auto,
+        platform: platform(options.platform),
         kernel: source.kernel,
         initrds: source.initrds,
         command_line: source.command_line,
@@ -98,6 +98,14 @@ fn engine(choice: EngineChoice) -> vmm::engine::EngineChoice {
         EngineChoice::Auto => vmm::engine::EngineChoice::Auto,
         EngineChoice::Soft => vmm::engine::EngineChoice::Soft,
         EngineChoice::Kvm => vmm::engine::EngineChoice::Kvm,
+    }
+}
+
+fn platform(choice: cli::PlatformChoice) -> PlatformChoice {
+    match choice {
+        cli::PlatformChoice::Auto => PlatformChoice::Auto,
+        cli::PlatformChoice::Pc => PlatformChoice::Pc,
+        cli::PlatformChoice::Lguest => PlatformChoice::Lguest,
     }
 }
 

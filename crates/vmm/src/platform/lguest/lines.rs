@@ -97,7 +97,8 @@ mod tests {
         lines.set_line(1, false);
         level.set_line(200, true);
         assert_eq!(lines.pending(), 0b110);
-        (lines.acknowledge(1), lines.acknowledge(2));
+        lines.acknowledge(1);
+        lines.acknowledge(2);
         assert_eq!(lines.pending(), 0b100);
         level.set_line(2, false);
         assert_eq!(lines.pending(), 0);
