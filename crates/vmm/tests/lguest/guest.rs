@@ -65,6 +65,8 @@ pub(crate) struct Guest {
     user: Vec<u8>,
     /// It has no page tables: addresses are physical.
     pub(crate) linear: bool,
+    /// Of the Linux it says it is.
+    pub(crate) version: Option<&'static str>,
 }
 
 /// The virtual address of a kernel's physical one.
@@ -98,6 +100,7 @@ impl Guest {
             slot: 0,
             user: Vec::new(),
             linear: false,
+            version: None,
         }
     }
 
@@ -385,6 +388,9 @@ impl Guest {
         }
         // What makes it known for what it is, where no code runs.
         text.extend(b"\0lguest\0");
+        if let Some(version) = self.version {
+            text.extend(format!("Linux version {version} \0").bytes());
+        }
         text.extend([0xb8, 1, 0, 0, 0, 0x90]);
         text.extend(self.band.trap().bytes());
         text.extend([0x90; 16]);

@@ -52,6 +52,16 @@ fn known(kind: DeviceKind) -> (u64, usize) {
     }
 }
 
+/// The queues that its old drivers look for: a card's control queue came with features that
+/// are not offered here.
+pub(super) fn queue_sizes(core: &dyn VirtioDevice) -> &[u16] {
+    let sizes = core.queue_sizes();
+    match core.kind() {
+        DeviceKind::Net => sizes.get(..2).unwrap_or(sizes),
+        DeviceKind::Block | DeviceKind::Console | DeviceKind::Entropy => sizes,
+    }
+}
+
 /// A core's type, features and configuration as the descriptor page has them.
 pub(super) fn offer(core: &dyn VirtioDevice) -> (u8, [u8; FEATURE_BYTES], Vec<u8>) {
     let kind = core.kind();
