@@ -43,6 +43,8 @@ mod console;
 mod death;
 mod emulate;
 mod environment;
+#[doc(hidden)]
+pub mod fuzz;
 mod guest_memory;
 mod hypercalls;
 mod init;
