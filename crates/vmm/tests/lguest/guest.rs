@@ -211,8 +211,19 @@ impl Guest {
         self.word(0);
     }
 
+    /// Does what `body` makes so often, counting at `at`.
+    pub(crate) fn repeat(&mut self, at: u32, count: u32, body: impl FnOnce(&mut Self)) {
+        self.store(at, count);
+        let again = self.here();
+        body(self);
+        self.raw(&[0xff, 0x0d]); // dec dword ptr [at]
+        self.word(at);
+        self.raw(&[0x0f, 0x85]);
+        self.relative(again);
+    }
+
     /// `cmp dword ptr [at], value`
-    fn compare(&mut self, at: u32, value: u32) {
+    pub(crate) fn compare(&mut self, at: u32, value: u32) {
         self.raw(&[0x81, 0x3d]);
         self.word(at);
         self.word(value);

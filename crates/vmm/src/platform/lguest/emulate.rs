@@ -33,7 +33,7 @@ fn width(opcode: u8, prefix: bool) -> u32 {
 
 impl Lguest {
     /// Carries out the instruction at RIP in place of the CPU, if it is one of these.
-    pub(super) fn emulate(&self, cpu: &mut Vcpu) -> bool {
+    pub(super) fn emulate(&mut self, cpu: &mut Vcpu) -> bool {
         if cpu.state.cpl() != 1 {
             return false;
         }
@@ -43,7 +43,7 @@ impl Lguest {
     }
 
     /// Returns the instruction's length.
-    fn emulate_one(&self, cpu: &mut Vcpu) -> Option<u64> {
+    fn emulate_one(&mut self, cpu: &mut Vcpu) -> Option<u64> {
         let prefix = fetch(cpu, 0)? == 0x66;
         let at = u64::from(prefix);
         let opcode = fetch(cpu, at)?;
@@ -73,6 +73,15 @@ impl Lguest {
             }
             // cli: kernels that mean it write to `irq_enabled`.
             0xfa => after,
+            // hlt: no kernel had a hook for the last one, after which it wants nothing more.
+            0xf4 => {
+                let data = &self.session.as_ref()?.data;
+                match data.interrupts_enabled().ok()? {
+                    true => self.halted = true,
+                    false => self.stopped = true,
+                }
+                after
+            }
             0x0f => {
                 let second = fetch(cpu, after)?;
                 let len = after.wrapping_add(1);

@@ -155,6 +155,8 @@ pub struct Lguest {
     stack: KernelStack,
     session: Option<Session>,
     halted: bool,
+    /// It halted with its interrupts off: for good.
+    stopped: bool,
     /// How often in a row an interrupt was found that could not be delivered.
     retries: u32,
     lines: Arc<InterruptLines>,
@@ -188,6 +190,7 @@ impl Lguest {
             stack: KernelStack::default(),
             session: None,
             halted: false,
+            stopped: false,
             retries: 0,
             clock: Arc::new(Clock::new(Arc::clone(&lines))),
             lines,
