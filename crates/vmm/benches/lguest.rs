@@ -49,7 +49,7 @@ fn line(what: &str, nanoseconds: f64) {
 }
 
 fn pte() -> Call {
-    Call::SetPte { top: TOP, at: Virt(0x10_0000), low: 0, high: 0 }
+    Call::SetPte { top: TOP, at: Virt(0x10_0000), entry: 0 }
 }
 
 /// Ten of them, so that the loop itself weighs little.

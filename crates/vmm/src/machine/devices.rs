@@ -9,7 +9,7 @@ use crate::devices::pci::msix::MsiSink;
 use crate::devices::pci::{PciBus, PciFunction};
 use crate::devices::virtio::lguest_bus::LguestBus;
 use crate::devices::virtio::pci::{PciPlace, VirtioPci};
-use crate::devices::virtio::{IoThreads, VirtioDevice};
+use crate::devices::virtio::{DeviceKind, IoThreads, VirtioDevice};
 use crate::layout::PCI_INTERRUPTS;
 use crate::memory::GuestRam;
 
@@ -27,6 +27,8 @@ pub(super) struct Wiring {
     pub(super) lines: IntxLines,
     /// By messages, if anybody takes them.
     pub(super) messages: Option<Arc<dyn MsiSink>>,
+    /// What of a device's features is not offered.
+    pub(super) kept_back: fn(DeviceKind) -> u64,
 }
 
 impl Wiring {
@@ -37,6 +39,7 @@ impl Wiring {
         Self {
             lines: IntxLines::new(line(PCI_INTERRUPTS.start), others),
             messages: Some(Arc::clone(controller) as _),
+            kept_back: |_| 0,
         }
     }
 }
@@ -70,6 +73,7 @@ impl Devices {
                 slot,
                 pin: wiring.lines.pin(slot),
                 messages: wiring.messages.clone(),
+                kept_back: (wiring.kept_back)(core.kind()),
                 memory: Arc::clone(ram.mmap()),
             };
             let function = VirtioPci::new(core, place).map_err(MachineError::Device)?;

@@ -16,7 +16,7 @@ use crate::clock::Calibration;
 use crate::devices::InterruptLine;
 use crate::devices::pci::intx::IntxLines;
 use crate::devices::virtio::lguest_bus::{self, LguestBus};
-use crate::devices::virtio::{Console, DeviceKind, IoThreads, VirtioDevice};
+use crate::devices::virtio::{Console, DeviceKind, IoThreads, VirtioDevice, console};
 use crate::engine::supervised::SupervisedThread;
 use crate::loader::{
     BootSource, DeviceForm, KernelError, LGUEST_MAX_RAM, LoadError, device_form, load_lguest,
@@ -83,7 +83,13 @@ fn pci_wiring(lines: &Arc<InterruptLines>) -> Wiring {
     let sink = Arc::new(LevelLines(Arc::clone(lines)));
     let line = |irq| (irq, InterruptLine::new(Arc::clone(&sink) as _, irq));
     // Slot 15 and the bridge have the first.
-    Wiring { lines: IntxLines::new(line(PCI_LINES), (1..PCI_LINES).map(line)), messages: None }
+    Wiring {
+        lines: IntxLines::new(line(PCI_LINES), (1..PCI_LINES).map(line)),
+        messages: None,
+        // The window's size: several of these kernels, 4.9 among them, look for their console
+        // in the wrong place when they hear that it has changed, and oops.
+        kept_back: |kind| if kind == DeviceKind::Console { console::SIZE } else { 0 },
+    }
 }
 
 /// Builds the machine and loads the guest.

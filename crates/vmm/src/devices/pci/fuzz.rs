@@ -32,7 +32,7 @@ pub fn fuzz_pci(data: &[u8]) {
         let pin = lines.pin(slot);
         let messages = Some(Arc::clone(&controller) as _);
         let memory = Arc::clone(ram.mmap());
-        let place = PciPlace { slot, pin, messages, memory };
+        let place = PciPlace { slot, pin, messages, kept_back: 0, memory };
         let Ok(function) = VirtioPci::new(Box::new(device), place) else { return };
         bus.add(function as Arc<dyn PciFunction>);
     }

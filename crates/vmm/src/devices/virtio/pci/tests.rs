@@ -35,6 +35,7 @@ impl Rig {
             slot: Slot(1),
             pin: lines.pin(Slot(1)),
             messages: Some(messages.clone()),
+            kept_back: 0,
             memory: driver.memory(),
         };
         let function = VirtioPci::new(Box::new(device), place).unwrap();
