@@ -17,6 +17,9 @@ mod guest;
 
 use guest::{Guest, Reg, TOP, high, var};
 
+/// Code for one thing that a guest does.
+type Form<'a> = &'a dyn Fn(&mut Guest);
+
 const RUNS: usize = 3;
 /// Slots of the ring.
 const BATCH: u32 = 64;
@@ -76,7 +79,7 @@ fn main() {
 
     let word = Guest::new(Band::V5, Paging::TwoLevel).irq_enabled();
     let pending = word + 20;
-    let flag: [(&str, &dyn Fn(&mut Guest)); 4] = [
+    let flag: [(&str, Form<'_>); 4] = [
         ("save", &move |guest| guest.load(Reg::Eax, word)),
         ("disable", &move |guest| guest.store(word, 0)),
         ("enable, and a look at irq_pending", &move |guest| {
