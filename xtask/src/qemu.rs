@@ -52,6 +52,11 @@ impl Qemu {
         self.booting(kernel, module, mem_mib, append)
     }
 
+    /// A PC without KVM that starts a Linux kernel, its serial console on stdout.
+    pub(crate) fn pc(&self, kernel: &Path, initrd: &Path, mem_mib: u64, append: &str) -> Command {
+        self.booting(kernel, initrd, mem_mib, append)
+    }
+
     /// A microvm without KVM, its serial console on stdin and stdout, its memory in a memfd
     /// so that it can be told from QEMU's own.
     pub(crate) fn microvm(

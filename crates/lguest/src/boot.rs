@@ -63,12 +63,13 @@ fn open(path: &Path) -> Result<Image, Error> {
     Image::open(path).map_err(|error| machine_error(error.into()))
 }
 
-/// What the kernel is going to run on.
+/// What the kernel runs on. Whether it can is the machine's to say.
 fn platform(options: &RunOptions, kernel: &Image) -> Result<PlatformKind, Error> {
-    if options.platform == PlatformChoice::Pc {
-        return Ok(PlatformKind::Pc);
+    match options.platform {
+        PlatformChoice::Auto => platform_of(kernel).map_err(|error| machine_error(error.into())),
+        PlatformChoice::Pc => Ok(PlatformKind::Pc),
+        PlatformChoice::Lguest => Ok(PlatformKind::Lguest),
     }
-    platform_of(kernel).map_err(|error| machine_error(error.into()))
 }
 
 /// The command line. Test kernels, which end by the debug-exit port, count their words: they

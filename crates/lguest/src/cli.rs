@@ -48,9 +48,8 @@ const RUN_HELP: &str = "\
 
 /// The last lines of `lguest run --help`.
 const RUN_NOTES: &str = "\
-While it runs: Ctrl-A x quits, Ctrl-A ? lists the keys.
-Exit status: 0 powered off, 1 lguest failed, 2 bad input, 3 kernel panic,
-4 triple fault, 5 reset, 6 quit by key, 124 timeout, 128+N signal N.";
+Exit: 0 off, 1 lguest failed, 2 bad input, 3 panic, 4 triple fault, 5 reset,
+6 quit by key, 124 timeout, 128+N signal N. Ctrl-A x quits, Ctrl-A ? helps.";
 
 /// Boot a kernel and give it this terminal
 #[derive(Args, Debug)]

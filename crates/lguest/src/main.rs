@@ -11,6 +11,7 @@ mod console;
 mod devices;
 mod escape;
 mod logging;
+mod old_syntax;
 mod ports;
 mod run;
 mod signals;
@@ -24,7 +25,11 @@ use status::Status;
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    let status = match Cli::try_parse() {
+    let status = match old_syntax::translate(std::env::args_os().collect()) {
+        Ok(args) => Cli::try_parse_from(args),
+        Err(error) => return fail(&error),
+    };
+    let status = match status {
         Ok(cli) => {
             logging::start(cli.verbose());
             terminal::restore_on_panic();
@@ -42,11 +47,14 @@ fn main() -> ExitCode {
     terminal::restore();
     ExitCode::from(match status {
         Ok(status) => status.code(),
-        Err(error) => {
-            logging::complain(&error);
-            error.status().code()
-        }
+        Err(error) => return fail(&error),
     })
+}
+
+/// Says what went wrong, and with which status that ends.
+fn fail(error: &Error) -> ExitCode {
+    logging::complain(error);
+    ExitCode::from(error.status().code())
 }
 
 /// What ends the program before or instead of a guest's own end.

@@ -4,7 +4,7 @@
 //! the threads that listen to the user: one reads the terminal, one takes signals. Whoever
 //! of them ends the run leaves the reason here and stops the machine.
 
-use crate::cli::{CpuChoice, EngineChoice, PlatformChoice, RunOptions};
+use crate::cli::{self, CpuChoice, EngineChoice, RunOptions};
 use crate::console;
 use crate::escape::{self, EscapeKeys, Key};
 use crate::logging::say;
@@ -104,11 +104,11 @@ fn engine(choice: EngineChoice) -> vmm::engine::EngineChoice {
     }
 }
 
-fn platform(choice: PlatformChoice) -> vmm::machine::PlatformChoice {
+fn platform(choice: cli::PlatformChoice) -> vmm::machine::PlatformChoice {
     match choice {
-        PlatformChoice::Auto => vmm::machine::PlatformChoice::Auto,
-        PlatformChoice::Pc => vmm::machine::PlatformChoice::Pc,
-        PlatformChoice::Lguest => vmm::machine::PlatformChoice::Lguest,
+        cli::PlatformChoice::Auto => vmm::machine::PlatformChoice::Auto,
+        cli::PlatformChoice::Pc => vmm::machine::PlatformChoice::Pc,
+        cli::PlatformChoice::Lguest => vmm::machine::PlatformChoice::Lguest,
     }
 }
 

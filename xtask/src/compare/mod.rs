@@ -2,6 +2,7 @@
 //! disk and machine, alternating so that both see the same weather.
 
 mod devices;
+mod lguest;
 
 use crate::guests::{Guest, kernel};
 use crate::measure::{self, Run};
@@ -34,6 +35,8 @@ pub(crate) struct Options {
 enum What {
     /// Disks and networks, instead of boots
     Devices(devices::Options),
+    /// The lguest ABI, and a kernel that has it
+    Lguest(lguest::Options),
 }
 
 /// The bars of docs/specification.md.
@@ -52,8 +55,10 @@ const END: &str = "<!-- recorded by cargo xtask compare: end -->";
 
 /// `cargo xtask compare`
 pub(crate) fn compare(options: &Options) -> Result<()> {
-    if let Some(What::Devices(options)) = &options.what {
-        return devices::compare(options);
+    match &options.what {
+        Some(What::Devices(options)) => return devices::compare(options),
+        Some(What::Lguest(options)) => return lguest::compare(options),
+        None => {}
     }
     let kernel_path = kernel(Guest::Debian12Cloud)?;
     let initrd = initramfs::initramfs()?;

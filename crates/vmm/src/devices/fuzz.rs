@@ -298,4 +298,5 @@ pub const TARGETS: &[(&str, Target)] = &[
     ("virtio_console", fuzz_console),
     ("virtio_block", fuzz_block),
     ("virtio_net", super::virtio::net::fuzz::fuzz_net),
+    ("lguest", crate::platform::lguest::fuzz::fuzz_lguest),
 ];

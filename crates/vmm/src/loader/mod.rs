@@ -47,8 +47,8 @@ use identify::KernelKind;
 pub use identify::LooksLike;
 pub use image::Image;
 pub use lguest::{
-    LguestGuest, LongGuest, LongTold, MAX_RAM as LGUEST_MAX_RAM, PlatformKind, load_lguest,
-    load_long, platform_of,
+    DeviceForm, LguestGuest, LongGuest, LongTold, MAX_RAM as LGUEST_MAX_RAM, PlatformKind,
+    device_form, load_lguest, load_long, platform_of,
 };
 pub use memory_map::{MapEntry, RangeType, memory_map};
 pub use place::Placed;

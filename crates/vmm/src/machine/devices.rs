@@ -5,11 +5,12 @@ use std::sync::Arc;
 use super::MachineError;
 use crate::devices::apic::controller::InterruptController;
 use crate::devices::pci::intx::IntxLines;
+use crate::devices::pci::msix::MsiSink;
 use crate::devices::pci::{PciBus, PciFunction};
 use crate::devices::virtio::lguest_bus::LguestBus;
 use crate::devices::virtio::long_bus::LongBus;
 use crate::devices::virtio::pci::{PciPlace, VirtioPci};
-use crate::devices::virtio::{IoThreads, VirtioDevice};
+use crate::devices::virtio::{DeviceKind, IoThreads, VirtioDevice};
 use crate::layout::PCI_INTERRUPTS;
 use crate::memory::GuestRam;
 
@@ -18,6 +19,30 @@ use crate::memory::GuestRam;
 pub(super) struct Devices {
     on: Bus,
     io: Arc<IoThreads>,
+}
+
+/// How devices on PCI interrupt.
+#[derive(Debug)]
+pub(super) struct Wiring {
+    /// By their lines.
+    pub(super) lines: IntxLines,
+    /// By messages, if anybody takes them.
+    pub(super) messages: Option<Arc<dyn MsiSink>>,
+    /// What of a device's features is not offered.
+    pub(super) kept_back: fn(DeviceKind) -> u64,
+}
+
+impl Wiring {
+    /// That of a PC.
+    pub(super) fn pc(controller: &Arc<InterruptController>) -> Self {
+        let line = |pin| (pin, controller.line(pin));
+        let others = PCI_INTERRUPTS.skip(1).map(line);
+        Self {
+            lines: IntxLines::new(line(PCI_INTERRUPTS.start), others),
+            messages: Some(Arc::clone(controller) as _),
+            kept_back: |_| 0,
+        }
+    }
 }
 
 /// What carries them.
@@ -44,11 +69,8 @@ impl Devices {
         cores: Vec<Box<dyn VirtioDevice>>,
         io: Arc<IoThreads>,
         ram: &GuestRam,
-        controller: &Arc<InterruptController>,
+        wiring: &Wiring,
     ) -> Result<(PciBus, Self), MachineError> {
-        let line = |pin| (pin, controller.line(pin));
-        let others = PCI_INTERRUPTS.skip(1).map(line);
-        let lines = IntxLines::new(line(PCI_INTERRUPTS.start), others);
         let mut bus = PciBus::default();
         let mut functions = Vec::new();
         for core in cores {
@@ -56,8 +78,9 @@ impl Devices {
             tracing::debug!(%slot, device = %core.kind(), "on the bus");
             let place = PciPlace {
                 slot,
-                pin: lines.pin(slot),
-                messages: Arc::clone(controller) as _,
+                pin: wiring.lines.pin(slot),
+                messages: wiring.messages.clone(),
+                kept_back: (wiring.kept_back)(core.kind()),
                 memory: Arc::clone(ram.mmap()),
             };
             let function = VirtioPci::new(core, place).map_err(MachineError::Device)?;

@@ -7,20 +7,24 @@ use softcpu::VcpuHandle;
 use softcpu::addr::PAGE_SIZE;
 use softcpu::cpuid::{CpuidTable, Topology};
 
-use super::devices::Devices;
+use super::devices::{Devices, Wiring};
 use super::ending::{End, Ending};
 use super::input::Input;
 use super::inspect::Inspector;
 use super::{Built, MachineConfig, MachineError};
 use crate::clock::Calibration;
 use crate::devices::InterruptLine;
+use crate::devices::pci::intx::IntxLines;
 use crate::devices::virtio::lguest_bus::{self, LguestBus};
-use crate::devices::virtio::{Console, DeviceKind, IoThreads, VirtioDevice};
+use crate::devices::virtio::{Console, DeviceKind, IoThreads, VirtioDevice, console};
 use crate::engine::supervised::SupervisedThread;
-use crate::loader::{BootSource, KernelError, LGUEST_MAX_RAM, LoadError, load_lguest};
+use crate::loader::{
+    BootSource, DeviceForm, KernelError, LGUEST_MAX_RAM, LoadError, device_form, load_lguest,
+};
 use crate::memory::GuestRam;
 use crate::platform::lguest::{
-    EndSink, InterruptLines, Lguest, LguestConfig, LguestEnvironment, vcpu_state,
+    EndSink, GuestDevices, InterruptLines, LevelLines, Lguest, LguestConfig, LguestEnvironment,
+    vcpu_state,
 };
 
 /// What of the guest's goes to one console: early strings, and the virtio console's output.
@@ -47,12 +51,17 @@ pub(super) struct Consoles {
     pub(super) input: Input,
 }
 
+/// Lines that devices on PCI share: a kernel without an IO-APIC has 16 interrupts, and 0 is
+/// the clock's.
+const PCI_LINES: u8 = 15;
+
 /// These guests have no other console than a virtio one: if there is none among the
 /// devices, one is made that takes the serial port's place.
 pub(super) fn with_console(
     mut cores: Vec<Box<dyn VirtioDevice>>,
     io: &Arc<IoThreads>,
     output: Box<dyn Write + Send>,
+    form: DeviceForm,
 ) -> Result<Consoles, MachineError> {
     let output = Shared(Arc::new(Mutex::new(output)));
     if cores.iter().any(|core| core.kind() == DeviceKind::Console) {
@@ -61,9 +70,27 @@ pub(super) fn with_console(
     let console =
         Console::new(Arc::clone(io), Box::new(output.clone())).map_err(MachineError::Device)?;
     let input = Input::Console(console.input());
-    // Behind the others, as the Launcher of those days had it.
-    cores.push(Box::new(console));
+    // Where the Launchers of those days had it: on the bus behind the others; on PCI first,
+    // where a kernel's early console looks for it.
+    match form {
+        DeviceForm::Bus => cores.push(Box::new(console)),
+        DeviceForm::Pci => cores.insert(0, Box::new(console)),
+    }
     Ok(Consoles { cores, early: output, input })
+}
+
+/// How devices on PCI interrupt: a line each while there are enough, and no messages.
+fn pci_wiring(lines: &Arc<InterruptLines>) -> Wiring {
+    let sink = Arc::new(LevelLines(Arc::clone(lines)));
+    let line = |irq| (irq, InterruptLine::new(Arc::clone(&sink) as _, irq));
+    // Slot 15 and the bridge have the first.
+    Wiring {
+        lines: IntxLines::new(line(PCI_LINES), (1..PCI_LINES).map(line)),
+        messages: None,
+        // The window's size: several of these kernels, 4.9 among them, look for their console
+        // in the wrong place when they hear that it has changed, and oops.
+        kept_back: |kind| if kind == DeviceKind::Console { console::SIZE } else { 0 },
+    }
 }
 
 /// Builds the machine and loads the guest.
@@ -79,9 +106,13 @@ pub(super) fn build(config: MachineConfig) -> Result<Built, MachineError> {
         .ok()
         .filter(|mem| u64::from(*mem) <= LGUEST_MAX_RAM)
         .ok_or_else(|| refuse(KernelError::LguestMemory(config.memory)))?;
+    let form = device_form(&config.kernel)?;
     let Consoles { cores, early, input } =
-        with_console(config.devices, &config.io, config.serial_output)?;
-    let pages = u64::from(lguest_bus::pages(&cores)?);
+        with_console(config.devices, &config.io, config.serial_output, form)?;
+    let pages = match form {
+        DeviceForm::Bus => u64::from(lguest_bus::pages(&cores)?),
+        DeviceForm::Pci => 0,
+    };
     let limit = config.memory.saturating_add(pages.saturating_mul(PAGE_SIZE));
     let ram = GuestRam::new(limit)?;
     let source = BootSource {
@@ -101,9 +132,19 @@ pub(super) fn build(config: MachineConfig) -> Result<Built, MachineError> {
     let reports = Arc::clone(&ending);
     let ended: EndSink = Arc::new(move |ended| reports.end(End::Lguest(ended)));
     let lines = Arc::new(InterruptLines::new(handle.clone()));
-    let sink = Arc::clone(&lines);
-    let line = move |irq| InterruptLine::new(Arc::clone(&sink) as _, irq);
-    let bus = Arc::new(LguestBus::new(cores, Arc::clone(ram.mmap()), mem, line)?);
+    let (guest_devices, devices) = match form {
+        DeviceForm::Bus => {
+            let sink = Arc::clone(&lines);
+            let line = move |irq| InterruptLine::new(Arc::clone(&sink) as _, irq);
+            let bus = Arc::new(LguestBus::new(cores, Arc::clone(ram.mmap()), mem, line)?);
+            (GuestDevices::Bus(Arc::clone(&bus)), Devices::on_lguest_bus(bus, config.io))
+        }
+        DeviceForm::Pci => {
+            let wiring = pci_wiring(&lines);
+            let (bus, devices) = Devices::on_pci(cores, config.io, &ram, &wiring)?;
+            (GuestDevices::Pci(Arc::new(bus)), devices)
+        }
+    };
     let platform = Lguest::new(LguestConfig {
         memory: Arc::clone(&memory),
         ram: mem,
@@ -113,7 +154,7 @@ pub(super) fn build(config: MachineConfig) -> Result<Built, MachineError> {
         frequency,
         console: Box::new(early),
         lines,
-        bus: Arc::clone(&bus),
+        devices: guest_devices.clone(),
         ended: Arc::clone(&ended),
     });
     let clock = platform.clock();
@@ -122,14 +163,13 @@ pub(super) fn build(config: MachineConfig) -> Result<Built, MachineError> {
         state: vcpu_state(guest.entry),
         cpuid: CpuidTable::for_model(config.cpu_model, Topology { apic_id: 0, cpus: 1 })?,
         memory,
-        environment: Box::new(LguestEnvironment::new(handle.clone(), ended)),
+        environment: Box::new(LguestEnvironment::new(handle.clone(), Some(guest_devices), ended)),
         install: Box::new(move |cpu| platform.install(cpu)),
         handle,
         ending: Arc::clone(&ending),
         inspector: Arc::clone(&inspector),
         trace: config.trace,
     };
-    let devices = Devices::on_lguest_bus(bus, config.io);
     let mut built = Built::new(devices, input, ending, inspector);
     let running = Arc::clone(&clock);
     built.helper("clock", move || running.run());

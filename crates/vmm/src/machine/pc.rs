@@ -6,7 +6,7 @@ use std::sync::Arc;
 use softcpu::cpuid::{CpuModel, CpuidError, CpuidTable, Topology};
 use softcpu::{VcpuHandle, VcpuState};
 
-use super::devices::Devices;
+use super::devices::{Devices, Wiring};
 use super::ending::Ending;
 use super::input::Input;
 use super::inspect::Inspector;
@@ -46,7 +46,8 @@ pub(super) fn build(config: MachineConfig) -> Result<Built, MachineError> {
     let ending = Ending::new(parts.handles.clone());
     let inspector = Arc::new(Inspector::new(parts.handles.clone()));
     let epoch = Epoch::now(frequency);
-    let (pci, devices) = Devices::on_pci(config.devices, config.io, &ram, &parts.controller)?;
+    let (pci, devices) =
+        Devices::on_pci(config.devices, config.io, &ram, &Wiring::pc(&parts.controller))?;
     let requests = Arc::clone(&ending);
     let pc = Pc::new(PcConfig {
         controller: Arc::clone(&parts.controller),

@@ -228,3 +228,51 @@ fn one_vcpu_and_no_more() {
     let error = Machine::new(config).unwrap_err();
     assert!(error.is_users() && error.to_string().contains("--cpus 1"), "{error}");
 }
+
+#[test]
+fn the_ring_goes_round_again_and_again() {
+    for (band, paging) in all() {
+        let mut guest = Guest::new(band, paging);
+        guest.repeat(var(100), 300, |guest| {
+            for n in 0..64 {
+                guest.queue(Call::Ts(n % 2 == 0));
+            }
+            guest.call(Call::FlushAsync);
+            let offsets = guest.band.layout().offsets();
+            let last = guest.field(offsets.hcall_status + 60);
+            guest.expect(last, u32::MAX, "all slots are free again");
+        });
+        guest.check();
+    }
+}
+
+#[test]
+fn a_kernel_may_halt_by_the_instruction() {
+    for (band, paging) in all() {
+        let mut guest = Guest::new(band, paging);
+        guest.handler(0x20, GateKind::Interrupt, 0, |guest| {
+            guest.store(var(1), 1);
+            // Once more, should it have come before the hlt.
+            guest.raw(&[0x60]); // pushad
+            guest.call(Call::SetClockevent { nanoseconds: 2_000_000 });
+            guest.raw(&[0x61]); // popad
+            guest.store(guest.irq_enabled(), 0x200);
+            guest.raw(&[0xcf]);
+        });
+        guest.store(guest.blocked(), 0);
+        guest.store(guest.irq_enabled(), 0x200);
+        guest.call(Call::SetClockevent { nanoseconds: 2_000_000 });
+        guest.raw(&[0xf4]);
+        guest.expect(var(1), 1, "the clock ends a hlt with interrupts on");
+        guest.check();
+        // With interrupts off nothing does: it halts until somebody ends the run.
+        let mut guest = Guest::new(band, paging);
+        guest.store(guest.blocked(), 0);
+        guest.call(Call::SetClockevent { nanoseconds: 1_000_000 });
+        guest.raw(&[0xf4]);
+        guest.done();
+        let (config, _) = guest.config(0.3);
+        let outcome = vmm::machine::Machine::new(config).unwrap().run().unwrap();
+        assert_eq!(outcome, vmm::machine::Outcome::TimedOut, "{band}");
+    }
+}

@@ -65,6 +65,8 @@ pub(crate) struct Guest {
     user: Vec<u8>,
     /// It has no page tables: addresses are physical.
     pub(crate) linear: bool,
+    /// Of the Linux it says it is.
+    pub(crate) version: Option<&'static str>,
 }
 
 /// The virtual address of a kernel's physical one.
@@ -98,6 +100,7 @@ impl Guest {
             slot: 0,
             user: Vec::new(),
             linear: false,
+            version: None,
         }
     }
 
@@ -208,8 +211,19 @@ impl Guest {
         self.word(0);
     }
 
+    /// Does what `body` makes so often, counting at `at`.
+    pub(crate) fn repeat(&mut self, at: u32, count: u32, body: impl FnOnce(&mut Self)) {
+        self.store(at, count);
+        let again = self.here();
+        body(self);
+        self.raw(&[0xff, 0x0d]); // dec dword ptr [at]
+        self.word(at);
+        self.raw(&[0x0f, 0x85]);
+        self.relative(again);
+    }
+
     /// `cmp dword ptr [at], value`
-    fn compare(&mut self, at: u32, value: u32) {
+    pub(crate) fn compare(&mut self, at: u32, value: u32) {
         self.raw(&[0x81, 0x3d]);
         self.word(at);
         self.word(value);
@@ -385,6 +399,9 @@ impl Guest {
         }
         // What makes it known for what it is, where no code runs.
         text.extend(b"\0lguest\0");
+        if let Some(version) = self.version {
+            text.extend(format!("Linux version {version} \0").bytes());
+        }
         text.extend([0xb8, 1, 0, 0, 0, 0x90]);
         text.extend(self.band.trap().bytes());
         text.extend([0x90; 16]);

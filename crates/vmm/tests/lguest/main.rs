@@ -6,6 +6,7 @@
 
 mod bands;
 mod bus;
+mod devices;
 mod guest;
 mod hostile;
 mod interrupts;

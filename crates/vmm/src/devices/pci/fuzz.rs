@@ -30,8 +30,9 @@ pub fn fuzz_pci(data: &[u8]) {
         served.push(Arc::clone(&device.queues));
         let Ok(slot) = bus.next_slot() else { return };
         let pin = lines.pin(slot);
-        let (messages, memory) = (Arc::clone(&controller) as _, Arc::clone(ram.mmap()));
-        let place = PciPlace { slot, pin, messages, memory };
+        let messages = Some(Arc::clone(&controller) as _);
+        let memory = Arc::clone(ram.mmap());
+        let place = PciPlace { slot, pin, messages, kept_back: 0, memory };
         let Ok(function) = VirtioPci::new(Box::new(device), place) else { return };
         bus.add(function as Arc<dyn PciFunction>);
     }

@@ -25,7 +25,7 @@ mod long_tables;
 mod recognise;
 
 pub use long::{LongGuest, LongTold, load_long};
-pub use recognise::{PlatformKind, platform_of};
+pub use recognise::{DeviceForm, PlatformKind, device_form, platform_of};
 
 use recognise::Payload;
 

@@ -42,6 +42,15 @@ impl std::fmt::Display for PlatformKind {
     }
 }
 
+/// Where a kernel of the lguest platform looks for its devices.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DeviceForm {
+    /// On the lguest bus, in a page of descriptors.
+    Bus,
+    /// On PCI: from 4.0 on.
+    Pci,
+}
+
 /// The first protocol version with `xloadflags`.
 const XLOADFLAGS_VERSION: u16 = 0x020c;
 /// The first whose header says where the payload is.
@@ -75,15 +84,36 @@ const NAME: &[u8] = b"lguest";
 /// [`LoadError`]: it cannot be read, or is a lguest guest of the one version that nobody
 /// can run any more. What is no kernel at all is left to the loader to say.
 pub fn platform_of(kernel: &Image) -> Result<PlatformKind, LoadError> {
-    look(kernel).map_err(|reason| LoadError::Kernel { name: kernel.name().to_owned(), reason })
-}
-
-fn look(kernel: &Image) -> Result<PlatformKind, KernelError> {
-    let head = kernel.bytes_at(0, identify::HEAD_LEN)?;
-    if elf::is_elf(&head) && super::long::is_long_guest(kernel)? {
+    if is_long(kernel).map_err(|reason| in_kernel(kernel, reason))? {
         return Ok(PlatformKind::LguestLong);
     }
-    let Ok(kind) = identify::identify(&head) else { return Ok(PlatformKind::Pc) };
+    let form = look(kernel).map_err(|reason| in_kernel(kernel, reason))?;
+    Ok(form.map_or(PlatformKind::Pc, |_| PlatformKind::Lguest))
+}
+
+/// Whether it is a kernel of the 64-bit ABI.
+fn is_long(kernel: &Image) -> Result<bool, KernelError> {
+    let head = kernel.bytes_at(0, identify::HEAD_LEN)?;
+    Ok(elf::is_elf(&head) && super::long::is_long_guest(kernel)?)
+}
+
+/// Where `kernel`, which is one for the lguest platform, looks for its devices.
+///
+/// # Errors
+/// As [`platform_of`].
+pub fn device_form(kernel: &Image) -> Result<DeviceForm, LoadError> {
+    let form = look(kernel).map_err(|reason| in_kernel(kernel, reason))?;
+    form.ok_or_else(|| in_kernel(kernel, KernelError::NotLguest))
+}
+
+fn in_kernel(kernel: &Image, reason: KernelError) -> LoadError {
+    LoadError::Kernel { name: kernel.name().to_owned(), reason }
+}
+
+/// `None`: it is for a PC.
+fn look(kernel: &Image) -> Result<Option<DeviceForm>, KernelError> {
+    let head = kernel.bytes_at(0, identify::HEAD_LEN)?;
+    let Ok(kind) = identify::identify(&head) else { return Ok(None) };
     let signs = match kind {
         KernelKind::Multiboot => Signs::default(),
         KernelKind::Elf => {
@@ -112,17 +142,15 @@ fn look(kernel: &Image) -> Result<PlatformKind, KernelError> {
         return Err(KernelError::LguestV0);
     }
     if !(signs.init && signs.name) {
-        return Ok(PlatformKind::Pc);
+        return Ok(None);
     }
     let band = signs.version.and_then(|(major, minor, patch)| Band::of_linux(major, minor, patch));
     tracing::info!(version = ?signs.version, ?band, "a kernel for the lguest platform");
     if signs.version == Some((2, 6, 24)) {
         return Err(KernelError::LguestTagged);
     }
-    if band == Some(Band::V6) {
-        return Err(KernelError::LguestPci);
-    }
-    Ok(PlatformKind::Lguest)
+    // A version that is not Linux' own says nothing; the bus was there the longest.
+    Ok(Some(if band == Some(Band::V6) { DeviceForm::Pci } else { DeviceForm::Bus }))
 }
 
 /// Where a bzImage's protected-mode code begins in the file.

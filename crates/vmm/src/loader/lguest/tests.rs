@@ -65,22 +65,24 @@ fn the_first_version_is_refused_in_one_line() {
 }
 
 #[test]
-fn the_last_versions_are_refused_in_one_line() {
+fn the_version_says_where_devices_are() {
     let with = |version: &str| {
         let mut text = text(&[0xcd, 0x1f]);
         let banner = format!("Linux version {version} (gcc)");
         text[0x800..0x800 + banner.len()].copy_from_slice(banner.as_bytes());
         text[..13].fill(0);
-        kind(vmlinux32(text))
+        let image = Image::from_bytes("kernel", vmlinux32(text));
+        device_form(&image).map_err(|error| error.to_string())
     };
     assert!(with("2.6.24").unwrap_err().contains("2.6.25 to"));
     for version in ["4.0", "4.9.13", "4.13.0-rc1"] {
-        let message = with(version).unwrap_err();
-        assert!(message.contains("PCI") && !message.contains('\n'), "{message}");
+        assert_eq!(with(version), Ok(DeviceForm::Pci), "{version}");
     }
     for version in ["2.6.25", "2.6.39.4", "3.19.8", "what"] {
-        assert_eq!(with(version), Ok(PlatformKind::Lguest), "{version}");
+        assert_eq!(with(version), Ok(DeviceForm::Bus), "{version}");
     }
+    let pc = device_form(&Image::from_bytes("kernel", b"no kernel".to_vec()));
+    assert!(pc.unwrap_err().to_string().contains("CONFIG_LGUEST_GUEST"));
 }
 
 fn bzimage32(payload: &[u8], version: u16) -> Vec<u8> {

@@ -3,7 +3,7 @@
 //! Ports are probed, interrupts switched off by `cli` where nobody had put a hook, debug
 //! registers looked at; and before a kernel has a handler for #GP, early microcode loaders
 //! use MSRs and CR3. All of it is answered as by a machine without the thing: ones from
-//! ports, zeroes from registers. A kernel that has a handler gets the #GP for an MSR, as its
+//! ports, zeroes from registers; only the ports of PCI have devices behind them. A kernel that has a handler gets the #GP for an MSR, as its
 //! `rdmsr_safe` expects of an MSR that is not there.
 
 use lguest_abi::Band;
@@ -12,12 +12,14 @@ use softcpu::exception::Vector;
 use softcpu::state::regs::Gpr;
 use softcpu::state::segment::SegReg;
 
-use super::Lguest;
+use super::{GuestDevices, Lguest};
 
 /// The keyboard controller's status, and what kernels from 4.0 on are told there: output
 /// buffer full, so that its probe ends.
 const KEYBOARD_STATUS: u16 = 0x64;
 const KEYBOARD_ANSWER: u32 = 1;
+/// Configuration mechanism #1.
+const PCI_PORTS: std::ops::RangeInclusive<u16> = 0xcf8..=0xcff;
 const DR6: u8 = 6;
 
 /// What of EAX a port access moves.
@@ -31,7 +33,7 @@ fn width(opcode: u8, prefix: bool) -> u32 {
 
 impl Lguest {
     /// Carries out the instruction at RIP in place of the CPU, if it is one of these.
-    pub(super) fn emulate(&self, cpu: &mut Vcpu) -> bool {
+    pub(super) fn emulate(&mut self, cpu: &mut Vcpu) -> bool {
         if cpu.state.cpl() != 1 {
             return false;
         }
@@ -41,7 +43,7 @@ impl Lguest {
     }
 
     /// Returns the instruction's length.
-    fn emulate_one(&self, cpu: &mut Vcpu) -> Option<u64> {
+    fn emulate_one(&mut self, cpu: &mut Vcpu) -> Option<u64> {
         let prefix = fetch(cpu, 0)? == 0x66;
         let at = u64::from(prefix);
         let opcode = fetch(cpu, at)?;
@@ -58,14 +60,28 @@ impl Lguest {
                 self.input(cpu, port, width(opcode, prefix));
                 after
             }
-            // out: to nobody.
+            // out: mostly to nobody.
             0xe6 | 0xe7 => {
-                fetch(cpu, after)?;
+                let port = fetch(cpu, after)?.into();
+                self.output(cpu, port, width(opcode, prefix));
                 after.wrapping_add(1)
             }
-            0xee | 0xef => after,
+            0xee | 0xef => {
+                let port = cpu.state.reg(Gpr::Rdx) as u16;
+                self.output(cpu, port, width(opcode, prefix));
+                after
+            }
             // cli: kernels that mean it write to `irq_enabled`.
             0xfa => after,
+            // hlt: no kernel had a hook for the last one, after which it wants nothing more.
+            0xf4 => {
+                let data = &self.session.as_ref()?.data;
+                match data.interrupts_enabled().ok()? {
+                    true => self.halted = true,
+                    false => self.stopped = true,
+                }
+                after
+            }
             0x0f => {
                 let second = fetch(cpu, after)?;
                 let len = after.wrapping_add(1);
@@ -111,10 +127,32 @@ impl Lguest {
 
     fn input(&self, cpu: &mut Vcpu, port: u16, width: u32) {
         let newest = self.session.as_ref().is_some_and(|session| session.band == Band::V6);
-        let value = if newest && port == KEYBOARD_STATUS { KEYBOARD_ANSWER } else { u32::MAX };
+        let value = match &self.devices {
+            GuestDevices::Pci(bus) if PCI_PORTS.contains(&port) => {
+                let mut bytes = [0; 4];
+                bus.port_read(port, bytes.get_mut(..bytes_of(width)).unwrap_or_default());
+                u32::from_le_bytes(bytes)
+            }
+            _ if newest && port == KEYBOARD_STATUS => KEYBOARD_ANSWER,
+            _ => u32::MAX,
+        };
         let eax = cpu.state.reg(Gpr::Rax) as u32;
         cpu.state.set_reg32(Gpr::Rax, eax & !width | value & width);
     }
+
+    fn output(&self, cpu: &Vcpu, port: u16, width: u32) {
+        let bytes = (cpu.state.reg(Gpr::Rax) as u32).to_le_bytes();
+        if let GuestDevices::Pci(bus) = &self.devices
+            && PCI_PORTS.contains(&port)
+        {
+            bus.port_write(port, bytes.get(..bytes_of(width)).unwrap_or_default());
+        }
+    }
+}
+
+/// How many bytes that is.
+fn bytes_of(width: u32) -> usize {
+    (width.count_ones() / 8) as usize
 }
 
 /// The byte `offset` behind RIP. `None` if it cannot be read, which is somebody else's fault.

@@ -1,4 +1,5 @@
-//! What the vCPU of this platform finds beside RAM: nothing.
+//! What the vCPU of this platform finds beside RAM: devices on PCI, in kernels that look
+//! for them there, and otherwise nothing.
 //!
 //! Ports and MSRs need a ring that its guests never reach; those instructions trap and are
 //! judged in `emulate`. What is left are accesses to physical addresses without memory,
@@ -8,11 +9,13 @@ use std::fmt;
 
 use softcpu::{Environment, Event, GuestPhysAddr, Hypercall, MsrRefused, VcpuHandle};
 
-use super::{Death, EndSink, Ended};
+use super::{Death, EndSink, Ended, GuestDevices};
 
 /// The environment of the platform's vCPU.
 pub struct LguestEnvironment {
     vcpu: VcpuHandle,
+    /// Where the guest may reach devices as memory, if anywhere.
+    devices: Option<GuestDevices>,
     ended: EndSink,
 }
 
@@ -23,10 +26,10 @@ impl fmt::Debug for LguestEnvironment {
 }
 
 impl LguestEnvironment {
-    /// For this vCPU; `ended` hears of stray accesses.
+    /// For this vCPU and its devices; `ended` hears of stray accesses.
     #[must_use]
-    pub fn new(vcpu: VcpuHandle, ended: EndSink) -> Self {
-        Self { vcpu, ended }
+    pub fn new(vcpu: VcpuHandle, devices: Option<GuestDevices>, ended: EndSink) -> Self {
+        Self { vcpu, devices, ended }
     }
 
     fn stray(&self, addr: GuestPhysAddr) {
@@ -45,11 +48,17 @@ impl Environment for LguestEnvironment {
 
     fn mmio_read(&mut self, addr: GuestPhysAddr, data: &mut [u8]) {
         data.fill(0xff);
-        self.stray(addr);
+        match &self.devices {
+            Some(GuestDevices::Pci(bus)) if bus.memory_read(addr.0, data) => {}
+            _ => self.stray(addr),
+        }
     }
 
-    fn mmio_write(&mut self, addr: GuestPhysAddr, _data: &[u8]) {
-        self.stray(addr);
+    fn mmio_write(&mut self, addr: GuestPhysAddr, data: &[u8]) {
+        match &self.devices {
+            Some(GuestDevices::Pci(bus)) if bus.memory_write(addr.0, data) => {}
+            _ => self.stray(addr),
+        }
     }
 
     fn read_msr(&mut self, _index: u32) -> Result<u64, MsrRefused> {

@@ -16,7 +16,7 @@ use softcpu::state::control::Cr0;
 use softcpu::state::regs::Gpr;
 use softcpu::{Vcpu, Verdict};
 
-use super::{Death, Ended, KernelStack, Lguest};
+use super::{Death, Ended, GuestDevices, KernelStack, Lguest};
 
 /// The ring of a guest's kernel.
 const KERNEL_RING: u8 = 1;
@@ -152,7 +152,11 @@ impl Lguest {
             Call::SetPgd { index, .. } => self.set_pgd(cpu, index)?,
             Call::FlushTlb(_) | Call::SetPmd { .. } => self.flush_tlb(cpu)?,
             Call::Notify { address } => {
-                if !self.bus.notify(address.0) {
+                let known = match &self.devices {
+                    GuestDevices::Bus(bus) => bus.notify(address.0),
+                    GuestDevices::Pci(_) => false,
+                };
+                if !known {
                     self.console.print(&self.memory, address)?;
                 }
             }
@@ -166,7 +170,11 @@ impl Lguest {
     /// What SHUTDOWN means: its text tells a panic from the end of a day.
     fn shutdown(&self, text: Phys, reason: ShutdownReason) -> Result<Ended, Death> {
         let mut bytes = [0; SHUTDOWN_TEXT_BYTES];
-        self.memory.read(text, &mut bytes)?;
+        match (reason, self.memory.read(text, &mut bytes)) {
+            // Linux restarts without a word as well, and then names where no text is.
+            (ShutdownReason::Restart, _) | (_, Ok(())) => {}
+            (_, Err(death)) => return Err(death),
+        }
         let [bytes @ .., _] = &bytes;
         let bytes = bytes.split(|byte| *byte == 0).next().unwrap_or_default();
         let printable = |c: char| if c.is_control() { ' ' } else { c };

@@ -24,6 +24,9 @@ const LOOK_AGAIN: Duration = Duration::from_millis(1);
 impl Lguest {
     /// Delivers the lowest interrupt that may be, and says whether the guest runs or waits.
     pub(super) fn deliver_interrupts(&mut self, cpu: &mut Vcpu) -> Result<Verdict, Death> {
+        if self.stopped {
+            return Ok(Verdict::Halt);
+        }
         let pending = self.lines.pending() as u32;
         if pending == 0 && !self.halted {
             self.retries = 0;

@@ -24,6 +24,7 @@ use softcpu::state::segment::SegReg;
 use softcpu::{PhysMemory, Supervisor, Trap, Vcpu, Verdict};
 
 use crate::clock::TscFrequency;
+use crate::devices::pci::PciBus;
 use crate::devices::virtio::lguest_bus::LguestBus;
 
 mod clock;
@@ -31,6 +32,8 @@ mod console;
 mod death;
 mod emulate;
 mod environment;
+#[doc(hidden)]
+pub mod fuzz;
 mod guest_memory;
 mod hypercalls;
 mod init;
@@ -46,7 +49,7 @@ mod traps;
 pub use clock::Clock;
 pub use death::Death;
 pub use environment::LguestEnvironment;
-pub use lines::InterruptLines;
+pub use lines::{InterruptLines, LevelLines};
 pub use start::vcpu_state;
 
 use console::EarlyConsole;
@@ -72,6 +75,15 @@ pub enum Ended {
 /// Who hears how the guest ends. Called on its vCPU's thread.
 pub type EndSink = Arc<dyn Fn(Ended) + Send + Sync>;
 
+/// Where the guest finds its devices.
+#[derive(Clone, Debug)]
+pub enum GuestDevices {
+    /// In a page of descriptors, V1 to V5.
+    Bus(Arc<LguestBus>),
+    /// On PCI, V6.
+    Pci(Arc<PciBus>),
+}
+
 /// What the platform is built from.
 pub struct LguestConfig {
     /// RAM, and the pages of devices above it.
@@ -89,7 +101,7 @@ pub struct LguestConfig {
     /// The lines that interrupts come by.
     pub lines: Arc<InterruptLines>,
     /// The devices.
-    pub bus: Arc<LguestBus>,
+    pub devices: GuestDevices,
     /// Who hears of the end.
     pub ended: EndSink,
 }
@@ -135,12 +147,14 @@ pub struct Lguest {
     stack: KernelStack,
     session: Option<Session>,
     halted: bool,
+    /// It halted with its interrupts off: for good.
+    stopped: bool,
     /// How often in a row an interrupt was found that could not be delivered.
     retries: u32,
     lines: Arc<InterruptLines>,
     clock: Arc<Clock>,
     console: EarlyConsole,
-    bus: Arc<LguestBus>,
+    devices: GuestDevices,
     ended: EndSink,
 }
 
@@ -168,11 +182,12 @@ impl Lguest {
             stack: KernelStack::default(),
             session: None,
             halted: false,
+            stopped: false,
             retries: 0,
             clock: Arc::new(Clock::new(Arc::clone(&lines))),
             lines,
             console: EarlyConsole::new(config.console),
-            bus: config.bus,
+            devices: config.devices,
             ended: config.ended,
         }
     }

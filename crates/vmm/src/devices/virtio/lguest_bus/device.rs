@@ -37,14 +37,28 @@ fn known(kind: DeviceKind) -> (u64, usize) {
                 VIRTIO_NET_F_CSUM, VIRTIO_NET_F_GUEST_CSUM, VIRTIO_NET_F_GUEST_ECN,
                 VIRTIO_NET_F_GUEST_TSO4, VIRTIO_NET_F_GUEST_TSO6, VIRTIO_NET_F_HOST_ECN,
                 VIRTIO_NET_F_HOST_TSO4, VIRTIO_NET_F_HOST_TSO6, VIRTIO_NET_F_MAC,
+                VIRTIO_NET_F_MRG_RXBUF,
             };
             let checksums = [VIRTIO_NET_F_MAC, VIRTIO_NET_F_CSUM, VIRTIO_NET_F_GUEST_CSUM];
             let guest = [VIRTIO_NET_F_GUEST_TSO4, VIRTIO_NET_F_GUEST_TSO6, VIRTIO_NET_F_GUEST_ECN];
             let host = [VIRTIO_NET_F_HOST_TSO4, VIRTIO_NET_F_HOST_TSO6, VIRTIO_NET_F_HOST_ECN];
-            let features = [checksums, guest, host];
+            // The Launchers of those days did not merge buffers, and drivers of some of the
+            // last kernels on this bus lose every frame without it.
+            let merging = [VIRTIO_NET_F_MRG_RXBUF; 3];
+            let features = [checksums, guest, host, merging];
             // The address, and two bytes of status that nobody is offered.
             (features.as_flattened().iter().fold(0, |all, bit| all | 1 << bit), 8)
         }
+    }
+}
+
+/// The queues that its old drivers look for: a card's control queue came with features that
+/// are not offered here.
+pub(super) fn queue_sizes(core: &dyn VirtioDevice) -> &[u16] {
+    let sizes = core.queue_sizes();
+    match core.kind() {
+        DeviceKind::Net => sizes.get(..2).unwrap_or(sizes),
+        DeviceKind::Block | DeviceKind::Console | DeviceKind::Entropy => sizes,
     }
 }
 
@@ -123,7 +137,9 @@ impl BusDevice {
         let Some(at) = self.queues.iter().position(|queue| ring(queue) == address) else {
             return false;
         };
-        self.start(memory);
+        if self.core.kind() != DeviceKind::Net || self.says_what_it_accepts(memory) {
+            self.start(memory);
+        }
         if let Some(kick) = self.kicks.get(at)
             // Its counter is full: it has been told often enough.
             && let Err(error) = kick.write(1)
@@ -131,6 +147,14 @@ impl BusDevice {
             tracing::debug!(%error, "a notification is lost");
         }
         true
+    }
+
+    /// Whether the features in the descriptor are those the driver uses the device by. Until
+    /// 2.6.30 they are written after probing; a disk is read by then, and its requests have
+    /// one form, but frames have several, and wait.
+    fn says_what_it_accepts(&self, memory: &GuestMemory) -> bool {
+        let accepted: u32 = memory.read_obj(self.accepted_at()).unwrap_or(0);
+        accepted != 0 || self.status(memory) & status::DRIVER_OK != 0
     }
 
     fn start(&mut self, memory: &Arc<GuestMemory>) {
@@ -149,7 +173,7 @@ impl BusDevice {
         let accepted: u32 = memory.read_obj(self.accepted_at()).unwrap_or(0);
         let features = match u64::from(accepted) & offered {
             // Until 2.6.30 a driver uses its device before it has said what it accepts.
-            0 if self.status(memory) & status::DRIVER_OK == 0 => offered & !RING_FEATURES,
+            0 if !self.says_what_it_accepts(memory) => offered & !RING_FEATURES,
             accepted => accepted,
         };
         let event_idx = features & feature::EVENT_IDX != 0;

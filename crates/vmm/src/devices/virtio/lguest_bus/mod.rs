@@ -41,7 +41,7 @@ pub enum BusError {
 /// # Errors
 /// [`BusError::Full`].
 pub fn pages(cores: &[Box<dyn VirtioDevice>]) -> Result<u32, BusError> {
-    let sizes = cores.iter().flat_map(|core| core.queue_sizes());
+    let sizes = cores.iter().flat_map(|core| device::queue_sizes(core.as_ref()));
     let rings = sizes.map(|size| VqConfig::ring_pages(*size));
     let all = rings.fold(1_u32, u32::saturating_add);
     if all <= PAGES_MAX { Ok(all) } else { Err(BusError::Full) }
@@ -74,7 +74,7 @@ impl LguestBus {
         let mut devices = Vec::new();
         for core in cores {
             let mut queues = Vec::new();
-            for size in core.queue_sizes() {
+            for size in device::queue_sizes(core.as_ref()) {
                 if irq >= IRQS {
                     return Err(BusError::Full);
                 }

@@ -31,7 +31,7 @@ const MSIX_CONTROL: u16 = 2;
 /// Where those capabilities are that do something.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Capabilities {
-    msix: u16,
+    msix: Option<u16>,
     access: u16,
 }
 
@@ -45,8 +45,8 @@ pub(super) struct Window {
 }
 
 impl Capabilities {
-    /// Adds them all.
-    pub(super) fn add(config: &mut ConfigSpace, msix: &Msix) -> Self {
+    /// Adds them all; MSI-X's only where there is somebody for messages.
+    pub(super) fn add(config: &mut ConfigSpace, msix: &Msix, messages: bool) -> Self {
         for (kind, part) in [(TYPE_COMMON, COMMON), (TYPE_ISR, ISR), (TYPE_DEVICE, DEVICE)] {
             config.add_capability(VENDOR_SPECIFIC, &body(LEN, kind, &part), &[]);
         }
@@ -64,15 +64,19 @@ impl Capabilities {
         }
         let access = config.add_capability(VENDOR_SPECIFIC, &access, &writable);
 
-        let (body, writable) = msix.capability(MSIX_TABLE.start as u32, MSIX_PENDING.start as u32);
-        let msix = config.add_capability(msix::CAPABILITY, &body, &writable);
+        let msix = messages.then(|| {
+            let (table, pending) = (MSIX_TABLE.start as u32, MSIX_PENDING.start as u32);
+            let (body, writable) = msix.capability(table, pending);
+            config.add_capability(msix::CAPABILITY, &body, &writable)
+        });
         Self { msix, access }
     }
 
-    /// MSI-X's message control.
+    /// MSI-X's message control; without MSI-X it is off.
     pub(super) fn msix_control(&self, config: &ConfigSpace) -> u16 {
+        let Some(msix) = self.msix else { return 0 };
         let mut control = [0; 2];
-        config.read(self.msix.saturating_add(MSIX_CONTROL), &mut control);
+        config.read(msix.saturating_add(MSIX_CONTROL), &mut control);
         u16::from_le_bytes(control)
     }
 

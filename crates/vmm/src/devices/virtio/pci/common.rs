@@ -76,9 +76,9 @@ pub(super) struct Common {
 }
 
 impl Common {
-    pub(super) fn new(device: &dyn VirtioDevice, memory: Arc<GuestMemory>) -> Self {
+    pub(super) fn new(device: &dyn VirtioDevice, kept_back: u64, memory: Arc<GuestMemory>) -> Self {
         Self {
-            offered: device.features() | feature::COMMON,
+            offered: device.features() & !kept_back | feature::COMMON,
             accepted: 0,
             device_feature_select: 0,
             driver_feature_select: 0,

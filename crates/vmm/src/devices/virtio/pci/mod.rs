@@ -62,8 +62,11 @@ pub struct PciPlace {
     pub slot: Slot,
     /// Its interrupt line.
     pub pin: IntxPin,
-    /// Who takes its messages.
-    pub messages: Arc<dyn MsiSink>,
+    /// Who takes its messages; without anybody it has no MSI-X.
+    pub messages: Option<Arc<dyn MsiSink>>,
+    /// Features of its own that are not offered, because this machine's guests have drivers
+    /// that do not survive them.
+    pub kept_back: u64,
     /// Guest memory, for its queues.
     pub memory: Arc<GuestMemory>,
 }
@@ -102,9 +105,9 @@ impl VirtioPci {
         let slots = u64::from(place.slot.0).saturating_mul(MEMORY_SIZE);
         config.add_memory(BAR, MEMORY_SIZE, PCI_MMIO32.start.saturating_add(slots));
         config.wire_interrupt(place.pin.number());
-        let capabilities = Capabilities::add(&mut config, &msix);
+        let capabilities = Capabilities::add(&mut config, &msix, place.messages.is_some());
 
-        let common = Common::new(device.as_ref(), place.memory);
+        let common = Common::new(device.as_ref(), place.kept_back, place.memory);
         let signal = PciSignal::new(msix, queues, place.pin, place.messages);
         let inner = Inner { device, config, capabilities, common };
         Ok(Arc::new(Self { inner: Mutex::new(inner), signal, kicks }))

@@ -5,6 +5,7 @@
 use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use crate::devices::apic::message::MsiMessage;
 use crate::devices::pci::intx::IntxPin;
 use crate::devices::pci::msix::{MsiSink, Msix};
 use crate::devices::virtio::DriverSignal;
@@ -32,7 +33,8 @@ pub(super) struct PciSignal {
     generation: AtomicU8,
     needs_reset: AtomicBool,
     pin: IntxPin,
-    messages: Arc<dyn MsiSink>,
+    /// Nobody, where there are only lines: MSI-X is never enabled then.
+    messages: Option<Arc<dyn MsiSink>>,
 }
 
 impl PciSignal {
@@ -40,7 +42,7 @@ impl PciSignal {
         msix: Msix,
         queues: usize,
         pin: IntxPin,
-        messages: Arc<dyn MsiSink>,
+        messages: Option<Arc<dyn MsiSink>>,
     ) -> Arc<Self> {
         let state = State {
             msix,
@@ -62,6 +64,12 @@ impl PciSignal {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    fn send(&self, message: MsiMessage) {
+        if let Some(messages) = &self.messages {
+            messages.send(message);
+        }
+    }
+
     /// The device has a reason for an interrupt: by `vector`, or by the line.
     fn raise(&self, reason: u8, vector: impl FnOnce(&State) -> u16) {
         let mut state = self.lock();
@@ -70,7 +78,7 @@ impl PciSignal {
             let message = state.msix.raise(vector);
             drop(state);
             if let Some(message) = message {
-                self.messages.send(message);
+                self.send(message);
             }
         } else {
             state.isr |= reason;
@@ -105,7 +113,7 @@ impl PciSignal {
         let waiting = state.msix.set_control(msix_control);
         self.drive_line(&state);
         drop(state);
-        waiting.into_iter().for_each(|message| self.messages.send(message));
+        waiting.into_iter().for_each(|message| self.send(message));
     }
 
     pub(super) fn table_read(&self, offset: u64, data: &mut [u8]) {
@@ -114,7 +122,7 @@ impl PciSignal {
 
     pub(super) fn table_write(&self, offset: u64, data: &[u8]) {
         let waiting = self.lock().msix.table_write(offset, data);
-        waiting.into_iter().for_each(|message| self.messages.send(message));
+        waiting.into_iter().for_each(|message| self.send(message));
     }
 
     pub(super) fn pending_read(&self, offset: u64, data: &mut [u8]) {

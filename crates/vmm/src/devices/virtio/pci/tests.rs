@@ -34,7 +34,8 @@ impl Rig {
         let place = PciPlace {
             slot: Slot(1),
             pin: lines.pin(Slot(1)),
-            messages: messages.clone(),
+            messages: Some(messages.clone()),
+            kept_back: 0,
             memory: driver.memory(),
         };
         let function = VirtioPci::new(Box::new(device), place).unwrap();

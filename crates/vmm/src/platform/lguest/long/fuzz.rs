@@ -58,7 +58,7 @@ impl Host {
             engine: softcpu::Engine::Translator,
             memory: Arc::new(ram.phys_memory().ok()?),
             cpuid: table()?,
-            env: Box::new(LguestEnvironment::new(handle.clone(), ended)),
+            env: Box::new(LguestEnvironment::new(handle.clone(), None, ended)),
             handle: handle.clone(),
         });
         Some(Self { ram, cpu: cpu.ok()?, handle, cpuid: table()? })
