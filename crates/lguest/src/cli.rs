@@ -79,7 +79,7 @@ pub(crate) struct RunOptions {
     #[arg(long, value_name = "TEXT", default_value = "", hide_default_value = true)]
     #[arg(allow_hyphen_values = true)]
     pub(crate) append: String,
-    /// Engine: auto, soft, interpreter or kvm
+    /// One of auto, soft, interpreter, kvm
     #[arg(long, value_name = "NAME", default_value = "auto", hide_possible_values = true)]
     pub(crate) engine: EngineChoice,
     /// Platform: auto, pc or lguest
