@@ -3,6 +3,7 @@
 
 mod devices;
 mod lguest;
+mod rows;
 
 use crate::guests::{Guest, kernel};
 use crate::measure::{self, Run};
@@ -35,6 +36,8 @@ pub(crate) struct Options {
 enum What {
     /// Disks and networks, instead of boots
     Devices(devices::Options),
+    /// Programs' work: computing, system calls, processes
+    Rows(rows::Options),
     /// The lguest ABI, and a kernel that has it
     Lguest(lguest::Options),
 }
@@ -57,6 +60,7 @@ const END: &str = "<!-- recorded by cargo xtask compare: end -->";
 pub(crate) fn compare(options: &Options) -> Result<()> {
     match &options.what {
         Some(What::Devices(options)) => return devices::compare(options),
+        Some(What::Rows(options)) => return rows::compare(options),
         Some(What::Lguest(options)) => return lguest::compare(options),
         None => {}
     }

@@ -37,5 +37,8 @@ pub(crate) fn registers(vcpu: &Vcpu) -> String {
         state.cr0, state.cr2, state.cr3, state.cr4, state.efer
     );
     let _ = writeln!(text, "{:?}", vcpu.counters());
+    if let Some(counters) = vcpu.translator_counters() {
+        let _ = writeln!(text, "translator {counters:?}");
+    }
     text
 }
