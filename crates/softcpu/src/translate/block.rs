@@ -520,7 +520,7 @@ fn direct(to: u8, op: &Op) -> Option<R> {
     }
 }
 
-/// and eax, need; cmp eax, need
+/// `and eax, need; cmp eax, need`
 fn require(code: &mut Assembler, need: u8) {
     code.bytes(&[0x83, 0xe0, need, 0x83, 0xf8, need]);
 }
@@ -533,12 +533,12 @@ fn load_flags(code: &mut Assembler) {
     code.bytes(&[0x04, 0x7f, 0x9e]);
 }
 
-/// mov [r13], rax
+/// `mov [r13], rax`
 fn store_value(code: &mut Assembler) {
     code.bytes(&[0x49, 0x89, 0x45, 0x00]);
 }
 
-/// mov rax, [r13]
+/// `mov rax, [r13]`
 fn load_value(code: &mut Assembler) {
     code.bytes(&[0x49, 0x8b, 0x45, 0x00]);
 }

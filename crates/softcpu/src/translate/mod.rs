@@ -1,15 +1,15 @@
 //! The translator: guest code as host code.
 //!
 //! Same architecture on both sides, so most instructions are copied as they are, their
-//! registers renamed ([`registers`]) and their memory operand checked against the data TLB
-//! in line ([`access`]). Blocks are the interpreter's own, decoded and validated by it;
-//! those that turn out hot are translated ([`block`]) and entered from then on. Whatever a
+//! registers renamed (`registers`) and their memory operand checked against the data TLB
+//! in line (`access`). Blocks are the interpreter's own, decoded and validated by it;
+//! those that turn out hot are translated (`block`) and entered from then on. Whatever a
 //! block does not do itself it has the interpreter do, one instruction at a time, through
-//! thunks that keep every register ([`thunks`]): the interpreter stays the definition.
+//! thunks that keep every register (`thunks`): the interpreter stays the definition.
 //!
 //! Each vCPU has its own code memory, so code is only ever changed by the thread that runs
 //! it. A block is entered from another in its page by a direct jump, from anywhere by a look
-//! into the jump cache ([`jumps`]), and else by the run loop. When the code under it
+//! into the jump cache (`jumps`), and else by the run loop. When the code under it
 //! changes, its first instruction is replaced by a jump out.
 
 mod access;
