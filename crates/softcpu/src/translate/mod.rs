@@ -21,6 +21,7 @@ mod fields;
 pub(crate) mod jumps;
 mod registers;
 mod thunks;
+mod verify;
 
 use std::collections::HashMap;
 use std::io;
@@ -180,6 +181,11 @@ impl Translator {
         let first_link = u32::try_from(self.links.len()).ok()?;
         let made =
             block::translate(instructions, &ops, copier, &self.thunks, address, first_link).ok()?;
+        if cfg!(debug_assertions)
+            && let Err(violation) = verify::verify(&made.code, address, &self.thunks)
+        {
+            debug_assert!(false, "{violation}");
+        }
         if !self.memory.write(offset, &made.code) {
             return None;
         }

@@ -1,0 +1,570 @@
+//! A second look at translated code: does it reach anything that it may not?
+//!
+//! The block is disassembled and followed in a straight line, with what is known of the two
+//! scratch registers. Every memory operand must be a field of the vCPU, an entry of one of
+//! its tables by an index that was masked, or a host address that a TLB check has left, no
+//! larger and no more than that check was for. Every branch must stay in the block or go to
+//! a thunk, and nothing may touch the host's stack, segments or system. It shares no code
+//! with what it looks at but the fields' places. Tests run it on every block they translate.
+
+use std::collections::{HashMap, HashSet};
+
+use iced_x86::{
+    Decoder, DecoderOptions, FlowControl, Instruction, InstructionInfoFactory, Mnemonic as M,
+    OpAccess, OpKind, Register as R,
+};
+
+use super::fields::{self, Field, TLB_ADDEND, TLB_READ, TLB_WRITE};
+use super::registers::{ADDRESS, VALUE};
+use super::thunks::Thunks;
+use crate::vcpu::Vcpu;
+
+/// What is wrong with a block, and where in its code.
+#[derive(Debug, thiserror::Error)]
+#[error("{why} at {offset:#x}: {instruction}")]
+pub(super) struct Violation {
+    why: &'static str,
+    offset: u64,
+    instruction: String,
+}
+
+/// A part of an address, in the order in which it was added up.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Term {
+    Register(R, u32),
+    Field(u32, u32),
+    /// The upper half was cut off.
+    Narrow,
+}
+
+/// An address: its parts and what is added to them.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+struct Sum {
+    terms: Vec<Term>,
+    offset: i64,
+}
+
+/// What a scratch register holds.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Known {
+    Nothing,
+    Address(Sum),
+    /// Bits of the address that choose an entry of the TLB.
+    Index(Sum),
+    /// The entry for this address.
+    Entry(Sum),
+    /// The page of this address, and with the address space.
+    Page(Sum),
+    Tag(Sum),
+    /// Where events are raised.
+    Events,
+    /// An index into the jump cache.
+    Slot,
+    /// A host address that so many bytes may be accessed at.
+    Host {
+        len: i64,
+        stores: bool,
+    },
+}
+
+struct Look<'a> {
+    factory: InstructionInfoFactory,
+    value: Known,
+    address: Known,
+    /// The comparison just made: of which addresses, for which access.
+    compared: Option<(Sum, Sum, bool)>,
+    /// What the last TLB check has shown: first address, last one, access.
+    shown: Option<(Sum, Sum, bool)>,
+    thunks: &'a Thunks,
+    range: std::ops::Range<u64>,
+    /// Where jumps go that are made with an index into the jump cache at hand.
+    slots: HashSet<u64>,
+}
+
+/// Looks at `code`, which is executed at `base`.
+///
+/// # Errors
+/// The first [`Violation`].
+pub(super) fn verify(code: &[u8], base: u64, thunks: &Thunks) -> Result<(), Violation> {
+    let decoder = Decoder::with_ip(64, code, base, DecoderOptions::NONE);
+    let instructions: Vec<Instruction> = decoder.into_iter().collect();
+    let near = |it: &&Instruction| it.is_jcc_short_or_near() || it.is_jmp_short_or_near();
+    let mut targets: HashMap<u64, u32> = HashMap::new();
+    for it in instructions.iter().filter(near) {
+        let times = targets.entry(it.near_branch_target()).or_default();
+        *times = times.saturating_add(1);
+    }
+    let starts: HashSet<u64> = instructions.iter().map(Instruction::ip).collect();
+    let mut look = Look {
+        factory: InstructionInfoFactory::new(),
+        value: Known::Nothing,
+        address: Known::Nothing,
+        compared: None,
+        shown: None,
+        thunks,
+        range: base..base.saturating_add(code.len() as u64),
+        slots: HashSet::new(),
+    };
+    let mut falls_through = true;
+    for it in &instructions {
+        if let Some(times) = targets.get(&it.ip()) {
+            look.forget();
+            // Come to by one jump only, with an index into the jump cache.
+            if !falls_through && *times == 1 && look.slots.contains(&it.ip()) {
+                look.address = Known::Slot;
+            }
+        }
+        falls_through = it.flow_control() != FlowControl::UnconditionalBranch;
+        look.step(it, &starts).map_err(|why| Violation {
+            why,
+            offset: it.ip().wrapping_sub(base),
+            instruction: it.to_string(),
+        })?;
+    }
+    Ok(())
+}
+
+impl Look<'_> {
+    fn forget(&mut self) {
+        (self.value, self.address) = (Known::Nothing, Known::Nothing);
+        (self.compared, self.shown) = (None, None);
+    }
+
+    fn step(&mut self, it: &Instruction, starts: &HashSet<u64>) -> Result<(), &'static str> {
+        if it.is_invalid() {
+            return Err("no instruction");
+        }
+        if it.is_privileged() || it.op_code().is_input_output() {
+            return Err("privileged");
+        }
+        match it.flow_control() {
+            FlowControl::Next => {}
+            FlowControl::ConditionalBranch | FlowControl::UnconditionalBranch => {
+                return self.branch(it, starts);
+            }
+            FlowControl::Call if it.is_call_near() => {
+                let thunks =
+                    [self.thunks.interpret, self.thunks.interpret_last, self.thunks.load_vectors];
+                self.forget();
+                let known = thunks.contains(&it.near_branch_target());
+                return if known { Ok(()) } else { Err("a call of what is no thunk") };
+            }
+            FlowControl::IndirectBranch if goes_by_the_jump_cache(it) => {}
+            _ => return Err("control flow"),
+        }
+        self.memory(it)?;
+        self.registers(it)?;
+        self.follow(it);
+        Ok(())
+    }
+
+    fn branch(&mut self, it: &Instruction, starts: &HashSet<u64>) -> Result<(), &'static str> {
+        let target = it.near_branch_target();
+        let leaves =
+            [self.thunks.leave_at, self.thunks.leave_by_link, self.thunks.leave_to_interpret];
+        let jump = it.is_jmp_short_or_near();
+        let inside = self.range.contains(&target) && starts.contains(&target);
+        if !inside && !(jump && leaves.contains(&target)) {
+            return Err("a branch out of the block");
+        }
+        if self.address == Known::Slot {
+            self.slots.insert(target);
+        }
+        // What does not hold goes elsewhere; here it has held.
+        if it.mnemonic() == M::Jne
+            && let Some(shown) = self.compared.take()
+        {
+            self.shown = Some(shown);
+        }
+        if jump {
+            self.forget();
+        }
+        Ok(())
+    }
+
+    fn memory(&mut self, it: &Instruction) -> Result<(), &'static str> {
+        if !it.op_kinds().any(|kind| kind == OpKind::Memory) {
+            return if self.factory.info(it).used_memory().is_empty() {
+                Ok(())
+            } else {
+                Err("an implied memory operand")
+            };
+        }
+        if matches!(it.mnemonic(), M::Lea | M::Nop) {
+            return Ok(());
+        }
+        let [memory] = self.factory.info(it).used_memory() else {
+            return Err("several memory operands");
+        };
+        let (memory, size) = (*memory, memory_size(memory.memory_size().size()));
+        let reads = matches!(memory.access(), OpAccess::Read | OpAccess::CondRead);
+        let (base, index) = (it.memory_base(), it.memory_index());
+        let displacement = it.memory_displacement64() as i64;
+        let good = match (it.memory_segment(), base, index) {
+            (R::GS, R::None, R::None) => {
+                let end = displacement.saturating_add(size);
+                let here = displacement >= 0 && end <= size_of::<Vcpu>() as i64;
+                here && (reads || may_be_written(displacement, end))
+            }
+            (R::GS, R::None, ADDRESS) => {
+                let tables = [fields::JUMP_KEYS, fields::JUMP_HOSTS];
+                let table = tables.iter().any(|Field(at)| i64::from(*at) == displacement);
+                self.address == Known::Slot && reads && table && it.memory_index_scale() == 8
+            }
+            (_, VALUE, R::None) => match &self.value {
+                Known::Entry(_) => reads && (0..=i64::from(TLB_ADDEND)).contains(&displacement),
+                Known::Events => reads && displacement == 0 && size == 4,
+                _ => false,
+            },
+            (_, ADDRESS, R::None) => match self.address {
+                Known::Host { len, stores } => {
+                    displacement == 0 && size <= len && (reads || stores)
+                }
+                _ => false,
+            },
+            _ => false,
+        };
+        if good { Ok(()) } else { Err("an access to memory that nothing allows") }
+    }
+
+    fn registers(&mut self, it: &Instruction) -> Result<(), &'static str> {
+        for used in self.factory.info(it).used_registers() {
+            let register = used.register();
+            if register.full_register() == R::RSP {
+                return Err("the host's stack pointer");
+            }
+            let written = !matches!(used.access(), OpAccess::Read | OpAccess::CondRead);
+            if register.is_segment_register() && written || register.is_cr() || register.is_dr() {
+                return Err("a system register");
+            }
+        }
+        match it.mnemonic() {
+            M::Wrfsbase | M::Wrgsbase | M::Syscall | M::Cpuid | M::Ldmxcsr => Err("a system's"),
+            _ => Ok(()),
+        }
+    }
+
+    /// What is known behind `it`.
+    fn follow(&mut self, it: &Instruction) {
+        let first = if it.op_count() > 0 && it.op0_kind() == OpKind::Register {
+            it.op0_register()
+        } else {
+            R::None
+        };
+        if it.mnemonic() == M::Test {
+            return;
+        }
+        if it.mnemonic() == M::Cmp {
+            self.compared = match (first, &self.address, &self.value) {
+                (ADDRESS, Known::Tag(last), Known::Entry(start)) if it.memory_base() == VALUE => {
+                    let tag = it.memory_displacement64();
+                    let stores = tag == u64::from(TLB_WRITE);
+                    (stores || tag == u64::from(TLB_READ))
+                        .then(|| (start.clone(), last.clone(), stores))
+                }
+                _ => None,
+            };
+            return;
+        }
+        let of = |register: R| (first.full_register() == register).then_some(());
+        if of(VALUE).is_some() {
+            self.value = self.result(it, self.value.clone());
+            self.compared = None;
+        } else if of(ADDRESS).is_some() {
+            self.address = self.result(it, self.address.clone());
+            self.compared = None;
+        }
+        for used in self.factory.info(it).used_registers() {
+            if matches!(used.access(), OpAccess::Read | OpAccess::CondRead) {
+                continue;
+            }
+            match used.register().full_register() {
+                VALUE if of(VALUE).is_none() => self.value = Known::Nothing,
+                ADDRESS if of(ADDRESS).is_none() => self.address = Known::Nothing,
+                _ => {}
+            }
+        }
+        // A guest's register that an address was made of has changed.
+        if first != R::None && !matches!(first.full_register(), VALUE | ADDRESS) {
+            let changed = |sum: &Sum| {
+                sum.terms
+                    .iter()
+                    .any(|term| matches!(term, Term::Register(r, _) if *r == first.full_register()))
+            };
+            if self.shown.as_ref().is_some_and(|(start, last, _)| changed(start) || changed(last)) {
+                self.shown = None;
+            }
+        }
+    }
+
+    /// What `it` makes of its first operand, a scratch register that held `before`.
+    fn result(&self, it: &Instruction, before: Known) -> Known {
+        let second = (it.op_count() > 1).then(|| it.op1_kind());
+        let immediate = it.try_immediate(1).ok();
+        let field = (second == Some(OpKind::Memory)
+            && it.memory_segment() == R::GS
+            && it.memory_base() == R::None
+            && it.memory_index() == R::None)
+            .then(|| it.memory_displacement64() as u32);
+        let source = (second == Some(OpKind::Register)).then(|| it.op1_register());
+        let wide = it.op0_register().size() == 8;
+        match (it.mnemonic(), before, field) {
+            (M::Mov, _, Some(at)) if wide && at == fields::EVENTS.0 => Known::Events,
+            (M::Mov, _, Some(at)) if wide => {
+                Known::Address(Sum { terms: vec![Term::Field(at, 1)], offset: 0 })
+            }
+            (M::Mov, before, None) => match source {
+                Some(source) if source == it.op0_register() && !wide => narrow(before),
+                Some(source) if wide => self.sum_of(source).map_or(Known::Nothing, Known::Address),
+                None => immediate.map_or(Known::Nothing, |value| {
+                    Known::Address(Sum { terms: Vec::new(), offset: value as i64 })
+                }),
+                _ => Known::Nothing,
+            },
+            (M::Lea, ..) => self.lea(it).map_or(Known::Nothing, Known::Address),
+            (M::Add, Known::Address(mut sum), Some(at)) => {
+                sum.terms.push(Term::Field(at, 1));
+                Known::Address(sum)
+            }
+            (M::Shr, Known::Address(sum), _) if second == Some(OpKind::Immediate8) => {
+                // Which bits are left is for the mask to say.
+                Known::Address(sum)
+            }
+            (M::And, Known::Address(sum), None) if immediate.is_some() => match immediate {
+                Some(0x7fe0) => Known::Index(sum),
+                Some(0xffff_ffff_ffff_f000) => Known::Page(sum),
+                _ => Known::Nothing,
+            },
+            (M::And, _, None)
+                if second == Some(OpKind::Immediate32)
+                    && immediate == Some(u64::from(super::jumps::MASK)) =>
+            {
+                Known::Slot
+            }
+            (M::Add, Known::Index(sum), Some(at)) if at == fields::TLB.0 => Known::Entry(sum),
+            (M::Or, Known::Page(sum), Some(at)) if at == fields::SPACE.0 => Known::Tag(sum),
+            (M::Add, Known::Address(sum), None)
+                if it.memory_base() == VALUE
+                    && it.memory_displacement64() == u64::from(TLB_ADDEND) =>
+            {
+                self.host(&sum)
+            }
+            _ => Known::Nothing,
+        }
+    }
+
+    /// The host address of `sum`, if the last check was of just that address.
+    fn host(&self, sum: &Sum) -> Known {
+        let Known::Entry(entry) = &self.value else { return Known::Nothing };
+        match &self.shown {
+            Some((start, last, stores))
+                if start == sum && entry == sum && last.terms == sum.terms =>
+            {
+                let len = last.offset.wrapping_sub(sum.offset).wrapping_add(1);
+                Known::Host { len, stores: *stores }
+            }
+            _ => Known::Nothing,
+        }
+    }
+
+    fn sum_of(&self, register: R) -> Option<Sum> {
+        let known = match register.full_register() {
+            VALUE => Some(&self.value),
+            ADDRESS => Some(&self.address),
+            _ => None,
+        };
+        match known {
+            Some(Known::Address(sum)) => Some(sum.clone()),
+            Some(_) => None,
+            None => Some(Sum { terms: vec![Term::Register(register, 1)], offset: 0 }),
+        }
+    }
+
+    fn lea(&self, it: &Instruction) -> Option<Sum> {
+        let mut sum = Sum::default();
+        if it.memory_base() != R::None {
+            sum = self.sum_of(it.memory_base())?;
+        }
+        if it.memory_index() != R::None {
+            let scale = it.memory_index_scale();
+            let index = self.sum_of(it.memory_index())?;
+            if index.offset != 0 {
+                return None;
+            }
+            for term in index.terms {
+                sum.terms.push(match term {
+                    Term::Register(register, 1) => Term::Register(register, scale),
+                    Term::Field(field, 1) => Term::Field(field, scale),
+                    _ => return None,
+                });
+            }
+        }
+        sum.offset = sum.offset.wrapping_add(it.memory_displacement64() as i64);
+        Some(sum)
+    }
+}
+
+/// Whether `it` jumps to what the jump cache has.
+fn goes_by_the_jump_cache(it: &Instruction) -> bool {
+    let Field(hosts) = fields::JUMP_HOSTS;
+    let end = u64::from(hosts).saturating_add(size_of::<[u64; super::jumps::ENTRIES]>() as u64);
+    let at = it.memory_displacement64();
+    it.op0_kind() == OpKind::Memory
+        && it.memory_segment() == R::GS
+        && it.memory_base() == R::None
+        && match it.memory_index() {
+            R::None => (u64::from(hosts)..end).contains(&at) && at % 8 == u64::from(hosts) % 8,
+            _ => at == u64::from(hosts),
+        }
+}
+
+/// Whether a block may write the vCPU's bytes from `start` to `end`: guest registers, flags,
+/// and what it keeps between two steps.
+fn may_be_written(start: i64, end: i64) -> bool {
+    let word = |Field(at): Field| (i64::from(at), i64::from(at).saturating_add(8));
+    let (gprs, _) = word(fields::gpr(0));
+    let (_, last) = word(fields::gpr(15));
+    [(gprs, last), word(fields::FLAGS), word(fields::SPARE)]
+        .iter()
+        .any(|(from, to)| start >= *from && end <= *to)
+}
+
+fn narrow(before: Known) -> Known {
+    match before {
+        Known::Address(mut sum) => {
+            sum.terms.push(Term::Narrow);
+            Known::Address(sum)
+        }
+        _ => Known::Nothing,
+    }
+}
+
+/// Sizes are small, and never negative.
+fn memory_size(size: usize) -> i64 {
+    i64::try_from(size).unwrap_or(i64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::access::Access;
+    use super::super::assembler::Assembler;
+    use super::super::thunks;
+    use super::*;
+    use crate::decode::op::Op;
+    use crate::interp::transfer;
+    use crate::state::{GPR_ZERO, SEG_FLAT};
+
+    const BASE: u64 = 0x10_0000;
+
+    /// An operand at `[rbx + 8]`.
+    fn operand() -> Op {
+        Op {
+            run: transfer::undefined,
+            rip: 0,
+            imm: 0,
+            disp: 8,
+            addr_mask: u64::MAX,
+            base: 3,
+            index: GPR_ZERO,
+            scale: 0,
+            seg: SEG_FLAT,
+            dst: 0,
+            src: 0,
+            aux: 0,
+            len: 4,
+            code: 0,
+            flags: crate::decode::op::OpFlags::LONG,
+            size: 8,
+        }
+    }
+
+    /// What the verifier says of code that `write` makes, ended by a way out.
+    fn judged(write: impl FnOnce(&mut Assembler)) -> Result<(), Violation> {
+        let (code, thunks) = thunks::make(BASE).unwrap();
+        let base = BASE + code.len() as u64;
+        let mut code = Assembler::new(base);
+        write(&mut code);
+        code.jump_to(thunks.leave_at);
+        verify(&code.finish().unwrap(), base, &thunks)
+    }
+
+    /// A check of `access`, and `bytes` where it has held.
+    fn behind_a_check(access: Access, bytes: &[u8]) -> Result<(), Violation> {
+        let (_, thunks) = thunks::make(BASE).unwrap();
+        judged(|code| {
+            let slow = code.label();
+            code.check(&operand(), access, slow).unwrap();
+            code.bytes(bytes);
+            code.bind(slow);
+            code.jump_to(thunks.leave_at);
+        })
+    }
+
+    const LOAD_8: &[u8] = &[0x49, 0x8b, 0x45, 0x00];
+    const STORE_8: &[u8] = &[0x49, 0x89, 0x45, 0x00];
+
+    #[test]
+    fn what_a_check_allows_is_allowed() {
+        behind_a_check(Access::LOAD_WORD, LOAD_8).unwrap();
+        behind_a_check(Access::STORE_WORD, STORE_8).unwrap();
+        behind_a_check(Access::STORE_WORD, LOAD_8).unwrap();
+    }
+
+    #[test]
+    fn what_it_does_not_is_found() {
+        assert!(behind_a_check(Access::LOAD_WORD, STORE_8).is_err(), "a store after a load's");
+        let byte = Access { len: 1, ..Access::LOAD_WORD };
+        assert!(behind_a_check(byte, LOAD_8).is_err(), "more than was checked");
+        let next = [0x49, 0x8b, 0x45, 0x08];
+        assert!(behind_a_check(Access::LOAD_WORD, &next).is_err(), "beside it");
+        let moved = [&[0x49, 0xff, 0xc5][..], LOAD_8].concat();
+        assert!(behind_a_check(Access::LOAD_WORD, &moved).is_err(), "after inc r13");
+        assert!(judged(|code| code.bytes(LOAD_8)).is_err(), "no check at all");
+        // Jumped to from where nothing was checked.
+        let into = judged(|code| {
+            let (middle, slow) = (code.label(), code.label());
+            code.jump(middle);
+            code.check(&operand(), Access::LOAD_WORD, slow).unwrap();
+            code.bind(middle);
+            code.bytes(LOAD_8);
+            code.bind(slow);
+        });
+        assert!(into.is_err());
+    }
+
+    #[test]
+    fn a_check_of_another_address_is_none() {
+        let changed = judged(|code| {
+            let slow = code.label();
+            code.check(&operand(), Access::LOAD_WORD, slow).unwrap();
+            // The last three instructions once more, after rbx has changed.
+            code.bytes(&[0x48, 0xff, 0xc3]);
+            code.linear(ADDRESS, &operand(), 0).unwrap();
+            code.bytes(&[0x4c, 0x03, 0x68, TLB_ADDEND]);
+            code.bytes(LOAD_8);
+            code.bind(slow);
+        });
+        assert!(changed.is_err());
+    }
+
+    #[test]
+    fn nothing_of_the_hosts_is_touched() {
+        for (what, bytes) in [
+            ("syscall", &[0x0f, 0x05][..]),
+            ("int3", &[0xcc]),
+            ("push rax", &[0x50]),
+            ("mov rsp, rax", &[0x48, 0x89, 0xc4]),
+            ("wrgsbase rax", &[0xf3, 0x48, 0x0f, 0xae, 0xd8]),
+            ("mov [rbx], rax", &[0x48, 0x89, 0x03]),
+            ("jmp rax", &[0xff, 0xe0]),
+            ("ret", &[0xc3]),
+            ("rep movsb", &[0xf3, 0xa4]),
+            ("jmp far away", &[0xe9, 0, 0, 0, 0x10]),
+            ("in al, dx", &[0xec]),
+        ] {
+            assert!(judged(|code| code.bytes(bytes)).is_err(), "{what}");
+        }
+        assert!(judged(|code| code.store(fields::VCPU, VALUE)).is_err(), "the vCPU's pointer");
+        judged(|code| code.store(fields::gpr(13), VALUE)).unwrap();
+    }
+}
