@@ -11,10 +11,11 @@
 
 use std::fmt;
 
-use crate::exception::Exception;
+use crate::addr::{GuestPhysAddr, GuestVirtAddr};
+use crate::exception::{Exception, PageFaultCode};
 use crate::handle::Event;
 use crate::memory::PhysMemory;
-use crate::mmu::{PagingMode, View};
+use crate::mmu::{Access as PageAccess, PagingMode, View};
 use crate::state::control::{Cr0, Cr4};
 use crate::state::rflags::RFlags;
 use crate::state::segment::Access;
@@ -145,6 +146,17 @@ impl Vcpu {
     /// The page fault that the guest would have.
     pub fn write_virtual(&mut self, addr: u64, data: &[u8]) -> Result<(), Exception> {
         self.write_bytes_as(View::Kernel, addr, data).map_err(|_| self.fault)
+    }
+
+    /// Where a store by the guest's kernel to `addr` would go. Like the store, this marks what
+    /// it goes through in the page tables.
+    ///
+    /// # Errors
+    /// The error code of the page fault that the guest would have.
+    pub fn translate_store(&self, addr: u64) -> Result<GuestPhysAddr, PageFaultCode> {
+        let walk =
+            self.mmu.walk(&self.memory, GuestVirtAddr(addr), View::Kernel, PageAccess::Write);
+        walk.map(|found| found.addr)
     }
 
     /// Whether an `iret` is followed by [`Trap::Interrupt`], as if the event had been raised:

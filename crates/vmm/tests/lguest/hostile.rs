@@ -95,6 +95,37 @@ fn stacks_that_are_not_there_are_fatal() {
     }
 }
 
+/// SET_STACK is told of both pages, and the one below is not there or may not be written.
+#[test]
+fn a_stack_must_be_there_when_it_is_named() {
+    for (band, paging) in all() {
+        let stack = |esp, pages| Call::SetStack { ss: 0x69, esp: Virt(esp), pages };
+        let mut guest = Guest::new(band, paging);
+        guest.call(stack(0xf000_0000, 1));
+        dies_of(&guest, "kernel stack at 0xefffffff is not mapped");
+        let mut guest = Guest::new(band, paging);
+        guest.queue(stack(0xf000_0000, 2));
+        guest.call(Call::FlushAsync);
+        dies_of(&guest, "kernel stack at 0xefffffff is not mapped");
+        // None is named.
+        let mut guest = Guest::new(band, paging);
+        guest.call(stack(0xf000_0000, 0));
+        guest.check();
+        if band < Band::V5 {
+            continue;
+        }
+        for entry in [0, (TRAP_STACK - 0x2000) | 5, 0x4000_0007] {
+            let mut guest = Guest::new(band, paging);
+            guest.store(entry_of(paging, TRAP_STACK - 0x2000), entry);
+            guest.call(Call::FlushTlb(FlushScope::All));
+            guest.call(stack(high(TRAP_STACK), 1));
+            guest.call(stack(high(TRAP_STACK), 2));
+            guest.done();
+            dies_of(&guest, "kernel stack at 0xc071efff is not mapped");
+        }
+    }
+}
+
 #[test]
 fn memory_that_is_not_there_is_fatal() {
     for (band, paging) in all().into_iter().filter(|(band, _)| *band >= Band::V5) {
