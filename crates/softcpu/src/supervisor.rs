@@ -15,7 +15,7 @@ use crate::addr::{GuestPhysAddr, GuestVirtAddr};
 use crate::exception::{Exception, PageFaultCode};
 use crate::handle::Event;
 use crate::memory::PhysMemory;
-use crate::mmu::{Access as PageAccess, PagingMode, View};
+use crate::mmu::{Access as PageAccess, PagingMode, RefusedFlags, View};
 use crate::state::control::{Cr0, Cr4};
 use crate::state::rflags::RFlags;
 use crate::state::segment::Access;
@@ -217,6 +217,12 @@ impl Vcpu {
         let held = self.mmu.pdpte;
         self.mmu.mode == PagingMode::Pae
             && self.read_pdptes(self.state.cr3).is_ok_and(|now| now != held)
+    }
+
+    /// Refuses flags in page table entries from now on; every cached translation is forgotten.
+    pub fn refuse_flags(&mut self, flags: RefusedFlags) {
+        self.mmu.refused = flags;
+        self.mmu.flush_all();
     }
 
     /// Forgets every cached translation.

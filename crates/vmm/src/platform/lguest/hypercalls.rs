@@ -149,7 +149,7 @@ impl Lguest {
             Call::SetClockevent { nanoseconds } => self.clock.set(nanoseconds.into()),
             Call::Halt => self.halted = true,
             Call::NewPgtable { top } => self.new_pgtable(cpu, top)?,
-            Call::SetPte { at, .. } => Self::set_pte(cpu, at),
+            Call::SetPte { at, entry, .. } => self.set_pte(cpu, at, entry)?,
             Call::SetPgd { index, .. } => self.set_pgd(cpu, index)?,
             Call::FlushTlb(_) | Call::SetPmd { .. } => self.flush_tlb(cpu)?,
             Call::Notify { address } => {
