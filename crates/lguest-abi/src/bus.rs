@@ -7,6 +7,25 @@
 
 use crate::bytes::{get, get_u16, get_u32, put};
 
+/// How a device's entry in the page is laid out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Form {
+    /// Everything behind the header has a tag: 2.6.24. See [`tagged`].
+    Tagged,
+    /// One part behind the other, as a [`DeviceDesc`] says: from 2.6.25 on.
+    Packed,
+}
+
+impl Form {
+    /// Where in an entry its status byte is.
+    pub const fn status_at(self) -> usize {
+        match self {
+            Form::Tagged => tagged::STATUS_AT,
+            Form::Packed => STATUS_AT,
+        }
+    }
+}
+
 /// Size of the page.
 pub const PAGE_BYTES: usize = 4096;
 /// Most pages of descriptors and rings together.
@@ -226,8 +245,14 @@ pub fn write_entry(
     Some(end)
 }
 
-/// 2.6.24's entries: type, length of the rest, status, and tagged fields.
+/// 2.6.24's entries: type, length of the rest, status, and tagged fields. No word is said of a
+/// status that has changed; a device works from its first kick on.
 pub mod tagged {
+    /// Bytes of the header in front of a frame: flags, type of segmentation, and three words
+    /// (segment, start and place of the checksum). Later ones have a word in between.
+    pub const NET_HEADER_BYTES: usize = 8;
+    /// Bytes of the header of a block request: as later, and 8 that mean nothing.
+    pub const BLOCK_HEADER_BYTES: usize = 24;
     /// Size of the header: type, config_len, status.
     pub const HEADER_BYTES: usize = 3;
     /// Where the status is in it.

@@ -21,7 +21,7 @@ pub const DIRTY: u64 = 0x40;
 pub const LARGE_OR_PAT: u64 = 0x80;
 
 /// Flags that an entry above the lowest level may have.
-const UPPER_ALLOWED: u64 = PRESENT | WRITABLE | USER | ACCESSED | DIRTY;
+pub const UPPER_ALLOWED: u64 = PRESENT | WRITABLE | USER | ACCESSED | DIRTY;
 
 /// Where an entry is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

@@ -11,10 +11,11 @@
 
 use std::fmt;
 
-use crate::exception::Exception;
+use crate::addr::{GuestPhysAddr, GuestVirtAddr};
+use crate::exception::{Exception, PageFaultCode};
 use crate::handle::Event;
 use crate::memory::PhysMemory;
-use crate::mmu::{PagingMode, View};
+use crate::mmu::{Access as PageAccess, PagingMode, RefusedFlags, View};
 use crate::state::control::{Cr0, Cr4};
 use crate::state::rflags::RFlags;
 use crate::state::segment::Access;
@@ -147,6 +148,17 @@ impl Vcpu {
         self.write_bytes_as(View::Kernel, addr, data).map_err(|_| self.fault)
     }
 
+    /// Where a store by the guest's kernel to `addr` would go. Like the store, this marks what
+    /// it goes through in the page tables.
+    ///
+    /// # Errors
+    /// The error code of the page fault that the guest would have.
+    pub fn translate_store(&self, addr: u64) -> Result<GuestPhysAddr, PageFaultCode> {
+        let walk =
+            self.mmu.walk(&self.memory, GuestVirtAddr(addr), View::Kernel, PageAccess::Write);
+        walk.map(|found| found.addr)
+    }
+
     /// Whether an `iret` is followed by [`Trap::Interrupt`], as if the event had been raised:
     /// for who waits for the guest to return from a handler.
     pub fn watch_iret(&mut self, on: bool) {
@@ -205,6 +217,12 @@ impl Vcpu {
         let held = self.mmu.pdpte;
         self.mmu.mode == PagingMode::Pae
             && self.read_pdptes(self.state.cr3).is_ok_and(|now| now != held)
+    }
+
+    /// Refuses flags in page table entries from now on; every cached translation is forgotten.
+    pub fn refuse_flags(&mut self, flags: RefusedFlags) {
+        self.mmu.refused = flags;
+        self.mmu.flush_all();
     }
 
     /// Forgets every cached translation.

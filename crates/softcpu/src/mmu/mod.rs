@@ -82,11 +82,22 @@ pub struct Rules {
     pub alignment: bool,
 }
 
+/// Flags of table entries that are refused beside those that the architecture reserves, in
+/// every mode: what uses such an entry is a page fault with the reserved bit in its code.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct RefusedFlags {
+    /// In entries above the lowest level, but for PAE's four.
+    pub upper: u64,
+    /// In entries of the lowest level.
+    pub lowest: u64,
+}
+
 /// Paging state and cached translations of one vCPU.
 #[derive(Debug)]
 pub struct Mmu {
     pub(crate) mode: PagingMode,
     pub(crate) rules: Rules,
+    pub(crate) refused: RefusedFlags,
     /// Root table: CR3's address bits.
     pub(crate) root: u64,
     /// PAE paging's four PDPTE registers, loaded with CR3 (SDM vol. 3, 4.4.1).
@@ -118,6 +129,7 @@ impl Mmu {
                 global: false,
                 alignment: false,
             },
+            refused: RefusedFlags::default(),
             root: 0,
             pdpte: [0; 4],
             view: View::Kernel,

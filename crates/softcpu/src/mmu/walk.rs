@@ -153,7 +153,8 @@ impl Mmu {
                 return Err(fault);
             }
             let is_page = level == 0 || entry.value & PAGE_SIZE_BIT != 0 && self.may_be_page(level);
-            if self.reserved_bits(level, wide, is_page) & entry.value != 0 {
+            let refused = if level == 0 { self.refused.lowest } else { self.refused.upper };
+            if (self.reserved_bits(level, wide, is_page) | refused) & entry.value != 0 {
                 return Err(fault | PageFaultCode::PRESENT | PageFaultCode::RESERVED);
             }
             rights.writable &= entry.value & WRITABLE != 0;

@@ -89,14 +89,9 @@ pub enum KernelError {
     Bits32(&'static str),
     /// A kernel of the first version with lguest support.
     #[error(
-        "a kernel of Linux 2.6.23, whose lguest support nobody has a host for any more: give one of 2.6.25 to 4.13"
+        "a kernel of Linux 2.6.23, whose lguest support nobody has a host for any more: give one of 2.6.24 to 4.13"
     )]
     LguestV0,
-    /// A kernel of the one version whose device descriptors have another form.
-    #[error(
-        "a kernel of Linux 2.6.24 for lguest, whose form of device descriptors is not there yet: give one of 2.6.25 to 4.13"
-    )]
-    LguestTagged,
     /// The file ends too early.
     #[error("truncated: the file ends before {0}; copy or download it again")]
     Truncated(&'static str),
@@ -152,7 +147,7 @@ pub enum KernelError {
     LguestCpus,
     /// A kernel that is not for the platform that was asked for.
     #[error(
-        "no kernel for the lguest platform: give a 32-bit one of Linux 2.6.25 to 4.13 with lguest guest support (CONFIG_LGUEST_GUEST)"
+        "no kernel for the lguest platform: give a 32-bit one of Linux 2.6.24 to 4.13 with lguest guest support (CONFIG_LGUEST_GUEST)"
     )]
     NotLguest,
     /// Its place is taken.

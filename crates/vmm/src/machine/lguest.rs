@@ -55,13 +55,22 @@ pub(super) struct Consoles {
 /// the clock's.
 const PCI_LINES: u8 = 15;
 
+/// Where a console is put among the devices.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum ConsolePlace {
+    /// On PCI, where a kernel's early console looks for it.
+    First,
+    /// On a bus, where the Launchers of those days had it.
+    Last,
+}
+
 /// These guests have no other console than a virtio one: if there is none among the
 /// devices, one is made that takes the serial port's place.
 pub(super) fn with_console(
     mut cores: Vec<Box<dyn VirtioDevice>>,
     io: &Arc<IoThreads>,
     output: Box<dyn Write + Send>,
-    form: DeviceForm,
+    place: ConsolePlace,
 ) -> Result<Consoles, MachineError> {
     let output = Shared(Arc::new(Mutex::new(output)));
     if cores.iter().any(|core| core.kind() == DeviceKind::Console) {
@@ -70,11 +79,9 @@ pub(super) fn with_console(
     let console =
         Console::new(Arc::clone(io), Box::new(output.clone())).map_err(MachineError::Device)?;
     let input = Input::Console(console.input());
-    // Where the Launchers of those days had it: on the bus behind the others; on PCI first,
-    // where a kernel's early console looks for it.
-    match form {
-        DeviceForm::Bus => cores.push(Box::new(console)),
-        DeviceForm::Pci => cores.insert(0, Box::new(console)),
+    match place {
+        ConsolePlace::First => cores.insert(0, Box::new(console)),
+        ConsolePlace::Last => cores.push(Box::new(console)),
     }
     Ok(Consoles { cores, early: output, input })
 }
@@ -107,10 +114,14 @@ pub(super) fn build(config: MachineConfig) -> Result<Built, MachineError> {
         .filter(|mem| u64::from(*mem) <= LGUEST_MAX_RAM)
         .ok_or_else(|| refuse(KernelError::LguestMemory(config.memory)))?;
     let form = device_form(&config.kernel)?;
+    let place = match form {
+        DeviceForm::Bus(_) => ConsolePlace::Last,
+        DeviceForm::Pci => ConsolePlace::First,
+    };
     let Consoles { cores, early, input } =
-        with_console(config.devices, &config.io, config.serial_output, form)?;
+        with_console(config.devices, &config.io, config.serial_output, place)?;
     let pages = match form {
-        DeviceForm::Bus => u64::from(lguest_bus::pages(&cores)?),
+        DeviceForm::Bus(_) => u64::from(lguest_bus::pages(&cores)?),
         DeviceForm::Pci => 0,
     };
     let limit = config.memory.saturating_add(pages.saturating_mul(PAGE_SIZE));
@@ -133,10 +144,11 @@ pub(super) fn build(config: MachineConfig) -> Result<Built, MachineError> {
     let ended: EndSink = Arc::new(move |ended| reports.end(End::Lguest(ended)));
     let lines = Arc::new(InterruptLines::new(handle.clone()));
     let (guest_devices, devices) = match form {
-        DeviceForm::Bus => {
+        DeviceForm::Bus(form) => {
             let sink = Arc::clone(&lines);
             let line = move |irq| InterruptLine::new(Arc::clone(&sink) as _, irq);
-            let bus = Arc::new(LguestBus::new(cores, Arc::clone(ram.mmap()), mem, line)?);
+            let bus = LguestBus::new(cores, Arc::clone(ram.mmap()), mem, form, line)?;
+            let bus = Arc::new(bus);
             (GuestDevices::Bus(Arc::clone(&bus)), Devices::on_lguest_bus(bus, config.io))
         }
         DeviceForm::Pci => {

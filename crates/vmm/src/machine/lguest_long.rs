@@ -9,13 +9,13 @@ use softcpu::cpuid::{CpuidTable, Topology};
 use super::devices::Devices;
 use super::ending::{End, Ending};
 use super::inspect::Inspector;
-use super::lguest::{Consoles, with_console};
+use super::lguest::{ConsolePlace, Consoles, with_console};
 use super::{Built, MachineConfig, MachineError};
 use crate::clock::Calibration;
 use crate::devices::InterruptLine;
 use crate::devices::virtio::long_bus::{self, LongBus};
 use crate::engine::supervised::SupervisedThread;
-use crate::loader::{BootSource, DeviceForm, KernelError, LoadError, LongTold, load_long};
+use crate::loader::{BootSource, KernelError, LoadError, LongTold, load_long};
 use crate::memory::GuestRam;
 use crate::platform::lguest::long::{FEATURES, LongConfig, LongGuest, cpuid_leaves, vcpu_state};
 use crate::platform::lguest::{EndSink, InterruptLines, LguestEnvironment};
@@ -33,7 +33,7 @@ pub(super) fn build(config: MachineConfig) -> Result<Built, MachineError> {
         }
     }
     let Consoles { cores, early, input } =
-        with_console(config.devices, &config.io, config.serial_output, DeviceForm::Bus)?;
+        with_console(config.devices, &config.io, config.serial_output, ConsolePlace::Last)?;
     let bus_len = long_bus::bytes(&cores)?;
     let ram = GuestRam::without_hole(config.memory.saturating_add(bus_len))?;
     let source = BootSource {

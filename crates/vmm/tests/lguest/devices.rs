@@ -5,7 +5,7 @@ use std::io::{Read, Seek, SeekFrom, Write};
 use std::os::unix::net::UnixListener;
 use std::time::Duration;
 
-use lguest_abi::bus::status;
+use lguest_abi::bus::{status, tagged};
 use lguest_abi::{Band, Call, Paging, Phys, pci};
 use vmm::devices::virtio::VirtioDevice;
 use vmm::devices::virtio::block::Block;
@@ -76,6 +76,20 @@ fn linear(band: Band) -> Guest {
     guest
 }
 
+/// A kernel of 2.6.24, which says its version. Nobody has mapped what is above RAM: it does.
+fn first() -> Guest {
+    let mut guest = Guest::new(Band::V1a, Paging::TwoLevel);
+    guest.version = Some("2.6.24");
+    let table = 0x90_0000;
+    for n in 0..16 {
+        guest.store(table + 4 * n, (PAGE + 0x1000 * n) | 7);
+    }
+    guest.load(Reg::Eax, guest.field(guest.band.layout().offsets().pgdir.unwrap()));
+    guest.raw(&[0xc7, 0x40, (PAGE >> 22) as u8 * 4]); // mov dword ptr [eax + ...], table
+    guest.raw(&(table | 7).to_le_bytes());
+    guest
+}
+
 /// The driver is ready, and accepts these features; `queues` is how many the device has.
 fn ready(guest: &mut Guest, queues: u32, features: u32) {
     let accepted = PAGE + 5 + queues * 8 + 4;
@@ -95,13 +109,15 @@ fn with(config: MachineConfig, device: Box<dyn VirtioDevice>) -> Machine {
 
 /// A block request for one sector, its data at VARS + 0x200.
 fn request(guest: &mut Guest, ring: &mut Ring, kind: u32, sector: u32) {
+    // The first kernels had more of a header.
+    let len = if guest.band == Band::V1a { tagged::BLOCK_HEADER_BYTES as u32 } else { 16 };
     let (header, state, data) = (VARS + 0x100, VARS + 0x180, VARS + 0x200);
     for (n, word) in [kind, 0, sector, 0].into_iter().enumerate() {
         guest.store(header + 4 * n as u32, word);
     }
     guest.store(state, 0xff);
     let direction = if kind == 0 { WRITE } else { 0 };
-    let parts = [(header, 16, 0), (data, SECTOR as u32, direction), (state, 1, WRITE)];
+    let parts = [(header, len, 0), (data, SECTOR as u32, direction), (state, 1, WRITE)];
     // A flush has no data.
     let parts = if kind == 4 { vec![parts[0], parts[2]] } else { parts.to_vec() };
     ring.offer(guest, &parts);
@@ -148,9 +164,54 @@ fn a_disk_is_read_and_written() {
     assert_eq!((&now[..5 * SECTOR], &now[6 * SECTOR..]), (&old[..5 * SECTOR], &old[6 * SECTOR..]));
 }
 
+#[test]
+fn a_disk_of_the_first_descriptors_is_read_and_written() {
+    let mut file = tempfile::NamedTempFile::new().unwrap();
+    let old: Vec<u8> = (0..8 * SECTOR).map(|n| (n / 5) as u8).collect();
+    file.write_all(&old).unwrap();
+    let mut guest = first();
+    guest.expect(PAGE, 0x0200_1a02, "a disk of 26 bytes, a queue the first");
+    guest.expect(PAGE + 4, 0x0101_0008, "in 8 bytes: 256 entries, line 1");
+    guest.expect(PAGE + 8, 0x0020_0100, "frame 0x2001");
+    guest.expect(PAGE + 12, 0x0808_4100, "the capacity");
+    guest.expect(PAGE + 15, 8, "in sectors");
+    guest.expect(PAGE + 21, 0x0443_0000, "segments in a request");
+    guest.expect(PAGE + 29, 0x0200_1403, "no features, and the console behind it");
+    // What it has read it marks, and says nothing about it.
+    for at in [3, 13, 23] {
+        guest.raw(&[0x80, 0x0d]); // or byte ptr [...], USED
+        guest.raw(&(PAGE + at).to_le_bytes());
+        guest.raw(&[tagged::USED]);
+    }
+    let mut ring = Ring::new(0);
+    let word = |at: usize| u32::from_le_bytes(old[at..at + 4].try_into().unwrap());
+    request(&mut guest, &mut ring, 0, 3);
+    guest.expect(VARS + 0x200, word(3 * SECTOR), "what the disk has");
+    guest.expect(VARS + 0x200 + 508, word(4 * SECTOR - 4), "to its end");
+    guest.raw(&[0xc6, 0x05]); // mov byte ptr [...], DRIVER_OK and what comes before
+    guest.raw(&(PAGE + tagged::STATUS_AT as u32).to_le_bytes());
+    guest.raw(&[7]);
+    for n in 0..SECTOR as u32 / 4 {
+        guest.store(VARS + 0x200 + 4 * n, 0x0101_0101 * (n & 0xff));
+    }
+    request(&mut guest, &mut ring, 1, 5);
+    guest.done();
+    let (config, console) = guest.config(20.0);
+    let disk = file.path().to_str().unwrap().parse().unwrap();
+    let block = Block::open(&disk, config.io.clone(), 1).unwrap();
+    let outcome = with(config, Box::new(block)).run().unwrap();
+    assert_eq!(outcome, Outcome::PoweredOff, "{}", console.text());
+    let mut now = Vec::new();
+    file.as_file_mut().seek(SeekFrom::Start(0)).unwrap();
+    file.as_file_mut().read_to_end(&mut now).unwrap();
+    let new: Vec<u8> = (0..SECTOR).map(|n| (n / 4) as u8).collect();
+    assert_eq!(now[5 * SECTOR..6 * SECTOR], new);
+    assert_eq!((&now[..5 * SECTOR], &now[6 * SECTOR..]), (&old[..5 * SECTOR], &old[6 * SECTOR..]));
+}
+
 /// Sends 60 bytes and waits for as many, with a header of `header` bytes in front and
-/// accepting `features`.
-fn exchange(header: u32, features: u32) {
+/// accepting `features`, if the kernel says what it accepts.
+fn exchange(mut guest: Guest, header: u32, features: Option<u32>) {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("net");
     let listener = UnixListener::bind(&path).unwrap();
@@ -166,15 +227,23 @@ fn exchange(header: u32, features: u32) {
         let _ = stream.read(&mut frame);
         frame
     });
-    let mut guest = linear(Band::V5);
-    guest.expect(PAGE, 0x0804_0201, "a card of two queues, with features and its address");
+    match features {
+        Some(_) => guest.expect(PAGE, 0x0804_0201, "a card of two queues, features, an address"),
+        None => {
+            guest.expect(PAGE, 0x0200_1c01, "a card of 28 bytes, a queue the first");
+            guest.expect(PAGE + 11, 0x0802_0000, "then another");
+            guest.expect(PAGE + 21, 0x0641_0000, "then its address");
+        }
+    }
     let (mut receive, mut transmit) = (Ring::new(0), Ring::new(1));
     let (input, output) = (VARS + 0x400, VARS + 0x200);
     // Buffers are given while probing, before the features are written: they must not be
     // taken to be of another form.
     receive.offer(&mut guest, &[(input, 128, WRITE)]);
     receive.kick(&mut guest);
-    ready(&mut guest, 2, features);
+    if let Some(features) = features {
+        ready(&mut guest, 2, features);
+    }
     for n in 0..15 {
         guest.store(output + header + 4 * n, 0x6060_6060 + n);
     }
@@ -194,8 +263,9 @@ fn exchange(header: u32, features: u32) {
 
 #[test]
 fn frames_come_and_go_in_the_form_the_driver_accepts() {
-    exchange(10, 1 << 5);
-    exchange(12, 1 << 5 | 1 << 15);
+    exchange(linear(Band::V5), 10, Some(1 << 5));
+    exchange(linear(Band::V5), 12, Some(1 << 5 | 1 << 15));
+    exchange(first(), tagged::NET_HEADER_BYTES as u32, None);
 }
 
 /// `out dx, eax` to a port.

@@ -95,6 +95,37 @@ fn stacks_that_are_not_there_are_fatal() {
     }
 }
 
+/// SET_STACK is told of both pages, and the one below is not there or may not be written.
+#[test]
+fn a_stack_must_be_there_when_it_is_named() {
+    for (band, paging) in all() {
+        let stack = |esp, pages| Call::SetStack { ss: 0x69, esp: Virt(esp), pages };
+        let mut guest = Guest::new(band, paging);
+        guest.call(stack(0xf000_0000, 1));
+        dies_of(&guest, "kernel stack at 0xefffffff is not mapped");
+        let mut guest = Guest::new(band, paging);
+        guest.queue(stack(0xf000_0000, 2));
+        guest.call(Call::FlushAsync);
+        dies_of(&guest, "kernel stack at 0xefffffff is not mapped");
+        // None is named.
+        let mut guest = Guest::new(band, paging);
+        guest.call(stack(0xf000_0000, 0));
+        guest.check();
+        if band < Band::V5 {
+            continue;
+        }
+        for entry in [0, (TRAP_STACK - 0x2000) | 5, 0x4000_0007] {
+            let mut guest = Guest::new(band, paging);
+            guest.store(entry_of(paging, TRAP_STACK - 0x2000), entry);
+            guest.call(Call::FlushTlb(FlushScope::All));
+            guest.call(stack(high(TRAP_STACK), 1));
+            guest.call(stack(high(TRAP_STACK), 2));
+            guest.done();
+            dies_of(&guest, "kernel stack at 0xc071efff is not mapped");
+        }
+    }
+}
+
 #[test]
 fn memory_that_is_not_there_is_fatal() {
     for (band, paging) in all().into_iter().filter(|(band, _)| *band >= Band::V5) {
@@ -115,6 +146,64 @@ fn memory_that_is_not_there_is_fatal() {
         guest.mov(Reg::Eax, 0x4000_0000);
         guest.raw(&[0xff, 0xe0]);
         dies_of(&guest, "physical 0x40000000");
+    }
+}
+
+/// Flags that old hosts would not shadow, in an entry that is used.
+#[test]
+fn entries_with_flags_they_must_not_have_are_fatal() {
+    for (band, paging) in all().into_iter().filter(|(band, _)| *band >= Band::V5) {
+        let page = 0x90_0000;
+        let used = |at: u32, entry: u32| {
+            let mut guest = Guest::new(band, paging);
+            guest.store(at, entry);
+            guest.call(Call::FlushTlb(FlushScope::All));
+            guest.load(Reg::Eax, high(page));
+            guest
+        };
+        dies_of(&used(entry_of(paging, page), page | 0x87), "page table entry 0x900087 has flags");
+        // Those that are ignored.
+        used(entry_of(paging, page), page | 0x11f).check();
+        let (upper, level) = match paging {
+            Paging::TwoLevel => (high(TOP.0) + ((KERNEL + page) >> 22) * 4, "top-level"),
+            Paging::Pae => (high(TOP.0 + 0x1000) + (page >> 21) * 8, "middle-level"),
+        };
+        // A large page among them.
+        for flag in [0x8, 0x10, 0x80, 0x100, 0x200, 0x800] {
+            let entry = 0x80_0007 | flag;
+            dies_of(&used(upper, entry), &format!("{level} table entry {entry:#x} has flags"));
+        }
+        if paging == Paging::Pae {
+            for flag in [2, 0x8, 0x20, 0x200] {
+                let entry = (TOP.0 + 0x1000) | 1 | flag;
+                let words = format!("top-level table entry {entry:#x} has flags");
+                dies_of(&used(high(TOP.0) + 8, entry), &words);
+            }
+        }
+    }
+}
+
+/// An entry in a call is not used yet, unless it bears the marks of use.
+#[test]
+fn entries_are_judged_in_a_call_if_they_say_they_are_in_use() {
+    for (band, paging) in all() {
+        let told = |entry: u32| {
+            let mut guest = Guest::new(band, paging);
+            guest.queue(Call::SetPte { top: TOP, at: Virt(high(0x90_0000)), entry: entry.into() });
+            guest.call(Call::FlushAsync);
+            guest
+        };
+        told(0x90_0087).check();
+        told(0x4000_0007).check();
+        told(0x90_0067).check();
+        dies_of(&told(0x90_00a7), "page table entry 0x9000a7 has flags");
+        let outside = told(0x4000_0047);
+        if band == Band::V6 {
+            // A device may be there.
+            outside.check();
+        } else {
+            dies_of(&outside, "entry 0x40000047 leads outside the guest's memory");
+        }
     }
 }
 

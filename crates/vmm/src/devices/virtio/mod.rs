@@ -80,6 +80,9 @@ pub mod feature {
     pub const EVENT_IDX: u64 = 1 << 29;
     /// The device follows virtio 1.0 or later (`VIRTIO_F_VERSION_1`).
     pub const VERSION_1: u64 = 1 << 32;
+    /// No feature of virtio's, and never on offer: the driver is of Linux 2.6.24, whose block
+    /// requests and frames have headers of other lengths, and which agrees on nothing.
+    pub const FIRST_HEADERS: u64 = 1 << 63;
 
     /// What every device here offers, by what its queues can do.
     pub const COMMON: u64 = INDIRECT_DESC | EVENT_IDX | VERSION_1;

@@ -11,6 +11,7 @@ use std::io::{BufReader, Read};
 use lguest_abi::Band;
 use lguest_abi::band::Trap;
 use lguest_abi::boot::V0_MAGIC;
+use lguest_abi::bus::Form;
 use lguest_abi::call::number::LGUEST_INIT;
 
 use super::super::boot_params::{SetupHeader, XLF_KERNEL_64};
@@ -45,8 +46,8 @@ impl std::fmt::Display for PlatformKind {
 /// Where a kernel of the lguest platform looks for its devices.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum DeviceForm {
-    /// On the lguest bus, in a page of descriptors.
-    Bus,
+    /// On the lguest bus, in a page of descriptors of this form.
+    Bus(Form),
     /// On PCI: from 4.0 on.
     Pci,
 }
@@ -146,11 +147,12 @@ fn look(kernel: &Image) -> Result<Option<DeviceForm>, KernelError> {
     }
     let band = signs.version.and_then(|(major, minor, patch)| Band::of_linux(major, minor, patch));
     tracing::info!(version = ?signs.version, ?band, "a kernel for the lguest platform");
-    if signs.version == Some((2, 6, 24)) {
-        return Err(KernelError::LguestTagged);
-    }
-    // A version that is not Linux' own says nothing; the bus was there the longest.
-    Ok(Some(if band == Some(Band::V6) { DeviceForm::Pci } else { DeviceForm::Bus }))
+    Ok(Some(match (band, signs.version) {
+        (Some(Band::V6), _) => DeviceForm::Pci,
+        (_, Some((2, 6, 24))) => DeviceForm::Bus(Form::Tagged),
+        // A version that is not Linux' own says nothing; this was there the longest.
+        _ => DeviceForm::Bus(Form::Packed),
+    }))
 }
 
 /// Where a bzImage's protected-mode code begins in the file.

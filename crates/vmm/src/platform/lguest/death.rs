@@ -4,6 +4,7 @@
 //! there is nowhere to report an error to.
 
 use lguest_abi::segments::BadGate;
+use lguest_abi::tables::BadEntry;
 use lguest_abi::{Paging, Phys};
 
 /// Why a guest cannot go on.
@@ -33,6 +34,8 @@ pub enum Death {
     UnknownPaging(Phys),
     #[error("its page tables at {0} have reserved bits set")]
     BadPageTable(Phys),
+    #[error("its {0}")]
+    Entry(#[from] BadEntry),
     #[error("reserved bits are set in the page table entry for {0:#x}")]
     ReservedBits(u64),
     #[error("there is no top-level entry {0} to change")]

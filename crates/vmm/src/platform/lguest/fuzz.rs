@@ -8,6 +8,7 @@
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use lguest_abi::band::Trap as CallTrap;
+use lguest_abi::bus::Form;
 use lguest_abi::call::number;
 use lguest_abi::ring::{SLOT_READY, SLOTS};
 use lguest_abi::segments::{Gate, GateKind};
@@ -86,7 +87,8 @@ impl Play {
         let lines = Arc::new(InterruptLines::new(handle.clone()));
         let sink = Arc::clone(&lines);
         let line = move |irq| InterruptLine::new(Arc::clone(&sink) as _, irq);
-        let bus = LguestBus::new(cores, Arc::clone(ram.mmap()), RAM, line).ok()?;
+        let form = if band == Band::V1a { Form::Tagged } else { Form::Packed };
+        let bus = LguestBus::new(cores, Arc::clone(ram.mmap()), RAM, form, line).ok()?;
         let devices = GuestDevices::Bus(Arc::new(bus));
         let ended = Arc::new(Mutex::new(Vec::new()));
         let words = Arc::clone(&ended);

@@ -4,13 +4,14 @@
 //! and draining, what the calls would change is stale by the guest's own wish.
 
 use lguest_abi::band::Trap as CallTrap;
+use lguest_abi::boot::PAGE;
 use lguest_abi::call::{
     Call, CallRegisters, CallWords, SHUTDOWN_TEXT_BYTES, ShutdownReason, number,
 };
 use lguest_abi::ring;
 use lguest_abi::segments::{Descriptor, GDT_ENTRIES, Gate, GateChange, TLS_ENTRIES};
 use lguest_abi::traps::STACK_PAGES_MAX;
-use lguest_abi::{Band, Phys};
+use lguest_abi::{Band, Phys, Virt};
 use softcpu::exception::Exception;
 use softcpu::state::control::Cr0;
 use softcpu::state::regs::Gpr;
@@ -141,14 +142,14 @@ impl Lguest {
                 if pages > STACK_PAGES_MAX {
                     return Err(Death::StackPages(pages));
                 }
-                // It need not be mapped yet: it is written to when something is pushed.
+                self.check_stack(cpu, esp, pages)?;
                 self.stack = KernelStack { ss, esp };
             }
             Call::Ts(on) => cpu.state.cr0.set(Cr0::TS, on),
             Call::SetClockevent { nanoseconds } => self.clock.set(nanoseconds.into()),
             Call::Halt => self.halted = true,
             Call::NewPgtable { top } => self.new_pgtable(cpu, top)?,
-            Call::SetPte { at, .. } => Self::set_pte(cpu, at),
+            Call::SetPte { at, entry, .. } => self.set_pte(cpu, at, entry)?,
             Call::SetPgd { index, .. } => self.set_pgd(cpu, index)?,
             Call::FlushTlb(_) | Call::SetPmd { .. } => self.flush_tlb(cpu)?,
             Call::Notify { address } => {
@@ -165,6 +166,23 @@ impl Lguest {
             }
         }
         Ok(Verdict::Resume)
+    }
+
+    /// The old host mapped all of the stack at once: it had to, for the CPU pushed to it.
+    fn check_stack(&self, cpu: &mut Vcpu, esp: Virt, pages: u32) -> Result<(), Death> {
+        for page in 0..pages {
+            let at = esp.0.wrapping_sub(1).wrapping_sub(page.wrapping_mul(PAGE)).into();
+            let mut place = cpu.translate_store(at);
+            if place.is_err() && cpu.top_level_is_stale() {
+                self.flush_tlb(cpu)?;
+                place = cpu.translate_store(at);
+            }
+            if place.is_ok_and(|place| place.0 < self.memory.limit()) {
+                continue;
+            }
+            return Err(Death::StackNotMapped(at));
+        }
+        Ok(())
     }
 
     /// What SHUTDOWN means: its text tells a panic from the end of a day.

@@ -201,6 +201,7 @@ impl Lguest {
     /// Makes this the supervisor of `cpu`, whose state is that of [`vcpu_state`].
     pub fn install(self, cpu: &mut Vcpu) {
         cpu.hold_descriptors(self.gdt.entries());
+        cpu.refuse_flags(paging::REFUSED);
         cpu.supervise(Box::new(self));
     }
 

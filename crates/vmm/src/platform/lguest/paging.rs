@@ -5,12 +5,18 @@
 //! entry has changed comes down to what a TLB must forget. Old guests (V1 to V4) start on
 //! tables that the host made; newer ones at physical addresses, until they name their
 //! first own table. Whether a guest's tables are PAE it never says: they show it.
+//!
+//! What may be in an entry are the rules of [`lguest_abi::tables`]. The old host applied them
+//! where it copied an entry to its shadow, which is when it is used, or handed over with the
+//! marks of use. Here the CPU refuses the flags on its walk.
 
 use lguest_abi::boot::{PAGE, PDPT_FLAGS, TABLE_FLAGS, TablePlacement};
+use lguest_abi::tables::{ACCESSED, BadEntry, DIRTY, LARGE_OR_PAT, Level, UPPER_ALLOWED, frame};
 use lguest_abi::{Band, Paging, Phys, Virt};
-use softcpu::Vcpu;
+use softcpu::mmu::RefusedFlags;
 use softcpu::state::control::{Cr0, Cr4};
 use softcpu::supervisor::Paging as CpuPaging;
+use softcpu::{GuestPhysAddr, Vcpu};
 
 use super::guest_memory::GuestMemory;
 use super::{Death, Lguest, Session};
@@ -18,11 +24,16 @@ use super::{Death, Lguest, Session};
 const PRESENT: u64 = 1;
 /// Flags of an entry, of either format.
 const FLAGS: u64 = 0xfff;
-/// The flags a directory entry may have: present, writable, user, accessed, dirty.
-const DIRECTORY_FLAGS: u64 = 0x67;
+/// What the CPU refuses on its walk.
+pub(super) const REFUSED: RefusedFlags =
+    RefusedFlags { upper: FLAGS & !UPPER_ALLOWED, lowest: LARGE_OR_PAT };
+/// Frames of 32 address bits, for where devices may be anywhere.
+const ALL_FRAMES: u32 = 1 << 20;
 /// log2 of what a top-level entry covers, without and with PAE.
 const TWO_LEVEL_SHIFT: u32 = 22;
 const PAE_SHIFT: u32 = 30;
+/// The same of an entry of the lowest level.
+const PAGE_SHIFT: u32 = 12;
 /// Entries of a directory without PAE.
 const DIRECTORY_ENTRIES: u32 = 1024;
 /// Where kernels lie, and how far their text is looked through.
@@ -79,7 +90,7 @@ impl Lguest {
         self.memory.check(top, 32)?;
         let Some(session) = &mut self.session else { return Ok(()) };
         if !session.on_first_tables {
-            return cpu.load_cr3(top.0).map_err(|_| Death::BadPageTable(top));
+            return load_top(cpu, session.paging, top);
         }
         let kernel = session.fields.kernel_address;
         session.paging = if session.band.may_have_pae() {
@@ -94,8 +105,56 @@ impl Lguest {
 
     /// SET_PTE: the entry for `at` has changed, in whichever table. Only the current one
     /// has cached translations.
-    pub(super) fn set_pte(cpu: &mut Vcpu, at: Virt) {
+    pub(super) fn set_pte(&self, cpu: &mut Vcpu, at: Virt, entry: u64) -> Result<(), Death> {
         cpu.flush_page(at.0.into());
+        let Some(session) = &self.session else { return Ok(()) };
+        if entry & (ACCESSED | DIRTY) != 0 {
+            // It would have been in use from now on.
+            let limit = match session.band {
+                Band::V6 => ALL_FRAMES,
+                _ => self.frames(),
+            };
+            frame(session.paging, Level::Page, entry, limit)?;
+        }
+        Ok(())
+    }
+
+    /// Where the guest's frames end.
+    fn frames(&self) -> u32 {
+        u32::try_from(self.memory.limit() >> PAGE_SHIFT).unwrap_or(ALL_FRAMES)
+    }
+
+    /// Which entry on the way to `at` the CPU has refused; `None` if it is a lawful one by now.
+    pub(super) fn bad_entry(&self, cpu: &Vcpu, at: u32) -> Option<BadEntry> {
+        let format = self.session.as_ref()?.paging;
+        let top = cpu.state.cr3 as u32;
+        let (mut table, levels) = match format {
+            Paging::TwoLevel => (
+                top & !0xfff,
+                [(Level::Top, TWO_LEVEL_SHIFT, 10), (Level::Page, PAGE_SHIFT, 10)].as_slice(),
+            ),
+            Paging::Pae => (
+                top & !0x1f,
+                [(Level::Top, PAE_SHIFT, 2), (Level::Middle, 21, 9), (Level::Page, PAGE_SHIFT, 9)]
+                    .as_slice(),
+            ),
+        };
+        for (level, shift, bits) in levels {
+            let index = at.wrapping_shr(*shift) & 1_u32.wrapping_shl(*bits).wrapping_sub(1);
+            let word = |n: u32| self.memory.word(Phys(table.wrapping_add(n.wrapping_mul(4)))).ok();
+            let entry = match format {
+                Paging::TwoLevel => word(index)?.into(),
+                Paging::Pae => {
+                    let low = index.wrapping_mul(2);
+                    u64::from(word(low.wrapping_add(1))?) << 32 | u64::from(word(low)?)
+                }
+            };
+            match frame(format, *level, entry, self.frames()) {
+                Ok(next) => table = next?.wrapping_mul(PAGE),
+                Err(bad) => return Some(bad),
+            }
+        }
+        None
     }
 
     /// SET_PGD: an entry of a top level has changed.
@@ -123,12 +182,38 @@ impl Lguest {
         // No translation is global here, and none of another address space is kept.
         debug_assert!(!session.on_first_tables || session.band < Band::V5);
         let top = cpu.state.cr3 as u32;
-        cpu.load_cr3(top).map_err(|_| Death::BadPageTable(Phys(top)))
+        load_top(cpu, session.paging, Phys(top))
     }
+}
+
+/// Goes on with the tables at `top`, of the format in force.
+fn load_top(cpu: &mut Vcpu, format: Paging, top: Phys) -> Result<(), Death> {
+    check_top(cpu, format, top)?;
+    cpu.load_cr3(top.0).map_err(|_| Death::BadPageTable(top))
+}
+
+/// PAE's four entries, which the CPU reads at once: they may have no flag but that they are
+/// there. Where they lead counts when they are used.
+fn check_top(cpu: &Vcpu, format: Paging, top: Phys) -> Result<(), Death> {
+    if format == Paging::TwoLevel {
+        return Ok(());
+    }
+    let mut table = [0; 32];
+    if !cpu.memory().read(GuestPhysAddr(u64::from(top.0 & !0x1f)), &mut table) {
+        return Err(Death::BadPageTable(top));
+    }
+    for entry in table.as_chunks().0 {
+        match frame(format, Level::Top, u64::from_le_bytes(*entry), ALL_FRAMES) {
+            Err(bad @ BadEntry::Flags { .. }) => return Err(bad.into()),
+            Ok(_) | Err(BadEntry::Frame { .. }) => {}
+        }
+    }
+    Ok(())
 }
 
 /// Switches to the tables at `top`.
 pub(super) fn enter(cpu: &mut Vcpu, format: Paging, top: Phys) -> Result<(), Death> {
+    check_top(cpu, format, top)?;
     let mut cr4 = cpu.state.cr4;
     cr4.set(Cr4::PAE, format == Paging::Pae);
     let paging = CpuPaging { cr0: cpu.state.cr0 | Cr0::PG, cr3: top.0, cr4 };
@@ -150,7 +235,7 @@ fn format_of(memory: &GuestMemory, top: Phys, kernel_address: u32) -> Option<Pag
         return Some(Paging::Pae);
     }
     let pde = word((kernel_address >> TWO_LEVEL_SHIFT).wrapping_mul(4));
-    let directory = inside(pde) && pde & FLAGS & !DIRECTORY_FLAGS == 0;
+    let directory = inside(pde) && pde & REFUSED.upper == 0;
     directory.then_some(Paging::TwoLevel)
 }
 

@@ -63,7 +63,9 @@ impl Lguest {
                     return Ok(Verdict::Resume);
                 }
                 if code.is_some_and(|code| code & PageFaultCode::RESERVED.bits() != 0) {
-                    return Err(Death::ReservedBits(exception.payload));
+                    let at = exception.payload;
+                    let bad = self.bad_entry(cpu, at as u32).map(Death::Entry);
+                    return Err(bad.unwrap_or(Death::ReservedBits(at)));
                 }
                 if let Some(session) = &self.session {
                     session.data.set_cr2(exception.payload as u32)?;

@@ -5,6 +5,7 @@
 
 use std::io::Read;
 
+use lguest_abi::bus::tagged::BLOCK_HEADER_BYTES;
 use virtio_bindings::virtio_blk::{
     VIRTIO_BLK_F_DISCARD, VIRTIO_BLK_F_FLUSH, VIRTIO_BLK_F_WRITE_ZEROES, VIRTIO_BLK_T_DISCARD,
     VIRTIO_BLK_T_FLUSH, VIRTIO_BLK_T_GET_ID, VIRTIO_BLK_T_IN, VIRTIO_BLK_T_OUT,
@@ -15,6 +16,7 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 use super::image::SECTOR;
 use crate::devices::virtio::chain::Chain;
+use crate::devices::virtio::feature;
 
 /// How many stretches one request may discard or zero.
 pub(super) const MAX_SEGMENTS: u32 = 32;
@@ -40,7 +42,7 @@ pub(super) struct Header {
 }
 
 /// Its length in bytes.
-pub(super) const HEADER: u64 = size_of::<Header>() as u64;
+const HEADER: u64 = size_of::<Header>() as u64;
 
 /// `struct virtio_blk_discard_write_zeroes`.
 #[derive(Clone, Copy, Debug, Default, FromBytes, IntoBytes, Immutable, KnownLayout)]
@@ -82,6 +84,11 @@ pub(super) struct Limits {
 }
 
 impl Limits {
+    /// How long a request's header is, in bytes.
+    pub(super) const fn header_len(&self) -> u64 {
+        if self.features & feature::FIRST_HEADERS == 0 { HEADER } else { BLOCK_HEADER_BYTES as u64 }
+    }
+
     fn agreed(&self, bit: u32) -> bool {
         self.features & (1 << bit) != 0
     }
@@ -108,7 +115,7 @@ pub(super) fn parse(chain: &Chain, limits: &Limits) -> Result<Request, Status> {
     reader.read_exact(header.as_mut_bytes()).map_err(|_| Status::IoError)?;
     let sector = header.sector.get();
     let data_in = chain.writable().checked_sub(1).ok_or(Status::IoError)?;
-    let data_out = chain.readable().saturating_sub(HEADER);
+    let data_out = chain.readable().saturating_sub(limits.header_len());
     match header.kind.get() {
         VIRTIO_BLK_T_IN => {
             Ok(Request::Read { offset: limits.range(sector, data_in)?, len: data_in })

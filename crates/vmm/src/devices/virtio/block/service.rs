@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use super::config::MAX_SERIAL;
 use super::error_log::{ErrorLog, Operation};
 use super::image::Image;
-use super::request::{HEADER, Limits, Request, Segment, Status, parse};
+use super::request::{Limits, Request, Segment, Status, parse};
 use crate::devices::virtio::chain::{Chain, ChainError};
 
 /// The largest request, in bytes, that may be served at once: a thread that has other
@@ -64,7 +64,7 @@ impl Service {
             Request::Write { offset, len }
                 if len <= SMALL && self.writeback.load(Ordering::Acquire) =>
             {
-                let memory = chain.slices(false, HEADER, len).ok()?;
+                let memory = chain.slices(false, self.limits.header_len(), len).ok()?;
                 self.image.write_at_once(&memory, offset).then_some(0)
             }
             _ => None,
@@ -82,7 +82,9 @@ impl Service {
                 return Ok(*len);
             }
             Request::Write { offset, len } => {
-                let memory = chain.slices(false, HEADER, *len).map_err(|_| Status::IoError)?;
+                let memory = chain
+                    .slices(false, self.limits.header_len(), *len)
+                    .map_err(|_| Status::IoError)?;
                 let done = self.image.write(&memory, *offset);
                 self.outcome(Operation::Write, *offset, done)?;
                 self.write_through()?;

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use lguest_abi::bus::{STATUS_AT, VRING_ALIGN, VqConfig, status};
+use lguest_abi::bus::{DeviceDesc, Form, VRING_ALIGN, VqConfig, status, tagged, write_entry};
 use virtio_queue::{Queue, QueueT};
 use vm_memory::{Bytes, GuestAddress};
 use vmm_sys_util::eventfd::EventFd;
@@ -62,13 +62,53 @@ pub(super) fn queue_sizes(core: &dyn VirtioDevice) -> &[u16] {
     }
 }
 
-/// A core's type, features and configuration as the descriptor page has them.
-pub(super) fn offer(core: &dyn VirtioDevice) -> (u8, [u8; FEATURE_BYTES], Vec<u8>) {
-    let kind = core.kind();
-    let (_, config_len) = known(kind);
+/// Writes the entry of a core at `at` in the descriptor page, and returns where the next one
+/// begins; `None` if there is no room.
+pub(super) fn describe(
+    core: &dyn VirtioDevice,
+    form: Form,
+    page: &mut [u8],
+    at: usize,
+    queues: &[VqConfig],
+) -> Option<usize> {
+    let kind = core.kind() as u8;
+    let (_, config_len) = known(core.kind());
     let mut config = vec![0; config_len];
     core.read_config(0, &mut config);
-    (kind as u8, (features(core) as u32).to_le_bytes(), config)
+    match form {
+        Form::Packed => {
+            let features = (features(core) as u32).to_le_bytes();
+            write_entry(page, at, kind, queues, &features, &config)
+        }
+        Form::Tagged => {
+            let queues: Vec<_> = queues.iter().map(|queue| queue.to_bytes()).collect();
+            let queues = queues.iter().map(|queue| (tagged::VIRTQUEUE, queue.as_slice()));
+            let offered = features(core);
+            let parts = tagged_parts(core.kind()).iter();
+            let parts = parts.filter(|(bit, ..)| bit.is_none_or(|bit| offered & 1 << bit != 0));
+            let parts = parts
+                .filter_map(|(_, tag, range)| Some((*tag, config.get(range.start..range.end)?)));
+            tagged::write_entry(page, at, kind, &queues.chain(parts).collect::<Vec<_>>())
+        }
+    }
+}
+
+/// A part of a configuration: the feature it comes with, its tag, where it is.
+type TaggedPart = (Option<u32>, u8, std::ops::Range<usize>);
+
+/// What 2.6.24 wants to know of a configuration. Its features had other numbers and are not
+/// offered: a device does without any.
+const fn tagged_parts(kind: DeviceKind) -> &'static [TaggedPart] {
+    use virtio_bindings::virtio_blk::VIRTIO_BLK_F_SEG_MAX;
+    use virtio_bindings::virtio_net::VIRTIO_NET_F_MAC;
+    match kind {
+        DeviceKind::Block => &[
+            (None, tagged::BLOCK_CAPACITY, 0..8),
+            (Some(VIRTIO_BLK_F_SEG_MAX), tagged::BLOCK_SEG_MAX, 12..16),
+        ],
+        DeviceKind::Net => &[(Some(VIRTIO_NET_F_MAC), tagged::NET_MAC, 0..6)],
+        DeviceKind::Console | DeviceKind::Entropy => &[],
+    }
 }
 
 /// What is offered here: of the core's own what its old drivers know, and the ring's.
@@ -81,6 +121,7 @@ fn features(core: &dyn VirtioDevice) -> u64 {
 #[derive(Debug)]
 pub(super) struct BusDevice {
     core: Box<dyn VirtioDevice>,
+    form: Form,
     /// The physical address of its descriptor.
     entry: u64,
     queues: Vec<VqConfig>,
@@ -92,29 +133,35 @@ pub(super) struct BusDevice {
 impl BusDevice {
     pub(super) fn new(
         core: Box<dyn VirtioDevice>,
+        form: Form,
         entry: u64,
         queues: Vec<VqConfig>,
         lines: Vec<InterruptLine>,
     ) -> Result<Self, BusError> {
         let kicks = queues.iter().map(|_| DeviceQueue::new_kick()).collect::<Result<_, _>>()?;
         let signal = Arc::new(BusSignal::new(lines));
-        Ok(Self { core, entry, queues, kicks, signal, started: false })
+        Ok(Self { core, form, entry, queues, kicks, signal, started: false })
     }
 
     pub(super) const fn entry(&self) -> u64 {
         self.entry
     }
 
-    /// Where the features lie that the guest accepts.
-    fn accepted_at(&self) -> GuestAddress {
+    /// Where the features lie that the guest accepts, if it says so anywhere.
+    fn accepted_at(&self) -> Option<GuestAddress> {
         let queues = (self.queues.len() as u64).saturating_mul(8);
-        let header = STATUS_AT as u64;
-        let behind = header.saturating_add(1).saturating_add(queues);
-        GuestAddress(self.entry.saturating_add(behind).saturating_add(FEATURE_BYTES as u64))
+        let header = size_of::<DeviceDesc>() as u64;
+        let behind = header.saturating_add(queues).saturating_add(FEATURE_BYTES as u64);
+        (self.form == Form::Packed).then(|| GuestAddress(self.entry.saturating_add(behind)))
+    }
+
+    /// What it accepts, if it says so anywhere; 0 before it does.
+    fn accepted(&self, memory: &GuestMemory) -> Option<u32> {
+        self.accepted_at().map(|at| memory.read_obj(at).unwrap_or(0))
     }
 
     fn status(&self, memory: &GuestMemory) -> u8 {
-        let at = GuestAddress(self.entry.saturating_add(STATUS_AT as u64));
+        let at = GuestAddress(self.entry.saturating_add(self.form.status_at() as u64));
         memory.read_obj(at).unwrap_or(0)
     }
 
@@ -153,8 +200,8 @@ impl BusDevice {
     /// 2.6.30 they are written after probing; a disk is read by then, and its requests have
     /// one form, but frames have several, and wait.
     fn says_what_it_accepts(&self, memory: &GuestMemory) -> bool {
-        let accepted: u32 = memory.read_obj(self.accepted_at()).unwrap_or(0);
-        accepted != 0 || self.status(memory) & status::DRIVER_OK != 0
+        let accepted = self.accepted(memory);
+        accepted.is_none_or(|bits| bits != 0) || self.status(memory) & status::DRIVER_OK != 0
     }
 
     fn start(&mut self, memory: &Arc<GuestMemory>) {
@@ -170,11 +217,11 @@ impl BusDevice {
 
     fn activate(&mut self, memory: &Arc<GuestMemory>) -> Result<(), ActivateError> {
         let offered = features(self.core.as_ref());
-        let accepted: u32 = memory.read_obj(self.accepted_at()).unwrap_or(0);
-        let features = match u64::from(accepted) & offered {
+        let features = match self.accepted(memory).map(|bits| u64::from(bits) & offered) {
+            None => feature::FIRST_HEADERS,
             // Until 2.6.30 a driver uses its device before it has said what it accepts.
-            0 if !self.says_what_it_accepts(memory) => offered & !RING_FEATURES,
-            accepted => accepted,
+            Some(0) if !self.says_what_it_accepts(memory) => offered & !RING_FEATURES,
+            Some(accepted) => accepted,
         };
         let event_idx = features & feature::EVENT_IDX != 0;
         let mut queues = Vec::new();
@@ -212,7 +259,9 @@ impl BusDevice {
             // These pages are RAM by construction.
             let _ = memory.write_slice(&page, at);
         }
-        let _ = memory.write_obj(0_u32, self.accepted_at());
+        if let Some(at) = self.accepted_at() {
+            let _ = memory.write_obj(0_u32, at);
+        }
     }
 }
 

@@ -1,4 +1,4 @@
-//! The lguest bus, Linux 2.6.25 to 3.19: a page of descriptors above RAM, rings behind it,
+//! The lguest bus, Linux 2.6.24 to 3.19: a page of descriptors above RAM, rings behind it,
 //! and one hypercall to notify with ([`lguest_abi::bus`]).
 //!
 //! It carries the same cores as the PCI transport, for drivers from before virtio 1: the
@@ -10,7 +10,7 @@
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use lguest_abi::bus::{self, PAGE_BYTES, PAGES_MAX, VqConfig};
+use lguest_abi::bus::{Form, PAGE_BYTES, PAGES_MAX, VqConfig};
 use lguest_abi::traps::{FIRST_DEVICE_IRQ, IRQS};
 use vm_memory::{Bytes, GuestAddress};
 
@@ -56,8 +56,8 @@ pub struct LguestBus {
 }
 
 impl LguestBus {
-    /// Puts `cores` on a bus whose page is at `page`, with their rings behind it; `lines`
-    /// makes the interrupt line of a number.
+    /// Puts `cores` on a bus whose page is at `page`, with their rings behind it, and
+    /// describes them in `form`; `lines` the interrupt line of a number.
     ///
     /// # Errors
     /// [`BusError`].
@@ -65,6 +65,7 @@ impl LguestBus {
         cores: Vec<Box<dyn VirtioDevice>>,
         memory: Arc<GuestMemory>,
         page: u32,
+        form: Form,
         lines: impl Fn(u8) -> InterruptLine,
     ) -> Result<Self, BusError> {
         let mut frame = (page >> 12).saturating_add(1);
@@ -82,12 +83,11 @@ impl LguestBus {
                 frame = frame.saturating_add(VqConfig::ring_pages(*size));
                 irq = irq.saturating_add(1);
             }
-            let (kind, features, config) = device::offer(core.as_ref());
-            let next = bus::write_entry(&mut bytes, at, kind, &queues, &features, &config)
+            let next = device::describe(core.as_ref(), form, &mut bytes, at, &queues)
                 .ok_or(BusError::Full)?;
             let way = queues.iter().map(|queue| lines(queue.irq as u8)).collect();
             let entry = u64::from(page).saturating_add(at as u64);
-            devices.push(BusDevice::new(core, entry, queues, way)?);
+            devices.push(BusDevice::new(core, form, entry, queues, way)?);
             at = next;
         }
         let written = memory.write_slice(&bytes, GuestAddress(page.into()));

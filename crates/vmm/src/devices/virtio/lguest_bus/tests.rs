@@ -26,7 +26,7 @@ fn setup() -> Setup {
         vec![Box::new(Entropy::new(Arc::clone(&io))), Box::new(Entropy::new(Arc::clone(&io)))];
     let sink = Arc::clone(&recorder);
     let lines = move |irq| InterruptLine::new(Arc::clone(&sink) as _, irq);
-    let bus = LguestBus::new(cores, Arc::clone(ram.mmap()), PAGE, lines).unwrap();
+    let bus = LguestBus::new(cores, Arc::clone(ram.mmap()), PAGE, Form::Packed, lines).unwrap();
     Setup { ram, bus, recorder, _io: io }
 }
 

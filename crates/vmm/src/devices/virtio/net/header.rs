@@ -1,5 +1,6 @@
 //! The header in front of each frame in a queue (virtio 1.2, 5.1.6), and what it may ask.
 
+use lguest_abi::bus::tagged::NET_HEADER_BYTES;
 use zerocopy::little_endian::U16;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
@@ -57,9 +58,12 @@ pub(super) struct Header {
 
 /// How long it is in the queues of a driver that agreed on `features`: one from before
 /// VERSION_1 that cannot merge buffers has no count of them at its end (virtio 1.2,
-/// 5.1.6.1).
+/// 5.1.6.1). In the first form, offsets differ from the third byte on; they mean nothing
+/// without a feature, and that driver has none.
 pub(super) const fn len_in_queues(features: u64) -> usize {
-    if features & (transport::VERSION_1 | feature::MRG_RXBUF) == 0 {
+    if features & transport::FIRST_HEADERS != 0 {
+        NET_HEADER_BYTES
+    } else if features & (transport::VERSION_1 | feature::MRG_RXBUF) == 0 {
         HEADER_LEN.saturating_sub(size_of::<U16>())
     } else {
         HEADER_LEN
