@@ -164,7 +164,7 @@ impl Look<'_> {
             [self.thunks.leave_at, self.thunks.leave_by_link, self.thunks.leave_to_interpret];
         let jump = it.is_jmp_short_or_near();
         let inside = self.range.contains(&target) && starts.contains(&target);
-        if !inside && !(jump && leaves.contains(&target)) {
+        if !(inside || jump && leaves.contains(&target)) {
             return Err("a branch out of the block");
         }
         if self.address == Known::Slot {
