@@ -167,6 +167,11 @@ pub trait VirtioDevice: fmt::Debug + Send {
     /// the driver any more, and requests in flight are finished or given up. The device
     /// can be activated again.
     fn reset(&mut self);
+
+    /// Stop for good: the machine ends. What the guest has handed over is not lost.
+    fn shut_down(&mut self) {
+        self.reset();
+    }
 }
 
 /// Copies the part of a configuration space that `offset` and `data`'s length name;

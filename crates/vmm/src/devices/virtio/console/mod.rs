@@ -40,6 +40,8 @@ const TRANSMIT: u16 = 1;
 /// The most requests in each.
 const QUEUE_SIZES: [u16; 2] = [64, 64];
 
+/// How long output that nobody takes holds up the machine's end.
+const LAST_WORDS: Duration = Duration::from_secs(2);
 /// Where `emerg_wr` lies in the configuration (virtio 1.2, 5.3.4).
 const EMERGENCY: u64 = 8;
 
@@ -200,6 +202,12 @@ impl VirtioDevice for Console {
         {
             tracing::debug!(%error, "the console's thread was gone before it");
         }
+    }
+
+    /// The last words wait for a slow terminal, but not for one that has stopped.
+    fn shut_down(&mut self) {
+        self.reset();
+        self.port.output.drain(LAST_WORDS);
     }
 }
 

@@ -236,8 +236,13 @@ impl BusDevice {
         self.core.activate(Activation { features, memory: Arc::clone(memory), queues, signal })
     }
 
+    /// The machine ends.
+    pub(super) fn shut_down(&mut self) {
+        self.core.shut_down();
+    }
+
     /// Stops the core: nothing of it touches guest memory any more.
-    pub(super) fn stop(&mut self) {
+    fn stop(&mut self) {
         self.core.reset();
         self.started = false;
     }

@@ -117,6 +117,6 @@ impl LguestBus {
 
     /// Stops the devices for good: finishes what is in flight, for the machine's end.
     pub fn shut_down(&self) {
-        self.lock().iter_mut().for_each(BusDevice::stop);
+        self.lock().iter_mut().for_each(BusDevice::shut_down);
     }
 }

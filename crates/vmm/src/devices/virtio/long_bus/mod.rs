@@ -147,6 +147,6 @@ impl LongBus {
 
     /// Stops the devices for good: finishes what is in flight, for the machine's end.
     pub fn shut_down(&self) {
-        self.lock().iter_mut().for_each(LongDevice::stop);
+        self.lock().iter_mut().for_each(LongDevice::shut_down);
     }
 }

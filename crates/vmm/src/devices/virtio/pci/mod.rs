@@ -115,7 +115,7 @@ impl VirtioPci {
 
     /// Stops the device for good: finishes what is in flight, for the machine's end.
     pub fn shut_down(&self) {
-        self.lock().device.reset();
+        self.lock().device.shut_down();
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {

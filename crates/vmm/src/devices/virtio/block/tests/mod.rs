@@ -3,6 +3,7 @@
 use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use zerocopy::IntoBytes;
 
@@ -46,12 +47,26 @@ fn config(path: &Path, options: &str) -> DiskConfig {
     format!("{}{options}", path.display()).parse().unwrap()
 }
 
-fn open(path: &Path, options: &str) -> Result<Block, DiskError> {
+fn try_open(path: &Path, options: &str) -> Result<Block, DiskError> {
     Block::open(&config(path, options), IoThreads::start(1).unwrap(), 1)
 }
 
+/// Opens a disk that nobody has in use. Other tests start processes, and until such a child
+/// has become its program it holds what its parent had open, and locked, a moment before.
+fn open(path: &Path, options: &str) -> Result<Block, DiskError> {
+    let patience = Instant::now() + Duration::from_secs(20);
+    loop {
+        match try_open(path, options) {
+            Err(error) if error.to_string().contains("in use") && Instant::now() < patience => {
+                std::thread::sleep(Duration::from_millis(5));
+            }
+            result => return result,
+        }
+    }
+}
+
 fn refused(path: &Path, options: &str) -> String {
-    let message = open(path, options).unwrap_err().to_string();
+    let message = try_open(path, options).unwrap_err().to_string();
     assert!(!message.contains('\n'), "{message}");
     message
 }
