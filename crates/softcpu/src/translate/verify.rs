@@ -114,7 +114,12 @@ pub(super) fn verify(code: &[u8], base: u64, thunks: &Thunks) -> Result<(), Viol
                 look.address = Known::Slot;
             }
         }
-        falls_through = it.flow_control() != FlowControl::UnconditionalBranch;
+        falls_through = match it.flow_control() {
+            FlowControl::UnconditionalBranch | FlowControl::IndirectBranch => false,
+            // Does not come back.
+            FlowControl::Call => it.near_branch_target() != thunks.interpret_last,
+            _ => true,
+        };
         look.step(it, &starts).map_err(|why| Violation {
             why,
             offset: it.ip().wrapping_sub(base),
