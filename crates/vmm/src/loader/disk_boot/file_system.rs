@@ -17,6 +17,11 @@ const LARGEST_TEXT: u64 = 1 << 20;
 const MOST_NAMES: usize = 4096;
 /// The most block groups: some 256 TiB at the usual 128 MiB each.
 const MOST_GROUPS: u64 = 2 << 20;
+/// log2 of the largest block there is, 64 KiB, in units of 1 KiB.
+const LARGEST_BLOCK_LOG: u64 = 6;
+/// The longest symbolic link, and how many may follow one another (Linux' own limits).
+const LONGEST_LINK: u64 = 4096;
+const MOST_LINKS: u32 = 40;
 /// How much is read of a file at a time, so that only what is there takes memory.
 const CHUNK: usize = 1 << 20;
 
@@ -53,9 +58,12 @@ impl FileSystem {
             return Ok(None);
         }
         let part = Part::new(image, partition.bytes.clone());
-        let loaded = match groups(&part) {
-            Some(groups) if groups > MOST_GROUPS => {
+        let loaded = match claim(&part) {
+            Some(claim) if claim.groups > MOST_GROUPS => {
                 Err(Ext4Error::Io("it claims to have too many block groups".into()))
+            }
+            Some(claim) if claim.log_block_size > LARGEST_BLOCK_LOG => {
+                Err(Ext4Error::Io("it claims to have blocks larger than 64 KiB".into()))
             }
             _ => Ext4::load(Box::new(part)),
         };
@@ -73,7 +81,8 @@ impl FileSystem {
     pub(super) fn read(&self, path: &str, limit: u64) -> Result<Vec<u8>, DiskBootError> {
         let failed =
             |reason| DiskBootError::File { name: self.disk.clone(), path: path.to_owned(), reason };
-        let mut file = self.ext4.open(path).map_err(failed)?;
+        let path = &self.follow(path).map_err(failed)?;
+        let mut file = self.ext4.open(path.as_str()).map_err(failed)?;
         if !file.metadata().file_type().is_regular_file() {
             return Err(failed(Ext4Error::IsASpecialFile));
         }
@@ -107,13 +116,50 @@ impl FileSystem {
 
     /// Whether there is a file, through symbolic links.
     pub(super) fn is_file(&self, path: &str) -> bool {
-        self.ext4.metadata(path).is_ok_and(|metadata| metadata.file_type().is_regular_file())
+        let metadata = self.follow(path).and_then(|path| self.ext4.metadata(path.as_str()));
+        metadata.is_ok_and(|metadata| metadata.file_type().is_regular_file())
     }
 
     /// What a symbolic link leads to in the end; the path itself if it is none.
     pub(super) fn resolve(&self, path: &str) -> Option<String> {
-        let resolved = self.ext4.canonicalize(path).ok()?;
-        resolved.to_str().ok().map(str::to_owned)
+        self.follow(path).ok()
+    }
+
+    /// `path` without symbolic links in it. The reader would follow them too, but takes as
+    /// much memory as a link claims to be long.
+    fn follow(&self, path: &str) -> Result<String, Ext4Error> {
+        let components = |path: &str| path.split('/').rev().map(str::to_owned).collect::<Vec<_>>();
+        let (mut left, mut done, mut links) = (components(path), String::new(), 0);
+        while let Some(name) = left.pop() {
+            match name.as_str() {
+                "" | "." => continue,
+                ".." => {
+                    done.truncate(done.rfind('/').unwrap_or(0));
+                    continue;
+                }
+                _ => {}
+            }
+            let here = format!("{done}/{name}");
+            let metadata = self.ext4.symlink_metadata(here.as_str())?;
+            if !metadata.file_type().is_symlink() {
+                done = here;
+                continue;
+            }
+            links = u32::saturating_add(links, 1);
+            if links > MOST_LINKS {
+                return Err(Ext4Error::TooManySymlinks);
+            }
+            if metadata.len() > LONGEST_LINK {
+                return Err(Ext4Error::PathTooLong);
+            }
+            let target = self.ext4.read_link(here.as_str())?;
+            let target = target.to_str().map_err(|_| Ext4Error::MalformedPath)?;
+            if target.starts_with('/') {
+                done.clear();
+            }
+            left.extend(components(target));
+        }
+        Ok(if done.is_empty() { "/".to_owned() } else { done })
     }
 
     /// The names of what is in a directory; none when that is not there.
@@ -123,7 +169,9 @@ impl FileSystem {
             path: directory.to_owned(),
             reason,
         };
-        let entries = match self.ext4.read_dir(directory) {
+        let entries =
+            self.follow(directory).and_then(|directory| self.ext4.read_dir(directory.as_str()));
+        let entries = match entries {
             Ok(entries) => entries,
             Err(reason) if is_absence(&reason) => return Ok(Vec::new()),
             Err(reason) => return Err(failed(reason)),
@@ -140,7 +188,8 @@ impl FileSystem {
 
     /// Whether it is the root of a system, and not one of its other file systems.
     pub(super) fn has_etc(&self) -> bool {
-        self.ext4.metadata("/etc").is_ok_and(|metadata| metadata.is_dir())
+        let metadata = self.follow("/etc").and_then(|path| self.ext4.metadata(path.as_str()));
+        metadata.is_ok_and(|metadata| metadata.is_dir())
     }
 
     /// How the kernel is told that this is the root. Only an initrd can look for the file
@@ -160,10 +209,17 @@ fn has_magic(image: &Rc<dyn ImageRead>, bytes: &Range<u64>) -> bool {
     part.read_at(MAGIC_AT, &mut magic).is_ok() && magic == MAGIC
 }
 
-/// How many block groups the superblock claims: the reader takes memory for all of them at
-/// once. `None` when the superblock cannot be read or makes no sense, which the reader finds
-/// out by itself. The fields are those of linux/fs/ext4/ext4.h, `struct ext4_super_block`.
-fn groups(part: &Part) -> Option<u64> {
+/// What the superblock claims that the reader takes memory for.
+struct Claim {
+    /// Block groups: it keeps something of each.
+    groups: u64,
+    /// log2 of the block size in KiB: it reads whole blocks.
+    log_block_size: u64,
+}
+
+/// `None` when the superblock cannot be read or makes no sense, which the reader finds out by
+/// itself. The fields are those of linux/fs/ext4/ext4.h, `struct ext4_super_block`.
+fn claim(part: &Part) -> Option<Claim> {
     let mut superblock = [0; 1024];
     part.read_at(1024, &mut superblock).ok()?;
     let field = |at: usize| {
@@ -172,7 +228,7 @@ fn groups(part: &Part) -> Option<u64> {
     };
     let blocks = field(0x4)? | field(0x150)? << 32;
     let per_group = field(0x20)?;
-    blocks.checked_div(per_group)
+    Some(Claim { groups: blocks.checked_div(per_group)?, log_block_size: field(0x18)? })
 }
 
 fn is_absence(error: &Ext4Error) -> bool {
