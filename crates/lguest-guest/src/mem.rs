@@ -59,7 +59,6 @@ unsafe extern "C" fn memcmp(a: *const u8, b: *const u8, len: usize) -> i32 {
         "movzx eax, byte ptr [rdi - 1]",
         "movzx ecx, byte ptr [rsi - 1]",
         "sub eax, ecx",
-        "neg eax",
         "2: ret",
     )
 }

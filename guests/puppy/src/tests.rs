@@ -3,6 +3,7 @@
 use alloc::boxed::Box;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
+use core::hint::black_box;
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use lguest_guest::hypercall::{self, Call};
@@ -29,6 +30,18 @@ kernel_test!(memory_is_given_once_and_zeroed, || {
     }
     // SAFETY: nobody uses them any more.
     pages.iter().for_each(|page| unsafe { frames::give(*page) });
+});
+
+// The compiler calls the kernel's own functions for these.
+kernel_test!(bytes_are_moved_and_compared, || {
+    let mut bytes: Vec<u8> = (0..200).collect();
+    bytes.copy_within(0..100, 50);
+    assert!(bytes[50..150].iter().copied().eq(0..100), "upwards, over itself");
+    bytes.copy_within(50..150, 10);
+    assert!(bytes[10..110].iter().copied().eq(0..100), "downwards");
+    let (low, high) = (black_box(b"kernel \x01 low".to_vec()), black_box(b"kernel \xf0".to_vec()));
+    assert!(low < high && high > low && low == low.clone());
+    assert!(low[..7] < low[..] && low[..7] == high[..7]);
 });
 
 kernel_test!(the_heap_keeps_things_apart, || {
