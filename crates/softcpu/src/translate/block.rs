@@ -9,6 +9,7 @@ use iced_x86::{Code, FlowControl, Instruction, Register as R};
 
 use super::access::Access;
 use super::assembler::{Assembler, Condition, Label, NotCopied};
+use super::cold::{Cold, load_flags, require};
 use super::copy::Copier;
 use super::fields;
 use super::jumps;
@@ -49,25 +50,7 @@ pub(super) struct Translated {
     /// Numbered from the first number given to [`translate`].
     pub(super) links: Vec<Link>,
     /// Where code is that leaves to look the block up again.
-    pub(super) stale: usize,
-}
-
-/// Code that is rarely run, and lies behind the block.
-enum Cold {
-    /// Interprets an op and goes on at `resume`, with flags in host flags if asked.
-    Interpret { at: Label, op: u64, resume: Label, to_host: bool },
-    /// Interprets the last op.
-    Last { at: Label, op: u64 },
-    /// Leaves with RIP at `rip`.
-    Leave { at: Label, rip: u64 },
-    /// Leaves with RIP at what is in RAX, XORed with the jump context.
-    LeaveByKey { at: Label },
-    /// Leaves with RIP at the address whose slot is in R13.
-    LeaveBySlot { at: Label },
-    /// Leaves by link `number`.
-    Link { at: Label, number: u32 },
-    /// Loads the vector unit and goes on at `resume`, if `need` of it may be used.
-    Vectors { at: Label, need: u8, resume: Label },
+    pub(super) way_out: usize,
 }
 
 /// One block on its way.
@@ -75,7 +58,8 @@ pub(super) struct Block<'a> {
     pub(super) code: Assembler,
     pub(super) flags: Flags,
     thunks: &'a Thunks,
-    cold: Vec<Cold>,
+    /// Code that is rarely run, and lies behind the rest.
+    cold: Vec<(Label, Cold)>,
     links: Vec<Link>,
     first_link: u32,
     rip: u64,
@@ -225,14 +209,14 @@ impl Block<'_> {
     pub(super) fn check(&mut self, op: &Op, operand: &Op, access: Access) -> Result<(), NotCopied> {
         self.lose_flags();
         let (at, resume) = (self.code.label(), self.code.label());
-        self.cold.push(Cold::Interpret { at, op: address_of(op), resume, to_host: false });
+        self.cold.push((at, Cold::Interpret { op: address_of(op), resume, to_host: false }));
         self.code.check(operand, access, at)
     }
 
     /// The instruction is done: what interpreted it goes on here.
     pub(super) fn resume_here(&mut self) {
         let flags = self.flags;
-        if let Some(Cold::Interpret { resume, to_host, .. }) = self.cold.last_mut() {
+        if let Some((_, Cold::Interpret { resume, to_host, .. })) = self.cold.last_mut() {
             *to_host = flags != Flags::Context;
             let resume = *resume;
             self.code.bind(resume);
@@ -249,7 +233,7 @@ impl Block<'_> {
     /// Where the last op is interpreted.
     fn last(&mut self, op: &Op) -> Label {
         let at = self.code.label();
-        self.cold.push(Cold::Last { at, op: address_of(op) });
+        self.cold.push((at, Cold::Last { op: address_of(op) }));
         at
     }
 
@@ -341,7 +325,7 @@ impl Block<'_> {
                 self.code.lea(STACK, STACK, R::None, 1, -8)?;
                 self.code.load(VALUE, fields::SPARE);
                 let miss = self.code.label();
-                self.cold.push(Cold::LeaveByKey { at: miss });
+                self.cold.push((miss, Cold::LeaveByKey));
                 self.find(miss);
                 self.go();
                 Ok(())
@@ -389,7 +373,7 @@ impl Block<'_> {
     /// Goes to the block whose slot is in [`ADDRESS`], or leaves there.
     fn go(&mut self) {
         let at = self.code.label();
-        self.cold.push(Cold::LeaveBySlot { at });
+        self.cold.push((at, Cold::LeaveBySlot));
         self.look_for_events(at);
         // jmp gs:[r13 * 8 + hosts]
         self.code.bytes(&[0x65, 0x42, 0xff, 0x24, 0xed]);
@@ -407,7 +391,7 @@ impl Block<'_> {
             let at = self.code.label();
             self.code.jump(at);
             self.links.push(Link { at: self.code.len().saturating_sub(4), target });
-            self.cold.push(Cold::Link { at, number });
+            self.cold.push((at, Cold::Link { number }));
             return;
         }
         let (key, host) = fields::jump_entry(target);
@@ -415,7 +399,7 @@ impl Block<'_> {
         self.code.xor(VALUE, fields::JUMP_CONTEXT);
         self.code.compare(VALUE, key);
         let miss = self.code.label();
-        self.cold.push(Cold::Leave { at: miss, rip: target });
+        self.cold.push((miss, Cold::Leave { rip: target }));
         self.code.jump_if(Condition::NOT_EQUAL, miss);
         // jmp gs:[host]
         self.code.bytes(&[0x65, 0xff, 0x24, 0x25]);
@@ -427,7 +411,7 @@ impl Block<'_> {
     fn poll(&mut self, rip: u64) {
         self.lose_flags();
         let at = self.code.label();
-        self.cold.push(Cold::Leave { at, rip });
+        self.cold.push((at, Cold::Leave { rip }));
         self.look_for_events(at);
     }
 
@@ -443,7 +427,7 @@ impl Block<'_> {
     /// The block uses `need` of the vector unit.
     fn vectors(&mut self, need: u8) {
         let (at, resume) = (self.code.label(), self.code.label());
-        self.cold.push(Cold::Vectors { at, need, resume });
+        self.cold.push((at, Cold::Vectors { need, resume }));
         self.code.load(VALUE, fields::VECTORS);
         require(&mut self.code, need);
         self.code.jump_if(Condition::NOT_EQUAL, at);
@@ -451,61 +435,13 @@ impl Block<'_> {
     }
 
     fn finish(mut self) -> Result<Translated, NotCopied> {
-        let code = &mut self.code;
-        for cold in self.cold {
-            match cold {
-                Cold::Interpret { at, op, resume, to_host } => {
-                    code.bind(at);
-                    code.constant(VALUE, op);
-                    code.call(self.thunks.interpret);
-                    if to_host {
-                        load_flags(code);
-                    }
-                    code.jump(resume);
-                }
-                Cold::Last { at, op } => {
-                    code.bind(at);
-                    code.constant(VALUE, op);
-                    code.call(self.thunks.interpret_last);
-                }
-                Cold::Leave { at, rip } => {
-                    code.bind(at);
-                    code.constant(VALUE, rip);
-                    code.jump_to(self.thunks.leave_at);
-                }
-                Cold::LeaveByKey { at } => {
-                    code.bind(at);
-                    code.xor(VALUE, fields::JUMP_CONTEXT);
-                    code.jump_to(self.thunks.leave_at);
-                }
-                Cold::LeaveBySlot { at } => {
-                    code.bind(at);
-                    // mov rax, gs:[r13 * 8 + keys]
-                    code.bytes(&[0x65, 0x4a, 0x8b, 0x04, 0xed]);
-                    code.bytes(&fields::JUMP_KEYS.0.to_le_bytes());
-                    code.xor(VALUE, fields::JUMP_CONTEXT);
-                    code.jump_to(self.thunks.leave_at);
-                }
-                Cold::Link { at, number } => {
-                    code.bind(at);
-                    code.constant(VALUE, number.into());
-                    code.jump_to(self.thunks.leave_by_link);
-                }
-                Cold::Vectors { at, need, resume } => {
-                    code.bind(at);
-                    code.call(self.thunks.load_vectors);
-                    code.load(VALUE, fields::VECTORS);
-                    require(code, need);
-                    code.jump_if(Condition::EQUAL, resume);
-                    code.constant(VALUE, self.rip);
-                    code.jump_to(self.thunks.leave_to_interpret);
-                }
-            }
+        for (at, cold) in self.cold {
+            self.code.bind(at);
+            cold.write(&mut self.code, self.thunks, self.rip);
         }
-        let stale = code.len();
-        code.constant(VALUE, self.rip);
-        code.jump_to(self.thunks.leave_at);
-        Ok(Translated { code: self.code.finish()?, links: self.links, stale })
+        let way_out = self.code.len();
+        Cold::Leave { rip: self.rip }.write(&mut self.code, self.thunks, self.rip);
+        Ok(Translated { code: self.code.finish()?, links: self.links, way_out })
     }
 }
 
@@ -518,19 +454,6 @@ fn direct(to: u8, op: &Op) -> Option<R> {
         Home::Host(host) if in_host(op.base) && in_host(op.index) => Some(host),
         _ => None,
     }
-}
-
-/// `and eax, need; cmp eax, need`
-fn require(code: &mut Assembler, need: u8) {
-    code.bytes(&[0x83, 0xe0, need, 0x83, 0xf8, need]);
-}
-
-/// The context's flags into the host's.
-fn load_flags(code: &mut Assembler) {
-    // movzx eax, word [flags]; add al, 0x7f; sahf
-    code.bytes(&[0x65, 0x0f, 0xb7, 0x04, 0x25]);
-    code.bytes(&fields::FLAGS.0.to_le_bytes());
-    code.bytes(&[0x04, 0x7f, 0x9e]);
 }
 
 /// `mov [r13], rax`

@@ -8,7 +8,7 @@ use iced_x86::{Code, Instruction, MemoryOperand, Register as R};
 use super::assembler::{Assembler, Condition, NotCopied};
 use super::fields::{self, Field};
 use super::registers::{VALUE, pinned};
-use super::{interpret, interpret_last};
+use super::run::{interpret, interpret_last};
 
 /// Why translated code was left.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -43,6 +43,8 @@ pub(super) struct Thunks {
     pub(super) load_vectors: u64,
 }
 
+/// Survives calls of Rust, once the guest's register in it is saved.
+const KEPT: R = R::RBX;
 /// What System V callees preserve.
 const CALLEE_SAVED: [R; 6] = [R::RBX, R::RBP, R::R12, R::R13, R::R14, R::R15];
 
@@ -99,14 +101,8 @@ pub(super) fn make(base: u64) -> Result<(Vec<u8>, Thunks), NotCopied> {
 
     // With the reason in RAX.
     let leave = here(&code);
-    save_registers(&mut code);
-    zero(&mut code, fields::VECTORS);
-    let unused = code.label();
-    code.jump_if(Condition::EQUAL, unused);
-    code.copy(R::RBX, VALUE);
-    code.call(save_vectors);
-    code.copy(VALUE, R::RBX);
-    code.bind(unused);
+    save_all(&mut code, save_vectors);
+    code.copy(VALUE, KEPT);
     code.jump_to(left);
 
     for (thunk, keeps, exit) in [
@@ -121,17 +117,9 @@ pub(super) fn make(base: u64) -> Result<(Vec<u8>, Thunks), NotCopied> {
     }
 
     thunks.interpret = here(&code);
-    save_registers(&mut code);
-    // RBX: the op. RBP: what of the vector unit was loaded.
-    code.copy(R::RBX, VALUE);
-    code.load(R::RBP, fields::VECTORS);
-    zero(&mut code, fields::VECTORS);
-    let unused = code.label();
-    code.jump_if(Condition::EQUAL, unused);
-    code.call(save_vectors);
-    code.bind(unused);
+    save_all(&mut code, save_vectors);
     code.load(R::RDI, fields::VCPU);
-    code.copy(R::RSI, R::RBX);
+    code.copy(R::RSI, KEPT);
     code.bytes(&[0x48, 0x83, 0xec, 0x08]);
     code.constant(VALUE, interpret as *const () as u64);
     // call rax; add rsp, 8; test eax, eax
@@ -150,15 +138,9 @@ pub(super) fn make(base: u64) -> Result<(Vec<u8>, Thunks), NotCopied> {
     code.bytes(&[0xc3]);
 
     thunks.interpret_last = here(&code);
-    save_registers(&mut code);
-    code.copy(R::RBX, VALUE);
-    zero(&mut code, fields::VECTORS);
-    let unused = code.label();
-    code.jump_if(Condition::EQUAL, unused);
-    code.call(save_vectors);
-    code.bind(unused);
+    save_all(&mut code, save_vectors);
     code.load(R::RDI, fields::VCPU);
-    code.copy(R::RSI, R::RBX);
+    code.copy(R::RSI, KEPT);
     // Called from a block, which is not gone back to: the stack is as a callee wants it
     // once the address is dropped.
     code.bytes(&[0x48, 0x83, 0xc4, 0x08]);
@@ -167,6 +149,20 @@ pub(super) fn make(base: u64) -> Result<(Vec<u8>, Thunks), NotCopied> {
     code.jump_to(left);
 
     Ok((code.finish()?, thunks))
+}
+
+/// Saves all guest registers for Rust code to come. RAX is kept in [`KEPT`], and what of the
+/// vector unit was loaded in RBP.
+fn save_all(code: &mut Assembler, save_vectors: u64) {
+    save_registers(code);
+    code.copy(KEPT, VALUE);
+    code.load(R::RBP, fields::VECTORS);
+    // test ebp, ebp
+    code.bytes(&[0x85, 0xed]);
+    let unused = code.label();
+    code.jump_if(Condition::EQUAL, unused);
+    code.call(save_vectors);
+    code.bind(unused);
 }
 
 fn load_registers(code: &mut Assembler) {

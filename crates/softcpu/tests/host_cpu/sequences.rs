@@ -106,7 +106,7 @@ impl Codes {
     }
 }
 
-/// One row on both. `Ok` has how many instructions were translated, `Err` says what differed.
+/// One random row on both; `Err` says what differed.
 pub(crate) fn compare(
     codes: &Codes,
     interpreter: &mut Guest,

@@ -1,0 +1,86 @@
+//! Code that is rarely run, and lies behind its block: what a TLB check or a look for events
+//! goes to when it does not hold, and the ways out.
+
+use super::assembler::{Assembler, Condition, Label};
+use super::fields;
+use super::registers::VALUE;
+use super::thunks::Thunks;
+
+/// One such piece.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Cold {
+    /// Interprets an op and goes on at `resume`, with flags in host flags if asked.
+    Interpret { op: u64, resume: Label, to_host: bool },
+    /// Interprets the last op.
+    Last { op: u64 },
+    /// Leaves with RIP at `rip`.
+    Leave { rip: u64 },
+    /// Leaves with RIP at what is in RAX, XORed with the jump context.
+    LeaveByKey,
+    /// Leaves with RIP at the address whose slot is in R13.
+    LeaveBySlot,
+    /// Leaves by link `number`.
+    Link { number: u32 },
+    /// Loads the vector unit and goes on at `resume`, if `need` of it may be used.
+    Vectors { need: u8, resume: Label },
+}
+
+impl Cold {
+    /// Writes it, for a block that begins at `rip`.
+    pub(super) fn write(self, code: &mut Assembler, thunks: &Thunks, rip: u64) {
+        match self {
+            Self::Interpret { op, resume, to_host } => {
+                code.constant(VALUE, op);
+                code.call(thunks.interpret);
+                if to_host {
+                    load_flags(code);
+                }
+                code.jump(resume);
+            }
+            Self::Last { op } => {
+                code.constant(VALUE, op);
+                code.call(thunks.interpret_last);
+            }
+            Self::Leave { rip } => {
+                code.constant(VALUE, rip);
+                code.jump_to(thunks.leave_at);
+            }
+            Self::LeaveByKey => {
+                code.xor(VALUE, fields::JUMP_CONTEXT);
+                code.jump_to(thunks.leave_at);
+            }
+            Self::LeaveBySlot => {
+                // mov rax, gs:[r13 * 8 + keys]
+                code.bytes(&[0x65, 0x4a, 0x8b, 0x04, 0xed]);
+                code.bytes(&fields::JUMP_KEYS.0.to_le_bytes());
+                code.xor(VALUE, fields::JUMP_CONTEXT);
+                code.jump_to(thunks.leave_at);
+            }
+            Self::Link { number } => {
+                code.constant(VALUE, number.into());
+                code.jump_to(thunks.leave_by_link);
+            }
+            Self::Vectors { need, resume } => {
+                code.call(thunks.load_vectors);
+                code.load(VALUE, fields::VECTORS);
+                require(code, need);
+                code.jump_if(Condition::EQUAL, resume);
+                code.constant(VALUE, rip);
+                code.jump_to(thunks.leave_to_interpret);
+            }
+        }
+    }
+}
+
+/// `and eax, need; cmp eax, need`
+pub(super) fn require(code: &mut Assembler, need: u8) {
+    code.bytes(&[0x83, 0xe0, need, 0x83, 0xf8, need]);
+}
+
+/// The context's flags into the host's.
+pub(super) fn load_flags(code: &mut Assembler) {
+    // movzx eax, word [flags]; add al, 0x7f; sahf
+    code.bytes(&[0x65, 0x0f, 0xb7, 0x04, 0x25]);
+    code.bytes(&fields::FLAGS.0.to_le_bytes());
+    code.bytes(&[0x04, 0x7f, 0x9e]);
+}
