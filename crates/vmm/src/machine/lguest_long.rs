@@ -3,35 +3,24 @@
 use std::sync::Arc;
 
 use lguest_abi::long::Phys;
-use softcpu::VcpuHandle;
 use softcpu::cpuid::{CpuidTable, Topology};
 
 use super::devices::Devices;
-use super::ending::{End, Ending};
-use super::inspect::Inspector;
-use super::lguest::{ConsolePlace, Consoles, with_console};
+use super::lguest_parts::{ConsolePlace, Consoles, Surroundings, one_vcpu, with_console};
 use super::{Built, MachineConfig, MachineError};
 use crate::clock::Calibration;
-use crate::devices::InterruptLine;
 use crate::devices::virtio::long_bus::{self, LongBus};
 use crate::engine::supervised::SupervisedThread;
-use crate::loader::{BootSource, KernelError, LoadError, LongTold, load_long};
+use crate::loader::{BootSource, LongTold, load_long};
 use crate::memory::GuestRam;
+use crate::platform::lguest::LguestEnvironment;
 use crate::platform::lguest::long::{FEATURES, LongConfig, LongGuest, cpuid_leaves, vcpu_state};
-use crate::platform::lguest::{EndSink, InterruptLines, LguestEnvironment};
 use crate::platform::pc::kvm::clock::Epoch;
 
 /// Builds the machine and loads the guest.
 pub(super) fn build(config: MachineConfig) -> Result<Built, MachineError> {
     let calibration = Calibration::start();
-    match config.cpus {
-        0 => return Err(MachineError::NoCpus),
-        1 => {}
-        _ => {
-            let (name, reason) = (config.kernel.name().to_owned(), KernelError::LguestCpus);
-            return Err(LoadError::Kernel { name, reason }.into());
-        }
-    }
+    one_vcpu(&config)?;
     let Consoles { cores, early, input } =
         with_console(config.devices, &config.io, config.serial_output, ConsolePlace::Last)?;
     let bus_len = long_bus::bytes(&cores)?;
@@ -57,15 +46,9 @@ pub(super) fn build(config: MachineConfig) -> Result<Built, MachineError> {
     let memory = Arc::new(ram.phys_memory()?);
     tracing::info!(tsc_khz = frequency.khz(), "machine is loaded");
 
-    let handle = VcpuHandle::new();
-    let ending = Ending::new(vec![handle.clone()]);
-    let inspector = Arc::new(Inspector::new(vec![handle.clone()]));
-    let reports = Arc::clone(&ending);
-    let ended: EndSink = Arc::new(move |ended| reports.end(End::Lguest(ended)));
-    let lines = Arc::new(InterruptLines::new(handle.clone()));
-    let sink = Arc::clone(&lines);
-    let line = move |irq| InterruptLine::new(Arc::clone(&sink) as _, irq);
-    let bus = Arc::new(LongBus::new(cores, Arc::clone(ram.mmap()), config.memory, line)?);
+    let around = Surroundings::new();
+    let bus = LongBus::new(cores, Arc::clone(ram.mmap()), config.memory, around.line())?;
+    let bus = Arc::new(bus);
     let epoch = Epoch::now(frequency);
     let platform = LongGuest::new(LongConfig {
         memory: Arc::clone(&memory),
@@ -73,9 +56,9 @@ pub(super) fn build(config: MachineConfig) -> Result<Built, MachineError> {
         bus_len,
         epoch,
         console: Box::new(early),
-        lines,
+        lines: Arc::clone(&around.lines),
         bus: Arc::clone(&bus),
-        ended: Arc::clone(&ended),
+        ended: Arc::clone(&around.ended),
     });
     let clock = platform.clock();
     let mut cpuid = CpuidTable::for_model(config.cpu_model, Topology { apic_id: 0, cpus: 1 })?;
@@ -90,18 +73,16 @@ pub(super) fn build(config: MachineConfig) -> Result<Built, MachineError> {
         state,
         cpuid,
         memory,
-        environment: Box::new(LguestEnvironment::new(handle.clone(), None, ended)),
+        environment: Box::new(LguestEnvironment::new(
+            around.handle.clone(),
+            None,
+            Arc::clone(&around.ended),
+        )),
         install: Box::new(move |cpu| platform.install(cpu)),
-        handle,
-        ending: Arc::clone(&ending),
-        inspector: Arc::clone(&inspector),
+        handle: around.handle.clone(),
+        ending: Arc::clone(&around.ending),
+        inspector: Arc::clone(&around.inspector),
         trace: config.trace,
     };
-    let devices = Devices::on_long_bus(bus, config.io);
-    let mut built = Built::new(devices, input, ending, inspector);
-    let running = Arc::clone(&clock);
-    built.helper("clock", move || running.run());
-    built.at_end(move || clock.stop());
-    built.helper("vcpu0", move || vcpu.run());
-    Ok(built)
+    Ok(around.build(Devices::on_long_bus(bus, config.io), input, clock, vcpu))
 }

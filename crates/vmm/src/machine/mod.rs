@@ -22,6 +22,7 @@ mod input;
 pub(crate) mod inspect;
 mod lguest;
 mod lguest_long;
+mod lguest_parts;
 mod pc;
 
 pub use config::{MachineConfig, PlatformChoice};
