@@ -5,14 +5,13 @@
 //! whose /init prints lines of the form `measured NAME NUMBER UNIT`, the first of them when
 //! it starts (`measured init 0 s`), and then powers off or resets.
 
-use std::io::{BufRead, BufReader};
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
-use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
 use clap::Args;
 
+use super::measured::{self, Measured};
 use crate::qemu::Qemu;
 use crate::{paths, progress};
 
@@ -35,9 +34,6 @@ pub(super) struct Options {
     runs: u32,
 }
 
-/// What one run measured.
-pub(super) type Measured = Vec<(String, f64, String)>;
-
 /// Runs the benchmarks of the ABI, and compares if there is a kernel.
 pub(super) fn compare(options: &Options) -> Result<()> {
     let (Some(kernel), Some(initrd)) = (&options.kernel, &options.initrd) else {
@@ -56,11 +52,11 @@ pub(super) fn compare(options: &Options) -> Result<()> {
         command.arg("--kernel").arg(kernel).arg("--initrd").arg(initrd);
         command.args(["--append", &options.append]).stdin(Stdio::null());
         let name = format!("lguest, run {round}/{}", options.runs);
-        ours.push(progress::step(&name, || run(command))?);
+        ours.push(progress::step(&name, || measured::run(command))?);
         let append = format!("console=ttyS0 panic=-1 {}", options.append);
         let command = qemu.pc(kernel, initrd, options.mem, &append);
         let name = format!("QEMU, run {round}/{}", options.runs);
-        theirs.push(progress::step(&name, || run(command))?);
+        theirs.push(progress::step(&name, || measured::run(command))?);
     }
     println!("| | lguest | QEMU TCG | ratio |\n|---|---|---|---|");
     let first = ours.first().context("no run was made")?;
@@ -73,29 +69,4 @@ pub(super) fn compare(options: &Options) -> Result<()> {
         println!("| {name} | {ours:.2} {unit} | {theirs:.2} {unit} | {:.2} |", ours / theirs);
     }
     Ok(())
-}
-
-/// Runs a guest (or a program on the host) to its end, and takes down what it measured.
-pub(super) fn run(mut command: Command) -> Result<Measured> {
-    let start = Instant::now();
-    let mut child = command.stdout(Stdio::piped()).stderr(Stdio::null()).spawn()?;
-    let output = child.stdout.take().context("its output is not there")?;
-    let mut measured = Measured::new();
-    for line in BufReader::new(output).split(b'\n') {
-        let line = line?;
-        let line = String::from_utf8_lossy(&line);
-        let Some((_, words)) = line.split_once("measured ") else { continue };
-        let words: Vec<_> = words.split_whitespace().collect();
-        let [name, number, unit] = words.as_slice() else { continue };
-        if *name == "init" {
-            measured.push(("start to /init".into(), start.elapsed().as_secs_f64(), "s".into()));
-        } else {
-            measured.push(((*name).into(), number.parse()?, (*unit).into()));
-        }
-    }
-    child.wait()?;
-    if measured.is_empty() {
-        bail!("{command:?}: it measured nothing");
-    }
-    Ok(measured)
 }

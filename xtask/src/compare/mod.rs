@@ -3,6 +3,7 @@
 
 mod devices;
 mod lguest;
+mod measured;
 mod rows;
 
 use crate::guests::{Guest, kernel};

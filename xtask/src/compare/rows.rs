@@ -6,7 +6,7 @@ use std::process::{Command, Stdio};
 use anyhow::{Context, Result};
 use clap::Args;
 
-use super::lguest::{Measured, run};
+use super::measured::{self, Measured};
 use super::{host, median, record};
 use crate::guests::{Guest, kernel};
 use crate::qemu::Qemu;
@@ -46,7 +46,7 @@ pub(super) fn compare(options: &Options) -> Result<()> {
         for ((name, mut command), runs) in commands.into_iter().zip(&mut all) {
             command.stdin(Stdio::null());
             let name = format!("{name}, run {round}/{}", options.runs);
-            runs.push(progress::step(&name, || run(command))?);
+            runs.push(progress::step(&name, || measured::run(command))?);
         }
     }
     let report = report(&all, &format!("{}; {}", host(), qemu.version()?))?;
