@@ -8,6 +8,7 @@ use crate::state::rflags::RFlags;
 use crate::state::segment::SegReg;
 use crate::supervisor::Trap;
 use crate::trace;
+use crate::translate::Translation;
 use crate::vcpu::{Abort, Exit, Shadow, Vcpu};
 
 impl Vcpu {
@@ -225,13 +226,24 @@ impl Vcpu {
     #[inline(always)]
     fn run_block(&mut self, blocks: &mut BlockCache) -> Result<(), Abort> {
         let block = self.find_block(blocks)?;
-        if self.tracer.as_ref().is_some_and(|tracer| tracer.wants_blocks()) {
+        let block = if self.tracer.as_ref().is_some_and(|tracer| tracer.wants_blocks()) {
             self.trace_block(block.ops.len());
-        } else if block.size == CodeSize::Bits64
-            && let Some(entry) = self.translated(block)
-        {
-            return self.run_translated(entry);
-        }
+            block
+        } else if block.size == CodeSize::Bits64 {
+            match self.translated(block) {
+                Translation::None => block,
+                Translation::Known(entry) => return self.run_translated(entry),
+                Translation::Wanted => {
+                    let slot = BlockCache::slot(block.linear);
+                    if let Some(entry) = self.translate(blocks, slot) {
+                        return self.run_translated(entry);
+                    }
+                    blocks.get(slot).ok_or(Abort::EndBlock)?
+                }
+            }
+        } else {
+            block
+        };
         self.counters.blocks = self.counters.blocks.wrapping_add(1);
         let mut outcome = Ok(());
         let mut done = 0_usize;

@@ -240,7 +240,7 @@ impl Vcpu {
     fn place(&mut self, view: View, addr: u64, access: Access) -> Result<Place, Abort> {
         self.mmu.data.lookup_slow(view, addr);
         if let Some(host) = self.mmu.data.lookup(view, addr, 1, access) {
-            return Ok(Place::Ram { host, frame: self.mmu.data.frame(view, addr) });
+            return Ok(Place::Ram { host, frame: self.mmu.data.frame(view, addr, access) });
         }
         let addr = GuestVirtAddr(addr);
         if self.state.long_mode() && !addr.is_canonical() {
@@ -259,7 +259,7 @@ impl Vcpu {
         if view != View::UserAligned && !self.data_breakpoints_active() {
             let fill =
                 Fill { host: page as u64, frame, writable, global: found.global, size: found.size };
-            self.mmu.fill_data(view, addr.0, &fill);
+            self.mmu.fill_data(view, addr.0, access, &fill);
         }
         Ok(Place::Ram { host: page.wrapping_add(addr.offset() as usize), frame })
     }

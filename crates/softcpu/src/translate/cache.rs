@@ -6,10 +6,8 @@
 use std::collections::HashMap;
 use std::io;
 
-use iced_x86::Instruction;
-
-use super::copy::Copier;
 use super::thunks::{self, Thunks};
+use super::trace::Trace;
 use super::{block, verify};
 use crate::code_memory::CodeMemory;
 use crate::decode::op::Op;
@@ -154,21 +152,13 @@ impl Translator {
         self.counters.emptied = self.counters.emptied.wrapping_add(1);
     }
 
-    /// Places `ops`, decoded from `instructions`, whose code is in `frame` at `version`.
-    /// `None` when the code memory is full or the block is none for us.
-    pub(super) fn place(
-        &mut self,
-        instructions: &[Instruction],
-        ops: Box<[Op]>,
-        copier: &mut Copier<'_>,
-        frame: RamFrame,
-        version: u32,
-    ) -> Option<Entry> {
+    /// Places `trace`, whose code is in `frame` at `version`. `None` when the code memory is
+    /// full or the trace is none for us.
+    pub(super) fn place(&mut self, trace: Trace, frame: RamFrame, version: u32) -> Option<Entry> {
         let offset = self.used.checked_next_multiple_of(ALIGN)?;
         let address = self.memory.address(offset) as u64;
         let first_link = u32::try_from(self.links.len()).ok()?;
-        let made =
-            block::translate(instructions, &ops, copier, &self.thunks, address, first_link).ok()?;
+        let made = block::translate(&trace, &self.thunks, address, first_link).ok()?;
         if cfg!(debug_assertions)
             && let Err(violation) = verify::verify(&made.code, address, &self.thunks)
         {
@@ -186,7 +176,7 @@ impl Translator {
             target: link.target,
             from: number,
         }));
-        self.blocks.push(Placed { offset, way_out: made.way_out, stale: false, _ops: ops });
+        self.blocks.push(Placed { offset, way_out: made.way_out, stale: false, _ops: trace.ops });
         let (known, blocks) = self.frames.entry(frame).or_insert((version, Vec::new()));
         if *known != version {
             // The others are stale, and about to be found out.

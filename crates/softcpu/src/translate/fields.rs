@@ -11,7 +11,7 @@ use std::mem::offset_of;
 use super::context::Context;
 use super::jumps::{self, JumpCache};
 use crate::mmu::Mmu;
-use crate::mmu::tlb::{DataEntry, DataTlb};
+use crate::mmu::tlb::{DataEntry, DataTables, DataTlb};
 use crate::state::VcpuState;
 use crate::state::fpu::image;
 use crate::vcpu::Vcpu;
@@ -48,10 +48,11 @@ pub(super) const JUMP_KEYS: Field = Field((JUMPS + offset_of!(JumpCache, keys)) 
 pub(super) const JUMP_HOSTS: Field = Field((JUMPS + offset_of!(JumpCache, hosts)) as u32);
 pub(super) const JUMP_CONTEXT: Field = Field((JUMPS + offset_of!(JumpCache, context)) as u32);
 
-/// Where in a TLB entry what is.
-pub(super) const TLB_READ: u8 = offset_of!(DataEntry, read) as u8;
-pub(super) const TLB_WRITE: u8 = offset_of!(DataEntry, write) as u8;
-pub(super) const TLB_ADDEND: u8 = offset_of!(DataEntry, addend) as u8;
+/// Where in a TLB's tables what is, from the entry for loads on.
+pub(super) const TLB_TAG: u32 = offset_of!(DataEntry, tag) as u32;
+pub(super) const TLB_ADDEND: u32 = offset_of!(DataEntry, addend) as u32;
+/// How far the entry for stores lies behind the one for loads.
+pub(super) const TLB_STORES: u32 = offset_of!(DataTables, write) as u32;
 /// The translated check shifts and masks addresses for this table.
 const _: () = assert!(size_of::<DataEntry>() == 32 && DataTlb::ENTRIES == 1024);
 

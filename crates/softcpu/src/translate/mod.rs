@@ -21,12 +21,14 @@ mod cold;
 pub(crate) mod context;
 mod copy;
 mod fields;
+mod flags;
 pub(crate) mod jumps;
 mod registers;
 mod run;
 mod thunks;
+mod trace;
 mod verify;
 
 pub use cache::Counters;
 pub(crate) use cache::{Entry, Translator};
-pub(crate) use run::THRESHOLD;
+pub(crate) use run::{THRESHOLD, Translation};

@@ -4,14 +4,35 @@
 use std::io;
 use std::sync::atomic::AtomicU32;
 
-use iced_x86::InstructionInfoFactory;
+use iced_x86::{Instruction, InstructionInfoFactory};
 
 use super::cache::{Counters, Entry, Translator};
 use super::copy::Copier;
 use super::thunks::Exit;
-use crate::decode::cache::Block as Decoded;
+use super::trace::Tracer;
+use crate::decode::cache::{Block as Decoded, BlockCache};
 use crate::decode::op::Op;
 use crate::vcpu::{Abort, Vcpu};
+
+/// What there is for a block that is about to run.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Translation {
+    /// Nothing: it is interpreted.
+    None,
+    /// It has run so often that it is to be translated.
+    Wanted,
+    /// This.
+    Known(Entry),
+}
+
+/// The instructions of `block`, from the page at `host`, if they are what it was made from.
+fn decode(block: &Decoded, host: u64) -> Option<Vec<Instruction>> {
+    let instructions = crate::decode::build::again(block, host);
+    let alike = instructions.iter().zip(&block.ops).all(|(instruction, op)| {
+        instruction.ip() == op.rip && instruction.code() as u16 == op.code
+    });
+    (alike && !instructions.is_empty()).then_some(instructions)
+}
 
 /// Runs of a block after which it is translated.
 pub(crate) const THRESHOLD: u32 = 24;
@@ -40,59 +61,65 @@ impl Vcpu {
     }
 
     /// The host code for `block`, at whose RIP the vCPU is, if it is to be entered. Counts
-    /// a run, and translates when there were enough.
-    pub(crate) fn translated(&mut self, block: &Decoded) -> Option<Entry> {
-        let translator = self.translator.as_mut()?;
+    /// a run.
+    pub(crate) fn translated(&mut self, block: &Decoded) -> Translation {
+        let Some(translator) = self.translator.as_mut() else { return Translation::None };
         if translator.seen != self.memory.code().hits() {
             translator.seen = self.memory.code().hits();
             let memory = &self.memory;
             translator.drop_stale(|frame| memory.code().version(frame));
         }
         if translator.refused.take() == Some(block.rip) {
-            return None;
+            return Translation::None;
         }
         let known = block.entry.get().filter(|known| known.generation == translator.generation);
-        if known.is_some() {
-            return known;
+        if let Some(entry) = known {
+            return Translation::Known(entry);
         }
         let runs = block.runs.get().saturating_add(1);
         block.runs.set(runs);
         if runs < self.threshold || block.tail.is_some() {
-            return None;
+            return Translation::None;
         }
         // What another vCPU may still change unseen is compared with memory at every run.
         let settled = |epoch| self.memory.code().settled(&self.observer, epoch);
         if block.unsettled.as_ref().is_some_and(|unsettled| !settled(unsettled.epoch)) {
-            return None;
+            return Translation::None;
         }
-        let entry = self.translate(block);
-        block.runs.set(0);
-        block.entry.set(entry);
-        entry
+        Translation::Wanted
     }
 
+    /// Translates the block in `slot`, and what the guest goes on with from there.
     #[cold]
-    fn translate(&mut self, block: &Decoded) -> Option<Entry> {
-        let (host, _) = self.fetch_page(block.linear).ok().flatten()?;
-        let instructions = crate::decode::build::again(block, host);
-        // What was read must be what the block was decoded from.
-        if self.memory.code().version(block.frame) != block.version {
-            return None;
+    pub(crate) fn translate(&mut self, blocks: &BlockCache, slot: usize) -> Option<Entry> {
+        let head = blocks.get(slot)?;
+        let (host, _) = self.fetch_page(head.linear).ok().flatten()?;
+        let version = self.memory.code().version(head.frame);
+        let mut factory = InstructionInfoFactory::new();
+        let mut copier = Copier { features: self.cpuid.features(), factory: &mut factory };
+        let memory = &self.memory;
+        let trace = Tracer {
+            blocks,
+            warm: self.threshold / 4,
+            generation: self.translator.as_ref()?.generation,
+            vectors: if self.mmu.is_user() { self.context.allowed as u8 } else { 0 },
+            copier: &mut copier,
+            settled: &|epoch| memory.code().settled(&self.observer, epoch),
+            decode: &|block| decode(block, host),
         }
-        let alike = instructions.iter().zip(&block.ops).all(|(instruction, op)| {
-            instruction.ip() == op.rip && instruction.code() as u16 == op.code
-        });
-        if !alike || instructions.is_empty() {
+        .from(head)?;
+        // What was read must be what the blocks were decoded from.
+        if head.version != version || self.memory.code().version(head.frame) != version {
             return None;
         }
         let translator = self.translator.as_mut()?;
-        let mut factory = InstructionInfoFactory::new();
-        let mut copier = Copier { features: self.cpuid.features(), factory: &mut factory };
-        let ops = block.ops.clone();
         if translator.make_room() {
             self.mmu.jumps.clear();
         }
-        translator.place(&instructions, ops, &mut copier, block.frame, block.version)
+        let entry = translator.place(trace, head.frame, head.version);
+        head.runs.set(0);
+        head.entry.set(entry);
+        entry
     }
 
     /// Runs translated code from `entry`, which stands for the code at RIP.

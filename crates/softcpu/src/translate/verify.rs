@@ -14,9 +14,10 @@ use iced_x86::{
     OpAccess, OpKind, Register as R,
 };
 
-use super::fields::{self, Field, TLB_ADDEND, TLB_READ, TLB_WRITE};
+use super::fields::{self, Field, TLB_ADDEND, TLB_STORES, TLB_TAG};
 use super::registers::{ADDRESS, VALUE};
 use super::thunks::Thunks;
+use crate::mmu::tlb::DataTables;
 use crate::vcpu::Vcpu;
 
 /// What is wrong with a block, and where in its code.
@@ -56,6 +57,10 @@ enum Known {
     /// The page of this address, and with the address space.
     Page(Sum),
     Tag(Sum),
+    /// Where the TLB's tables are.
+    Tables,
+    /// What makes host addresses of the guest addresses that a TLB check was of.
+    Addend(Shown),
     /// Where events are raised.
     Events,
     /// An index into the jump cache.
@@ -67,14 +72,39 @@ enum Known {
     },
 }
 
+/// What a TLB check shows: an access from the first to the last address may be made.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Shown {
+    first: Sum,
+    last: Sum,
+    stores: bool,
+    /// How far the entry lies behind what the index chose, or behind the tables' beginning.
+    at: u64,
+}
+
+impl Shown {
+    fn has(&self, register: R) -> bool {
+        let of = |term: &Term| matches!(term, Term::Register(r, _) if *r == register);
+        self.first.terms.iter().chain(&self.last.terms).any(of)
+    }
+
+    /// Whether it covers `size` bytes at the sum of `terms` and `offset`.
+    fn covers(&self, terms: &[Term], offset: i64, size: i64) -> bool {
+        self.first.terms == terms
+            && self.last.terms == terms
+            && offset >= self.first.offset
+            && offset.saturating_add(size).saturating_sub(1) <= self.last.offset
+    }
+}
+
 struct Look<'a> {
     factory: InstructionInfoFactory,
     value: Known,
     address: Known,
-    /// The comparison just made: of which addresses, for which access.
-    compared: Option<(Sum, Sum, bool)>,
-    /// What the last TLB check has shown: first address, last one, access.
-    shown: Option<(Sum, Sum, bool)>,
+    /// What is shown if the comparison just made holds.
+    compared: Option<Shown>,
+    /// What the last TLB check has shown.
+    shown: Option<Shown>,
     thunks: &'a Thunks,
     range: std::ops::Range<u64>,
     /// Where jumps go that are made with an index into the jump cache at hand.
@@ -217,13 +247,28 @@ impl Look<'_> {
                 self.address == Known::Slot && reads && table && it.memory_index_scale() == 8
             }
             (_, VALUE, R::None) => match &self.value {
-                Known::Entry(_) => reads && (0..=i64::from(TLB_ADDEND)).contains(&displacement),
+                Known::Entry(_) => {
+                    let stores = i64::from(TLB_STORES);
+                    let at =
+                        if displacement >= stores { displacement - stores } else { displacement };
+                    reads && size == 8 && (0..=i64::from(TLB_ADDEND)).contains(&at)
+                }
+                Known::Tables => {
+                    let end = displacement.saturating_add(size);
+                    reads && displacement >= 0 && end <= size_of::<DataTables>() as i64
+                }
                 Known::Events => reads && displacement == 0 && size == 4,
                 _ => false,
             },
-            (_, ADDRESS, R::None) => match self.address {
+            (_, ADDRESS, index) => match &self.address {
                 Known::Host { len, stores } => {
-                    displacement == 0 && size <= len && (reads || stores)
+                    index == R::None && displacement == 0 && size <= *len && (reads || *stores)
+                }
+                Known::Addend(shown) => {
+                    let register = [Term::Register(index, 1)];
+                    let terms = if index == R::None { &[][..] } else { &register };
+                    let single = index == R::None || it.memory_index_scale() == 1;
+                    single && shown.covers(terms, displacement, size) && (reads || shown.stores)
                 }
                 _ => false,
             },
@@ -260,14 +305,10 @@ impl Look<'_> {
             return;
         }
         if it.mnemonic() == M::Cmp {
-            self.compared = match (first, &self.address, &self.value) {
-                (ADDRESS, Known::Tag(last), Known::Entry(start)) if it.memory_base() == VALUE => {
-                    let tag = it.memory_displacement64();
-                    let stores = tag == u64::from(TLB_WRITE);
-                    (stores || tag == u64::from(TLB_READ))
-                        .then(|| (start.clone(), last.clone(), stores))
-                }
-                _ => None,
+            self.compared = if first == ADDRESS && it.memory_base() == VALUE {
+                self.compares(it)
+            } else {
+                None
             };
             return;
         }
@@ -291,14 +332,33 @@ impl Look<'_> {
         }
         // A guest's register that an address was made of has changed.
         if first != R::None && !matches!(first.full_register(), VALUE | ADDRESS) {
-            let changed = |sum: &Sum| {
-                sum.terms
-                    .iter()
-                    .any(|term| matches!(term, Term::Register(r, _) if *r == first.full_register()))
-            };
-            if self.shown.as_ref().is_some_and(|(start, last, _)| changed(start) || changed(last)) {
+            let changed = first.full_register();
+            if self.shown.as_ref().is_some_and(|shown| shown.has(changed)) {
                 self.shown = None;
             }
+            if matches!(&self.address, Known::Addend(shown) if shown.has(changed)) {
+                self.address = Known::Nothing;
+            }
+        }
+    }
+
+    /// What is shown if [`ADDRESS`] equals the tag that `it` compares it with.
+    fn compares(&self, it: &Instruction) -> Option<Shown> {
+        let at = it.memory_displacement64().checked_sub(u64::from(TLB_TAG))?;
+        let stores = at >= u64::from(TLB_STORES);
+        match (&self.address, &self.value) {
+            (Known::Tag(last), Known::Entry(first)) => {
+                let known = at == 0 || at == u64::from(TLB_STORES);
+                let (first, last) = (first.clone(), last.clone());
+                known.then_some(Shown { first, last, stores, at })
+            }
+            (Known::Tag(page), Known::Tables) if page.terms.is_empty() => {
+                let entry = page.offset as u64 >> 7 & 0x7fe0;
+                let right = at == entry || at == entry.wrapping_add(u64::from(TLB_STORES));
+                let last = Sum { terms: Vec::new(), offset: page.offset | 0xfff };
+                right.then(|| Shown { first: page.clone(), last, stores, at })
+            }
+            _ => None,
         }
     }
 
@@ -315,6 +375,10 @@ impl Look<'_> {
         let wide = it.op0_register().size() == 8;
         match (it.mnemonic(), before, field) {
             (M::Mov, _, Some(at)) if wide && at == fields::EVENTS.0 => Known::Events,
+            (M::Mov, _, Some(at)) if wide && at == fields::TLB.0 => Known::Tables,
+            (M::Mov, ..) if wide && it.memory_base() == VALUE && second == Some(OpKind::Memory) => {
+                self.checked(it).map_or(Known::Nothing, |shown| Known::Addend(shown.clone()))
+            }
             (M::Mov, _, Some(at)) if wide => {
                 Known::Address(Sum { terms: vec![Term::Field(at, 1)], offset: 0 })
             }
@@ -348,25 +412,42 @@ impl Look<'_> {
             }
             (M::Add, Known::Index(sum), Some(at)) if at == fields::TLB.0 => Known::Entry(sum),
             (M::Or, Known::Page(sum), Some(at)) if at == fields::SPACE.0 => Known::Tag(sum),
-            (M::Add, Known::Address(sum), None)
-                if it.memory_base() == VALUE
-                    && it.memory_displacement64() == u64::from(TLB_ADDEND) =>
+            (M::Or, Known::Address(sum), Some(at))
+                if at == fields::SPACE.0 && sum.terms.is_empty() && sum.offset & 0xfff == 0 =>
             {
-                self.host(&sum)
+                Known::Tag(sum)
             }
+            (M::Add, Known::Address(sum), None) if it.memory_base() == VALUE => self.host(it, &sum),
+            (M::Add, Known::Addend(shown), None) if source == Some(VALUE) => match &self.value {
+                Known::Address(sum) if sum.terms.is_empty() && shown.first.terms.is_empty() => {
+                    let len = shown.last.offset.wrapping_sub(sum.offset).wrapping_add(1);
+                    let inside = (shown.first.offset..=shown.last.offset).contains(&sum.offset);
+                    if inside { Known::Host { len, stores: shown.stores } } else { Known::Nothing }
+                }
+                _ => Known::Nothing,
+            },
             _ => Known::Nothing,
         }
     }
 
+    /// What the last check has shown, if `it` reads the addend of the entry that was checked.
+    fn checked(&self, it: &Instruction) -> Option<&Shown> {
+        let shown = self.shown.as_ref()?;
+        let at = shown.at.wrapping_add(u64::from(TLB_ADDEND));
+        let same = match &self.value {
+            Known::Entry(entry) => *entry == shown.first,
+            Known::Tables => true,
+            _ => false,
+        };
+        (same && it.memory_displacement64() == at).then_some(shown)
+    }
+
     /// The host address of `sum`, if the last check was of just that address.
-    fn host(&self, sum: &Sum) -> Known {
-        let Known::Entry(entry) = &self.value else { return Known::Nothing };
-        match &self.shown {
-            Some((start, last, stores))
-                if start == sum && entry == sum && last.terms == sum.terms =>
-            {
-                let len = last.offset.wrapping_sub(sum.offset).wrapping_add(1);
-                Known::Host { len, stores: *stores }
+    fn host(&self, it: &Instruction, sum: &Sum) -> Known {
+        match self.checked(it) {
+            Some(shown) if shown.first == *sum && shown.last.terms == sum.terms => {
+                let len = shown.last.offset.wrapping_sub(sum.offset).wrapping_add(1);
+                Known::Host { len, stores: shown.stores }
             }
             _ => Known::Nothing,
         }
@@ -451,8 +532,8 @@ fn memory_size(size: usize) -> i64 {
 
 #[cfg(test)]
 mod tests {
-    use super::super::access::Access;
-    use super::super::assembler::Assembler;
+    use super::super::access::{Access, Place};
+    use super::super::assembler::{Assembler, NotCopied};
     use super::super::thunks;
     use super::*;
     use crate::decode::op::Op;
@@ -493,45 +574,92 @@ mod tests {
         verify(&code.finish().unwrap(), base, &thunks)
     }
 
-    /// A check of `access`, and `bytes` where it has held.
-    fn behind_a_check(access: Access, bytes: &[u8]) -> Result<(), Violation> {
+    /// A check of `access` to `operand`, and what `then` makes where it has held.
+    fn behind_a_check(
+        operand: &Op,
+        access: Access,
+        then: impl FnOnce(&mut Assembler, Place) -> Result<(), NotCopied>,
+    ) -> Result<(), Violation> {
         let (_, thunks) = thunks::make(BASE).unwrap();
         judged(|code| {
             let slow = code.label();
-            code.check(&operand(), access, slow).unwrap();
-            code.bytes(bytes);
+            let place = code.check(operand, access, slow).unwrap();
+            then(code, place).unwrap();
             code.bind(slow);
             code.jump_to(thunks.leave_at);
         })
     }
 
-    const LOAD_8: &[u8] = &[0x49, 0x8b, 0x45, 0x00];
-    const STORE_8: &[u8] = &[0x49, 0x89, 0x45, 0x00];
+    fn load(code: &mut Assembler, place: Place) -> Result<(), NotCopied> {
+        code.load_at(VALUE, place)
+    }
+
+    fn store(code: &mut Assembler, place: Place) -> Result<(), NotCopied> {
+        code.store_at(place, VALUE)
+    }
+
+    /// `[rbx + 8]`, `[rbx + rcx + 8]`, and two fixed addresses.
+    fn operands() -> [Op; 4] {
+        let fixed = |disp| Op { base: GPR_ZERO, disp, ..operand() };
+        [
+            operand(),
+            Op { index: 1, ..operand() },
+            fixed(0xffff_ffff_8123_4568),
+            fixed(0x7fff_0123_4568),
+        ]
+    }
 
     #[test]
     fn what_a_check_allows_is_allowed() {
-        behind_a_check(Access::LOAD_WORD, LOAD_8).unwrap();
-        behind_a_check(Access::STORE_WORD, STORE_8).unwrap();
-        behind_a_check(Access::STORE_WORD, LOAD_8).unwrap();
+        for operand in operands() {
+            behind_a_check(&operand, Access::LOAD_WORD, load).unwrap();
+            behind_a_check(&operand, Access::STORE_WORD, store).unwrap();
+            behind_a_check(&operand, Access::STORE_WORD, load).unwrap();
+        }
     }
 
     #[test]
     fn what_it_does_not_is_found() {
-        assert!(behind_a_check(Access::LOAD_WORD, STORE_8).is_err(), "a store after a load's");
         let byte = Access { len: 1, ..Access::LOAD_WORD };
-        assert!(behind_a_check(byte, LOAD_8).is_err(), "more than was checked");
-        let next = [0x49, 0x8b, 0x45, 0x08];
-        assert!(behind_a_check(Access::LOAD_WORD, &next).is_err(), "beside it");
-        let moved = [&[0x49, 0xff, 0xc5][..], LOAD_8].concat();
-        assert!(behind_a_check(Access::LOAD_WORD, &moved).is_err(), "after inc r13");
-        assert!(judged(|code| code.bytes(LOAD_8)).is_err(), "no check at all");
+        for operand in operands() {
+            let refused = behind_a_check(&operand, Access::LOAD_WORD, store);
+            assert!(refused.is_err(), "a store after a load's");
+            let moved = behind_a_check(&operand, Access::LOAD_WORD, |code, place| {
+                // inc r13
+                code.bytes(&[0x49, 0xff, 0xc5]);
+                load(code, place)
+            });
+            assert!(moved.is_err(), "after the address has changed");
+        }
+        for operand in &operands()[..2] {
+            assert!(behind_a_check(operand, byte, load).is_err(), "more than was checked");
+            let beside = behind_a_check(operand, Access::LOAD_WORD, |code, place| {
+                let mut load =
+                    Instruction::with2(iced_x86::Code::Mov_r64_rm64, VALUE, place.operand())
+                        .unwrap();
+                load.set_memory_displacement64(load.memory_displacement64() + 8);
+                load.set_memory_displ_size(1);
+                code.emit(&load)
+            });
+            assert!(beside.is_err(), "beside it");
+        }
+        let page = Op { disp: 0x4ff8, base: GPR_ZERO, ..operand() };
+        let beside = behind_a_check(&page, Access::LOAD_WORD, |code, place| {
+            let mut load =
+                Instruction::with2(iced_x86::Code::Mov_r64_rm64, VALUE, place.operand()).unwrap();
+            load.set_memory_displacement64(0x4ff9);
+            code.emit(&load)
+        });
+        assert!(beside.is_err(), "into the next page");
+        let unchecked = judged(|code| code.bytes(&[0x49, 0x8b, 0x45, 0x00]));
+        assert!(unchecked.is_err(), "no check at all");
         // Jumped to from where nothing was checked.
         let into = judged(|code| {
             let (middle, slow) = (code.label(), code.label());
             code.jump(middle);
-            code.check(&operand(), Access::LOAD_WORD, slow).unwrap();
+            let place = code.check(&operand(), Access::LOAD_WORD, slow).unwrap();
             code.bind(middle);
-            code.bytes(LOAD_8);
+            load(code, place).unwrap();
             code.bind(slow);
         });
         assert!(into.is_err());
@@ -539,17 +667,29 @@ mod tests {
 
     #[test]
     fn a_check_of_another_address_is_none() {
-        let changed = judged(|code| {
-            let slow = code.label();
-            code.check(&operand(), Access::LOAD_WORD, slow).unwrap();
-            // The last three instructions once more, after rbx has changed.
+        let changed = behind_a_check(&operand(), Access::LOAD_WORD, |code, place| {
+            // inc rbx
             code.bytes(&[0x48, 0xff, 0xc3]);
-            code.linear(ADDRESS, &operand(), 0).unwrap();
-            code.bytes(&[0x4c, 0x03, 0x68, TLB_ADDEND]);
-            code.bytes(LOAD_8);
-            code.bind(slow);
+            load(code, place)
         });
         assert!(changed.is_err());
+        let with_index = Op { index: 1, ..operand() };
+        let changed = behind_a_check(&with_index, Access::LOAD_WORD, |code, place| {
+            // The last two instructions of a check once more, after rbx has changed.
+            code.bytes(&[0x48, 0xff, 0xc3]);
+            code.linear(ADDRESS, &with_index, 0)?;
+            code.bytes(&[0x4c, 0x03, 0x68, 8]);
+            load(code, place)
+        });
+        assert!(changed.is_err());
+        let other_table = behind_a_check(&with_index, Access::LOAD_WORD, |code, place| {
+            // add r13, [rax + the addend for stores]
+            code.linear(ADDRESS, &with_index, 0)?;
+            code.bytes(&[0x4c, 0x03, 0xa8]);
+            code.bytes(&(TLB_STORES + TLB_ADDEND).to_le_bytes());
+            load(code, place)
+        });
+        assert!(other_table.is_err());
     }
 
     #[test]
