@@ -476,11 +476,15 @@ impl Block<'_> {
 
     fn pop(&mut self, op: &Op, register: u8) -> Result<(), NotCopied> {
         let place = self.check(op, &stack_operand(op, RSP, 0), Access::LOAD_WORD)?;
-        // Making flags again, if it comes to that, takes the other scratch register.
-        self.code.load_at(ADDRESS, place)?;
-        self.moved_stack(8)?;
-        self.overwrite(1 << (register & 15))?;
-        self.code.put(register, ADDRESS);
+        self.overwrite(1 << RSP | 1 << (register & 15))?;
+        match home(register) {
+            Home::Host(host) if host != STACK => self.code.load_at(host, place)?,
+            _ => self.code.load_at(VALUE, place)?,
+        }
+        self.code.lea(STACK, STACK, R::None, 1, 8)?;
+        if register == RSP || home(register) == Home::Memory {
+            self.code.put(register, VALUE);
+        }
         self.resume_here();
         Ok(())
     }
@@ -493,10 +497,9 @@ impl Block<'_> {
 
     fn leave(&mut self, op: &Op) -> Result<(), NotCopied> {
         let place = self.check(op, &stack_operand(op, RBP, 0), Access::LOAD_WORD)?;
-        self.code.load_at(ADDRESS, place)?;
         self.overwrite(1 << RSP | 1 << RBP)?;
         self.code.lea(STACK, R::RBP, R::None, 1, 8)?;
-        self.code.put(RBP, ADDRESS);
+        self.code.load_at(R::RBP, place)?;
         self.resume_here();
         Ok(())
     }

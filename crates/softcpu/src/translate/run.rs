@@ -117,7 +117,9 @@ impl Vcpu {
             self.mmu.jumps.clear();
         }
         let entry = translator.place(trace, head.frame, head.version);
-        head.runs.set(0);
+        if entry.is_none() {
+            head.runs.set(0);
+        }
         head.entry.set(entry);
         entry
     }

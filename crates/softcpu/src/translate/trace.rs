@@ -7,9 +7,9 @@
 //! All of it is in one frame and one version of it, so whatever makes one of its blocks
 //! stale makes all of them so.
 
-use iced_x86::{FlowControl, Instruction};
+use iced_x86::{Code, Instruction};
 
-use super::copy::Copier;
+use super::copy::{Copier, vector_need};
 use crate::addr::{GuestVirtAddr, PAGE_SHIFT};
 use crate::decode::cache::{Block, BlockCache};
 use crate::decode::op::Op;
@@ -73,92 +73,113 @@ pub(super) struct Tracer<'a, 'b> {
     pub(super) decode: &'a dyn Fn(&Block) -> Option<Vec<Instruction>>,
 }
 
+/// A block on the way, and what comes after it.
+struct Part<'a> {
+    block: &'a Block,
+    then: Then,
+    /// Where the guest goes on, if that is not for the block's last instruction to say.
+    onwards: Option<u64>,
+}
+
 impl<'a> Tracer<'a, '_> {
     /// The trace that begins with `head`. `None` if its code is not what it was.
     pub(super) fn from(&mut self, head: &'a Block) -> Option<Trace> {
-        let mut steps: Vec<Step> = Vec::new();
+        let mut trace = Trace { steps: Vec::new(), ops: Box::default(), goes_on: None };
         let mut ops: Vec<Op> = Vec::new();
-        let mut rips: Vec<u64> = Vec::new();
-        let mut vectors = 0;
-        let mut goes_on = None;
-        let mut blocks = 0_usize;
-        let mut next = Some(head);
-        while let Some(block) = next.take() {
-            let Some(instructions) = (self.decode)(block) else {
-                if steps.is_empty() {
-                    return None;
-                }
-                goes_on = Some(block.rip);
-                break;
-            };
+        let mut vectors = self.vectors;
+        for part in self.way(head) {
+            let block = part.block;
+            trace.goes_on = Some(block.rip);
+            let Some(instructions) = (self.decode)(block) else { break };
             let plans: Vec<_> = instructions.iter().map(|it| self.copier.plan(it).ok()).collect();
             let pairs = instructions.iter().zip(&plans);
-            let need = pairs.fold(0, |need, (it, plan)| need | super::copy::vector_need(it, plan));
-            if steps.is_empty() {
-                vectors = need | self.vectors;
+            let need = pairs.fold(0, |need, (it, plan)| need | vector_need(it, plan));
+            let first = trace.steps.is_empty();
+            if first {
+                vectors |= need;
             }
-            let too_long = steps.len().saturating_add(instructions.len()) > MOST_STEPS;
-            if need & !vectors != 0 || too_long && !steps.is_empty() {
-                goes_on = Some(block.rip);
+            let too_long = trace.steps.len().saturating_add(instructions.len()) > MOST_STEPS;
+            if need & !vectors != 0 || too_long && !first {
                 break;
             }
-            blocks = blocks.saturating_add(1);
             for ((instruction, plan), op) in instructions.into_iter().zip(plans).zip(&block.ops) {
-                rips.push(op.rip);
-                steps.push(Step { instruction, plan, then: Then::Next });
+                trace.steps.push(Step { instruction, plan, then: Then::Next });
                 ops.push(*op);
             }
-            let (Some(step), Some(op)) = (steps.last_mut(), ops.last()) else { return None };
-            // What ends a block without a jump has one more op, which goes on.
-            let tail = block.ops.last().filter(|last| last.len == 0);
-            let (then, onwards) = if let Some(tail) = tail {
-                (Then::Next, Some(tail.imm))
+            trace.steps.last_mut()?.then = part.then;
+            trace.goes_on = part.onwards;
+        }
+        trace.ops = ops.into_boxed_slice();
+        (!trace.steps.is_empty()).then_some(trace)
+    }
+
+    /// The blocks that the guest mostly takes from `head` on.
+    fn way(&self, head: &'a Block) -> Vec<Part<'a>> {
+        let mut parts: Vec<Part<'a>> = Vec::new();
+        let mut rips: Vec<u64> = Vec::new();
+        // How many of the parts are in a loop, or before one.
+        let mut looping = 0;
+        let mut next = Some(head);
+        while let Some(block) = next.take() {
+            rips.extend(block.ops.iter().filter(|op| op.len != 0).map(|op| op.rip));
+            let (then, onwards) = self.onwards(block, &rips);
+            let onwards_again = onwards.is_some_and(|onwards| rips.contains(&onwards));
+            let exit_again = matches!(then, Then::Unless { exit, .. } if rips.contains(&exit));
+            parts.push(Part { block, then, onwards });
+            if onwards_again || exit_again {
+                looping = parts.len();
+            }
+            if let Some(onwards) = onwards
+                && !onwards_again
+                && parts.len() < MOST_BLOCKS
+            {
+                next = self.warm(head, onwards);
+            }
+        }
+        // What has a translation of its own is gone to, not translated again; but a loop
+        // is better whole.
+        let own = parts.iter().skip(looping.max(1)).position(|part| self.is_translated(part.block));
+        if let Some(own) = own {
+            parts.truncate(own.saturating_add(looping.max(1)));
+        }
+        parts
+    }
+
+    /// What comes after `block`, and where the guest mostly goes on, if that is known.
+    fn onwards(&self, block: &Block, rips: &[u64]) -> (Then, Option<u64>) {
+        let Some(op) = block.ops.last() else { return (Then::Last, None) };
+        // What ends a block without a jump has one more op, which goes on.
+        if op.len == 0 {
+            return (Then::Next, Some(op.imm));
+        }
+        let mut it = Instruction::default();
+        it.set_code(Code::try_from(usize::from(op.code)).unwrap_or_default());
+        if !GuestVirtAddr(op.imm).is_canonical() {
+            return (Then::Last, None);
+        }
+        if it.is_jmp_short_or_near() {
+            return (Then::Followed, Some(op.imm));
+        }
+        if it.is_jcc_short_or_near() {
+            let (taken, next) = (op.imm, op.next_rip());
+            let weight = |rip| self.warm(block, rip).map_or(0, |block| block.runs.get());
+            // A jump back into the trace is a loop's: what follows is behind it.
+            return if rips.contains(&taken) || weight(taken) <= weight(next) {
+                (Then::Unless { taken: true, exit: taken }, Some(next))
             } else {
-                self.onwards(&step.instruction, op, head, &rips)
+                (Then::Unless { taken: false, exit: next }, Some(taken))
             };
-            step.then = then;
-            let Some(onwards) = onwards else { break };
-            next = self.follow(head, onwards, &rips).filter(|_| blocks < MOST_BLOCKS);
-            if next.is_none() {
-                goes_on = Some(onwards);
-            }
         }
-        (!steps.is_empty()).then(|| Trace { steps, ops: ops.into_boxed_slice(), goes_on })
+        (Then::Last, None)
     }
 
-    /// What comes after the branch `it`, and where the trace goes on, if it does.
-    fn onwards(
-        &self,
-        it: &Instruction,
-        op: &Op,
-        head: &Block,
-        rips: &[u64],
-    ) -> (Then, Option<u64>) {
-        let canonical = GuestVirtAddr(op.imm).is_canonical();
-        match it.flow_control() {
-            FlowControl::UnconditionalBranch if it.is_jmp_short_or_near() && canonical => {
-                (Then::Followed, Some(op.imm))
-            }
-            FlowControl::ConditionalBranch if it.is_jcc_short_or_near() && canonical => {
-                let (taken, next) = (op.imm, op.next_rip());
-                let weight = |rip| match self.follow(head, rip, rips) {
-                    Some(block) => block.runs.get(),
-                    None => 0,
-                };
-                // A jump back into the trace is a loop's: what follows is behind it.
-                if rips.contains(&taken) || weight(taken) <= weight(next) {
-                    (Then::Unless { taken: true, exit: taken }, Some(next))
-                } else {
-                    (Then::Unless { taken: false, exit: next }, Some(taken))
-                }
-            }
-            _ => (Then::Last, None),
-        }
+    fn is_translated(&self, block: &Block) -> bool {
+        block.entry.get().is_some_and(|entry| entry.generation == self.generation)
     }
 
-    /// The block at `rip`, if a trace from `head` goes on with it.
-    fn follow(&self, head: &Block, rip: u64, rips: &[u64]) -> Option<&'a Block> {
-        if rip >> PAGE_SHIFT != head.rip >> PAGE_SHIFT || rips.contains(&rip) {
+    /// The block at `rip`, if it has run a few times and can be translated with `head`.
+    fn warm(&self, head: &Block, rip: u64) -> Option<&'a Block> {
+        if rip >> PAGE_SHIFT != head.rip >> PAGE_SHIFT {
             return None;
         }
         let block = self.blocks.get(BlockCache::slot(rip))?;
@@ -169,7 +190,6 @@ impl<'a> Tracer<'a, '_> {
             && block.version == head.version
             && block.tail.is_none()
             && block.unsettled.as_ref().is_none_or(|unsettled| (self.settled)(unsettled.epoch));
-        let translated = block.entry.get().is_some_and(|it| it.generation == self.generation);
-        (alike && !translated && block.runs.get() >= self.warm).then_some(block)
+        (alike && block.runs.get() >= self.warm).then_some(block)
     }
 }

@@ -84,15 +84,32 @@ fn every_encoding_does_what_the_host_does() {
 
 #[test]
 fn rows_of_instructions_are_translated_as_they_are_interpreted() {
-    let rounds = number("LGUEST_PROPERTY_ROUNDS").unwrap_or(64) * 300;
+    compare_rows(300, guest::Guest::translating(), sequences::compare);
+}
+
+#[test]
+fn rows_with_jumps_are_translated_as_they_are_interpreted() {
+    compare_rows(100, guest::Guest::translating_after(3), sequences::compare_branching);
+}
+
+/// Compares `times` rows a round.
+fn compare_rows(
+    times: u64,
+    mut translator: guest::Guest,
+    compare: impl Fn(
+        &sequences::Codes,
+        &mut guest::Guest,
+        &mut guest::Guest,
+        &mut Random,
+    ) -> Result<(), String>,
+) {
+    let rounds = number("LGUEST_PROPERTY_ROUNDS").unwrap_or(64) * times;
     let mut random = Random(number("LGUEST_PROPERTY_SEED").unwrap_or(0x0fed_cba9_8765_4321));
     let codes = sequences::Codes::new();
-    let (mut interpreter, mut translator) = (guest::Guest::new(), guest::Guest::translating());
+    let mut interpreter = guest::Guest::new();
     let mut differences = Vec::new();
     for _ in 0..rounds {
-        if let Err(what) =
-            sequences::compare(&codes, &mut interpreter, &mut translator, &mut random)
-        {
+        if let Err(what) = compare(&codes, &mut interpreter, &mut translator, &mut random) {
             differences.push(what);
         }
     }
