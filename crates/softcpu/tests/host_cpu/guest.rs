@@ -159,6 +159,11 @@ impl Guest {
         &self.memory
     }
 
+    /// Makes all memory for code zero.
+    pub(crate) fn clear_code(&mut self) {
+        self.machine.put(CODE - AREA + PHYSICAL, &[0; CODE_LEN]);
+    }
+
     /// Puts a row of instructions, and behind it where it is to end.
     pub(crate) fn put_row(&mut self, offset: u64, bytes: &[u8]) {
         let start = CODE + offset - AREA + PHYSICAL;
