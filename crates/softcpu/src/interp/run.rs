@@ -96,7 +96,7 @@ impl Vcpu {
     }
 
     /// Delivers the recorded exception.
-    fn take_fault(&mut self) -> Option<Exit> {
+    pub(crate) fn take_fault(&mut self) -> Option<Exit> {
         let exception = self.fault;
         self.counters.exceptions = self.counters.exceptions.wrapping_add(1);
         if let Some(tracer) = &mut self.tracer {

@@ -20,6 +20,7 @@ pub(super) struct Label(usize);
 pub(super) struct Condition(pub(super) u8);
 
 impl Condition {
+    pub(super) const BELOW: Self = Self(2);
     pub(super) const EQUAL: Self = Self(4);
     pub(super) const NOT_EQUAL: Self = Self(5);
     pub(super) const ABOVE: Self = Self(7);

@@ -12,7 +12,6 @@ use super::{block, verify};
 use crate::code_memory::CodeMemory;
 use crate::decode::op::Op;
 use crate::memory::ram::RamFrame;
-use crate::vcpu::Abort;
 
 /// Code memory per vCPU, bytes. Pages are taken from the host as they fill.
 const CAPACITY: usize = 64 << 20;
@@ -67,8 +66,6 @@ pub(crate) struct Translator {
     frames: HashMap<RamFrame, (u32, Vec<u32>)>,
     /// The link that the last block was left by.
     pub(super) pending: Option<u32>,
-    /// What the last interpreted op ended in.
-    pub(super) abort: Abort,
     /// The code map's count of hits that [`Translator::frames`] is up to date with.
     pub(super) seen: u64,
     /// The block at this address must be interpreted this time.
@@ -114,7 +111,6 @@ impl Translator {
             links: Vec::new(),
             frames: HashMap::new(),
             pending: None,
-            abort: Abort::EndBlock,
             seen: 0,
             refused: None,
             counters: Counters::default(),

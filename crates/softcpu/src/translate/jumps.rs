@@ -35,8 +35,10 @@ pub(crate) struct JumpCache {
     /// the kernel, which all share.
     kernel_of_one_space: bool,
     filled: bool,
-    /// The address space and privilege that `context` stands for.
-    current: Option<(u64, bool)>,
+    /// The kernel's, in every address space.
+    kernel: u64,
+    /// The last user's: address space and number.
+    user: (u64, u64),
     random: RandomState,
 }
 
@@ -47,6 +49,7 @@ pub(crate) const fn slot(rip: u64) -> usize {
 
 impl JumpCache {
     pub(crate) fn new() -> Self {
+        let random = RandomState::new();
         Self {
             keys: [NO_KEY; ENTRIES],
             // Nobody goes to an address that has no entry.
@@ -55,8 +58,9 @@ impl JumpCache {
             pages: [0; FILTER],
             kernel_of_one_space: false,
             filled: false,
-            current: None,
-            random: RandomState::new(),
+            kernel: number(&random, 0, false),
+            user: (0, number(&random, 0, true)),
+            random,
         }
     }
 
@@ -72,13 +76,17 @@ impl JumpCache {
 
     /// Guest code goes on in address space `space`, at user privilege or not.
     pub(crate) fn enter_context(&mut self, space: u64, user: bool) {
-        let space = if user { space } else { 0 };
-        if self.current == Some((space, user)) {
-            return;
+        if user && self.user.0 != space {
+            self.user = (space, number(&self.random, space, true));
         }
-        self.current = Some((space, user));
-        // Never zero: an address that equals a context's number must have a key.
-        self.context = self.random.hash_one((space, user)) | 1;
+        self.context = if user { self.user.1 } else { self.kernel };
+    }
+
+    /// Where translated code for `rip` is, in the current context.
+    pub(crate) fn find(&self, rip: u64) -> Option<u64> {
+        let slot = slot(rip);
+        let known = self.keys.get(slot) == Some(&(rip ^ self.context));
+        if known { self.hosts.get(slot).copied() } else { None }
     }
 
     /// The address space changes: kernels map the same code in all, or else they say so.
@@ -115,6 +123,11 @@ impl JumpCache {
     }
 }
 
+/// The number of a context. Never zero: an address that equals it must have a key.
+fn number(random: &RandomState, space: u64, user: bool) -> u64 {
+    random.hash_one((space, user)) | 1
+}
+
 /// The word and the bit of the filter that stand for the page of `addr`.
 fn filter(addr: u64) -> (usize, u64) {
     let page = addr >> PAGE_SHIFT;
@@ -126,25 +139,21 @@ fn filter(addr: u64) -> (usize, u64) {
 mod tests {
     use super::*;
 
-    fn found(cache: &JumpCache, rip: u64) -> Option<u64> {
-        (cache.keys[slot(rip)] == rip ^ cache.context).then(|| cache.hosts[slot(rip)])
-    }
-
     #[test]
     fn entries_hold_in_their_context_only() {
         let mut cache = JumpCache::new();
         cache.enter_context(3, true);
         cache.insert(0x1234, 7, true, false);
-        assert_eq!(found(&cache, 0x1234), Some(7));
+        assert_eq!(cache.find(0x1234), Some(7));
         for (space, user) in [(4, true), (3, false)] {
             cache.enter_context(space, user);
-            assert_eq!(found(&cache, 0x1234), None);
+            assert_eq!(cache.find(0x1234), None);
         }
         cache.space_changed();
         cache.enter_context(3, true);
-        assert_eq!(found(&cache, 0x1234), Some(7), "the old address space is back");
+        assert_eq!(cache.find(0x1234), Some(7), "the old address space is back");
         cache.page_changed(0x1fff);
-        assert_eq!(found(&cache, 0x1234), None);
+        assert_eq!(cache.find(0x1234), None);
     }
 
     #[test]
@@ -154,9 +163,9 @@ mod tests {
         cache.insert(0x5000, 7, false, true);
         cache.space_changed();
         cache.enter_context(2, false);
-        assert_eq!(found(&cache, 0x5000), Some(7), "a global page");
+        assert_eq!(cache.find(0x5000), Some(7), "a global page");
         cache.insert(0x6000, 8, false, false);
         cache.space_changed();
-        assert_eq!(found(&cache, 0x6000), None);
+        assert_eq!(cache.find(0x6000), None);
     }
 }

@@ -12,7 +12,9 @@ use super::thunks::Exit;
 use super::trace::Tracer;
 use crate::decode::cache::{Block as Decoded, BlockCache};
 use crate::decode::op::Op;
-use crate::vcpu::{Abort, Vcpu};
+use crate::state::CodeSize;
+use crate::state::rflags::RFlags;
+use crate::vcpu::{Abort, Shadow, Vcpu};
 
 /// What there is for a block that is about to run.
 #[derive(Clone, Copy, Debug)]
@@ -160,8 +162,8 @@ impl Vcpu {
                 self.state.rip = target;
             }
             translator.pending = Some(number);
-        } else if reason == Exit::Abort as u64 {
-            return Err(translator.abort);
+        } else if reason == Exit::Machine as u64 {
+            return Err(Abort::Exit);
         } else if reason == Exit::Interpret as u64 {
             translator.refused = Some(self.state.rip);
         }
@@ -178,20 +180,28 @@ impl Vcpu {
         }
     }
 
-    /// Runs `op` for translated code, which keeps the flags elsewhere.
+    /// Runs `op` for translated code, which keeps the flags elsewhere. An error says that
+    /// another op comes next, at RIP, or that the machine is wanted.
     fn execute(&mut self, op: &Op) -> Result<(), Exit> {
         self.flags_from_context();
         self.state.rip = op.rip;
-        let outcome = (op.run)(self, op);
+        let outcome = match (op.run)(self, op) {
+            Ok(()) => Ok(()),
+            Err(Abort::EndBlock) => Err(Exit::Next),
+            Err(Abort::Fault) => {
+                self.faulted_at(op);
+                match self.take_fault() {
+                    None => Err(Exit::Next),
+                    Some(exit) => {
+                        self.exit = exit;
+                        Err(Exit::Machine)
+                    }
+                }
+            }
+            Err(Abort::Exit) => Err(Exit::Machine),
+        };
         self.flags_to_context();
-        let Err(abort) = outcome else { return Ok(()) };
-        if abort == Abort::Fault {
-            self.faulted_at(op);
-        }
-        if let Some(translator) = &mut self.translator {
-            translator.abort = abort;
-        }
-        Err(Exit::Abort)
+        outcome
     }
 
     /// Runs `op` within a block. An error says that the block must be left.
@@ -209,9 +219,39 @@ impl Vcpu {
         }
         Ok(())
     }
+
+    /// Where translated code goes on at RIP, if it may without coming by the run loop.
+    fn go_on(&mut self) -> Option<u64> {
+        let translator = self.translator.as_ref()?;
+        if self.brief
+            || self.code_hit
+            || self.code_size != CodeSize::Bits64
+            || translator.seen != self.memory.code().hits()
+            || self.state.rflags.contains(RFlags::TF)
+            || self.debug_active()
+            || self.tracer.as_ref().is_some_and(|tracer| tracer.wants_blocks())
+        {
+            return None;
+        }
+        self.mmu.jumps.enter_context(self.mmu.data.space(), self.mmu.is_user());
+        let host = self.mmu.jumps.find(self.state.rip)?;
+        let held = std::mem::take(&mut self.shadow);
+        if held != Shadow::None {
+            self.update_event_mask();
+        }
+        if held == Shadow::MovSs || self.handle.pending().bits() & self.event_mask != 0 {
+            // The run loop takes one step first, where something is held off for one.
+            self.shadow = held;
+            self.update_event_mask();
+            return None;
+        }
+        self.sync_context();
+        Some(host)
+    }
 }
 
-/// What the thunk calls for an op within a block: zero to go on.
+/// What the thunk calls for an op within a block: zero to go on, a block to go on with, or
+/// why to leave.
 ///
 /// # Safety
 /// `cpu` and `op` are what [`Vcpu::run_translated`] and the translator put there.
@@ -219,7 +259,11 @@ pub(super) unsafe extern "sysv64" fn interpret(cpu: *mut Vcpu, op: *const Op) ->
     // SAFETY: the vCPU is borrowed exclusively by `run_translated`, which waits for the code
     // that calls this; the op lives as long as that code.
     let (cpu, op) = unsafe { (&mut *cpu, &*op) };
-    cpu.interpret(op).map_or_else(|exit| exit as u64, |()| 0)
+    match cpu.interpret(op) {
+        Ok(()) => 0,
+        Err(Exit::Next) => cpu.go_on().unwrap_or(Exit::Next as u64),
+        Err(exit) => exit as u64,
+    }
 }
 
 /// The same for the last op of a block, which sets RIP.
@@ -229,6 +273,8 @@ pub(super) unsafe extern "sysv64" fn interpret(cpu: *mut Vcpu, op: *const Op) ->
 pub(super) unsafe extern "sysv64" fn interpret_last(cpu: *mut Vcpu, op: *const Op) -> u64 {
     // SAFETY: as above.
     let (cpu, op) = unsafe { (&mut *cpu, &*op) };
-    // Where it went is in RIP.
-    cpu.execute(op).map_or_else(|exit| exit, |()| Exit::Next) as u64
+    match cpu.execute(op) {
+        Ok(()) | Err(Exit::Next) => cpu.go_on().unwrap_or(Exit::Next as u64),
+        Err(exit) => exit as u64,
+    }
 }
