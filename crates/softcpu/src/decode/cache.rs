@@ -19,9 +19,9 @@ use crate::state::CodeSize;
 use crate::translate::Entry;
 
 /// Slots of the cache; direct-mapped.
-const SLOTS: usize = 1 << 15;
+const SLOTS: usize = 1 << 17;
 /// Places for displaced blocks.
-const DISPLACED: usize = 1 << 14;
+const DISPLACED: usize = 1 << 16;
 
 /// The part of a block that reaches into the next page: the single instruction of a
 /// block may straddle.
@@ -77,7 +77,7 @@ impl BlockCache {
     /// The slot of the block at `linear`.
     #[inline(always)]
     pub(crate) fn slot(linear: u64) -> usize {
-        ((linear ^ linear >> 15) as usize) & (SLOTS - 1)
+        ((linear ^ linear >> 17) as usize) & (SLOTS - 1)
     }
 
     /// Whatever block is in `slot`.
@@ -145,7 +145,7 @@ mod tests {
     #[test]
     fn blocks_that_share_a_slot_take_turns_in_it() {
         let mut cache = BlockCache::new();
-        let (a, b) = (0x1234, 0x1234 ^ 0x8001_8000 ^ 0x3);
+        let (a, b) = (0x1234, 0x1234 ^ 0x4_0002_0001);
         let slot = BlockCache::slot(a);
         assert_eq!(slot, BlockCache::slot(b));
         assert_ne!(displaced_slot(a), displaced_slot(b));

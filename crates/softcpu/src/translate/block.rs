@@ -602,7 +602,7 @@ impl Block<'_> {
 
     /// Looks for the block at [`VALUE`]: its slot is in [`ADDRESS`] if there is one.
     fn find(&mut self, miss: Label) {
-        // mov r13d, eax; shr r13d, 10; xor r13d, eax; and r13d, mask
+        // mov r13d, eax; shr r13d, 10; xor r13d, eax; and r13d, mask: entries have two words
         self.code.bytes(&[0x41, 0x89, 0xc5, 0x41, 0xc1, 0xed, 10, 0x41, 0x31, 0xc5]);
         self.code.bytes(&[0x41, 0x81, 0xe5]);
         self.code.bytes(&jumps::MASK.to_le_bytes());

@@ -278,3 +278,14 @@ pub(super) unsafe extern "sysv64" fn interpret_last(cpu: *mut Vcpu, op: *const O
         Err(exit) => exit as u64,
     }
 }
+
+/// What the thunk calls when a jump has not found its target: a block to go on with, or why
+/// to leave.
+///
+/// # Safety
+/// `cpu` is what [`Vcpu::run_translated`] put there.
+pub(super) unsafe extern "sysv64" fn go_on(cpu: *mut Vcpu) -> u64 {
+    // SAFETY: as above.
+    let cpu = unsafe { &mut *cpu };
+    cpu.go_on().unwrap_or(Exit::Next as u64)
+}

@@ -8,7 +8,7 @@ use iced_x86::{Code, Instruction, MemoryOperand, Register as R};
 use super::assembler::{Assembler, Condition, NotCopied};
 use super::fields::{self, Field};
 use super::registers::{VALUE, pinned};
-use super::run::{interpret, interpret_last};
+use super::run::{go_on, interpret, interpret_last};
 
 /// Why translated code was left.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -29,7 +29,7 @@ pub(super) enum Exit {
 pub(super) struct Thunks {
     /// `extern "sysv64" fn(block) -> Exit`, with the base set.
     pub(super) enter: u64,
-    /// Leaves with [`Exit::Next`] and RIP from RAX.
+    /// Goes on at RIP from RAX, or leaves with [`Exit::Next`].
     pub(super) leave_at: u64,
     /// Leaves with [`Exit::Link`] by the link whose number is in EAX.
     pub(super) leave_by_link: u64,
@@ -106,7 +106,6 @@ pub(super) fn make(base: u64) -> Result<(Vec<u8>, Thunks), NotCopied> {
     code.jump_to(left);
 
     for (thunk, keeps, exit) in [
-        (&mut thunks.leave_at, fields::RIP, Exit::Next),
         (&mut thunks.leave_by_link, fields::LINK, Exit::Link),
         (&mut thunks.leave_to_interpret, fields::RIP, Exit::Interpret),
     ] {
@@ -128,6 +127,14 @@ pub(super) fn make(base: u64) -> Result<(Vec<u8>, Thunks), NotCopied> {
     code.bytes(&[0xff, 0xe0]);
     code.bind(leaves);
     code.jump_to(left);
+
+    thunks.leave_at = here(&code);
+    code.store(fields::RIP, VALUE);
+    save_all(&mut code, save_vectors);
+    code.load(R::RDI, fields::VCPU);
+    code.constant(VALUE, go_on as *const () as u64);
+    code.bytes(&[0xff, 0xd0]);
+    code.jump_to(elsewhere);
 
     thunks.interpret = here(&code);
     save_all(&mut code, save_vectors);

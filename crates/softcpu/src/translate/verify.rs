@@ -15,6 +15,7 @@ use iced_x86::{
 };
 
 use super::fields::{self, Field, TLB_ADDEND, TLB_STORES, TLB_TAG};
+use super::jumps::{ENTRIES, Jump};
 use super::registers::{ADDRESS, VALUE};
 use super::thunks::Thunks;
 use crate::mmu::tlb::DataTables;
@@ -493,13 +494,16 @@ impl Look<'_> {
 /// Whether `it` jumps to what the jump cache has.
 fn goes_by_the_jump_cache(it: &Instruction) -> bool {
     let Field(hosts) = fields::JUMP_HOSTS;
-    let end = u64::from(hosts).saturating_add(size_of::<[u64; super::jumps::ENTRIES]>() as u64);
+    let entry = size_of::<Jump>() as u64;
+    let end = u64::from(hosts).saturating_add(entry.saturating_mul(ENTRIES as u64));
     let at = it.memory_displacement64();
     it.op0_kind() == OpKind::Memory
         && it.memory_segment() == R::GS
         && it.memory_base() == R::None
         && match it.memory_index() {
-            R::None => (u64::from(hosts)..end).contains(&at) && at % 8 == u64::from(hosts) % 8,
+            R::None => {
+                (u64::from(hosts)..end).contains(&at) && at % entry == u64::from(hosts) % entry
+            }
             _ => at == u64::from(hosts),
         }
 }
