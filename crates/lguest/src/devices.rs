@@ -5,7 +5,7 @@
 
 use std::sync::Arc;
 
-use vmm::devices::virtio::block::{Block, DiskContents};
+use vmm::devices::virtio::block::{Block, DiskContents, DiskError};
 use vmm::devices::virtio::net::{Net, NetError};
 use vmm::devices::virtio::{Console, Entropy, IoThreads, VirtioDevice};
 
@@ -58,8 +58,10 @@ pub(crate) fn open(
     }
     for disk in &options.disk {
         let queues = options.cpus.min(MAX_DISK_QUEUES) as usize;
-        let block = Block::open(disk, Arc::clone(io), queues)
-            .map_err(|error| Error::Input(error.to_string()))?;
+        let block = Block::open(disk, Arc::clone(io), queues).map_err(|error| match error {
+            DiskError::Thread(_) => Error::Host(error.to_string()),
+            error => Error::Input(error.to_string()),
+        })?;
         tracing::info!(disk = %disk, bytes = block.size(), "a disk");
         first_disk.get_or_insert_with(|| (block.contents(), disk.path.display().to_string()));
         devices.push(Box::new(block));
