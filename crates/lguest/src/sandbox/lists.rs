@@ -69,8 +69,11 @@ fn everyone() -> Vec<Rule> {
 }
 
 /// What libraries try and can do without: the C library asks how the host overcommits memory
-/// when a heap shrinks, and who prints a backtrace looks for symbols.
+/// when a heap shrinks, and who prints a backtrace looks for symbols. Threads and processes
+/// are not started either, but the C library blocks all signals around that, so that nobody
+/// could be told of a violation; an error reaches whoever has forgotten this.
 fn refused() -> Vec<Rule> {
+    let start = "none starts while a guest runs";
     let writes = (libc::O_ACCMODE | libc::O_CREAT | libc::O_TRUNC) as u32;
     let (heap, symbols) = ("/proc/sys/vm/overcommit_memory", "where a backtrace's symbols are");
     vec![
@@ -83,7 +86,13 @@ fn refused() -> Vec<Rule> {
         refuse(Sysno::stat, symbols),
         refuse(Sysno::lstat, symbols),
         refuse(Sysno::newfstatat, symbols),
+        refuse(Sysno::clone, start),
+        refuse(Sysno::clone3, start),
     ]
+}
+
+fn set_timer() -> Rule {
+    allow(Sysno::timerfd_settime, "the timers of devices")
 }
 
 /// Files of disks: vCPUs flush when a driver resets, I/O threads do what is quick, a disk's
@@ -151,7 +160,7 @@ pub(super) fn vcpu(needs: &Needs) -> Vec<Rule> {
         allow(Sysno::arch_prctl, "GS is the vCPU's for its translated code").only(0, ARCH_SET_GS),
         allow(Sysno::eventfd2, "a driver starts a queue"),
         allow(Sysno::timerfd_create, "a driver starts a console, or the entropy device"),
-        allow(Sysno::timerfd_settime, "the same"),
+        set_timer(),
     ];
     everyone().into_iter().chain(own).chain(devices_at_hand(needs)).collect()
 }
@@ -169,7 +178,7 @@ pub(super) fn device(needs: &Needs) -> Vec<Rule> {
         allow(Sysno::epoll_wait, "waiting for work"),
         allow(Sysno::epoll_pwait, "the same"),
         allow(Sysno::epoll_ctl, "what is waited for"),
-        allow(Sysno::timerfd_settime, "a device's own timers"),
+        set_timer(),
         allow(Sysno::recvfrom, "frames from passt or a peer"),
     ];
     let meetings = needs.unix.then(meetings).into_iter().flatten();
