@@ -106,7 +106,7 @@ fn disks() -> Vec<Rule> {
         allow(Sysno::fdatasync, "flushes"),
         allow(Sysno::fallocate, "discards, zeroes"),
         allow(Sysno::ftruncate, "a qcow2 image grows"),
-        allow(Sysno::statx, "how long an open image is").with(3, libc::AT_EMPTY_PATH as u32),
+        allow(Sysno::statx, "how long an open image is").with(2, libc::AT_EMPTY_PATH as u32),
     ]
 }
 
@@ -134,7 +134,7 @@ fn meetings() -> Vec<Rule> {
         allow(Sysno::ppoll, "the same"),
         allow(Sysno::flock, "one at a time in the socket's folder"),
         allow(Sysno::statx, "whether the socket there is still ours")
-            .with(3, libc::AT_SYMLINK_NOFOLLOW as u32),
+            .with(2, libc::AT_SYMLINK_NOFOLLOW as u32),
         allow(Sysno::unlink, "the socket goes when its listener does"),
     ]
 }

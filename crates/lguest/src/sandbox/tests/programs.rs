@@ -141,6 +141,8 @@ fn arguments_are_looked_at() {
     );
     assert!(!call(Sysno::openat, [-100, 4096, 1, 0, 0, 0]), "opens to write");
     assert!(!call(Sysno::openat, [-100, 4096, 0o100, 0, 0, 0]), "makes a file");
+    assert!(call(Sysno::statx, [3, 4096, 0x1000, 0xfff, 4096, 0]), "an open file's");
+    assert!(!call(Sysno::statx, [-100, 4096, 0, 0xfff, 4096, 0]), "any file's");
     assert!(call(Sysno::ioctl, [0, 0x5413, 0, 0, 0, 0]));
     assert!(!call(Sysno::ioctl, [0, 0x5412, 0, 0, 0, 0]), "types into the terminal");
     assert!(call(Sysno::socket, [1, 0o2_000_001, 0, 0, 0, 0]));
