@@ -56,7 +56,7 @@ extern "C" fn handle(_: c_int, info: *const Info, _: *const c_void) {
     let _ = if code == FROM_THE_FILTER {
         describe(&mut rest, call)
     } else {
-        write!(rest, "lguest: ended by signal {}\n", libc::SIGSYS)
+        writeln!(rest, "lguest: ended by signal {}", libc::SIGSYS)
     };
     let left = rest.len();
     let text = &line[..LINE - left];
