@@ -97,6 +97,9 @@ pub(crate) struct RunOptions {
     /// How devices' work is done
     #[arg(long, value_name = "HOW", default_value = "threads=1")]
     pub(crate) io: IoChoice,
+    /// System-call filter: on (default), log or off
+    #[arg(long, value_name = "HOW", hide_possible_values = true)]
+    pub(crate) seccomp: Option<SeccompChoice>,
     /// End the run after so many seconds
     #[arg(long, value_name = "SECONDS", allow_negative_numbers = true)]
     pub(crate) timeout: Option<f64>,
@@ -198,6 +201,17 @@ pub(crate) enum CpuChoice {
     V3,
     /// The best the host can run.
     Max,
+}
+
+/// What becomes of system calls that a running guest has no need of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum SeccompChoice {
+    /// They end the run.
+    On,
+    /// The kernel logs them and lets them pass.
+    Log,
+    /// Nobody looks.
+    Off,
 }
 
 /// How devices' work is done.

@@ -14,6 +14,7 @@ mod logging;
 mod old_syntax;
 mod ports;
 mod run;
+mod sandbox;
 mod signals;
 mod size;
 mod status;

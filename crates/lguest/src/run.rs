@@ -11,12 +11,12 @@ use crate::logging::say;
 use crate::ports::{Input, Ports};
 use crate::signals::{self, Request};
 use crate::status::Status;
-use crate::{Error, boot, devices, size, terminal};
+use crate::{Error, boot, devices, sandbox, size, terminal};
 use softcpu::cpuid::CpuModel;
 use std::fs::File;
 use std::io::{self, Read};
 use std::path::Path;
-use std::sync::mpsc::{self, SyncSender};
+use std::sync::mpsc::{self, Sender, SyncSender};
 use std::sync::{Arc, OnceLock};
 use std::thread;
 use std::time::Duration;
@@ -66,12 +66,13 @@ pub(crate) fn run(options: &RunOptions) -> Result<Status, Error> {
         devices: devices.all,
         debug_exit: options.debug_exit,
         timeout,
+        sandbox: sandbox::choose(options.seccomp, &devices.needs)?,
         trace: options.trace.as_deref().map(open_trace).transpose()?,
     })
     .map_err(machine_error)?;
     tracing::info!(engine = %machine.engine(), "starting the guest");
 
-    let ender = Ender { controller: machine.controller(), reason: Arc::default() };
+    let ender = Ender::new(machine.controller())?;
     listen_to_signals(&ender, &ports)?;
     let raw = match ports.input(&ender.controller) {
         // When a script has said all it had to, puppy is told to end.
@@ -174,9 +175,21 @@ pub(crate) fn machine_error(error: MachineError) -> Error {
 struct Ender {
     controller: Controller,
     reason: Arc<OnceLock<Status>>,
+    last_resort: Sender<Status>,
 }
 
 impl Ender {
+    /// # Errors
+    /// The host refuses a thread.
+    fn new(controller: Controller) -> Result<Self, Error> {
+        let (last_resort, ended) = mpsc::channel();
+        thread::Builder::new()
+            .name("last-resort".into())
+            .spawn(move || ended.recv().map(leave_without_the_machine))
+            .map_err(thread_refused)?;
+        Ok(Self { controller, reason: Arc::default(), last_resort })
+    }
+
     fn end(&self, reason: Status) {
         if self.reason.set(reason).is_err() {
             return;
@@ -184,14 +197,8 @@ impl Ender {
         self.controller.stop();
         // The machine stops within milliseconds. Should it not, the user still gets the
         // terminal back.
-        let last_resort = thread::Builder::new().spawn(move || {
-            thread::sleep(STOP_PATIENCE);
-            terminal::restore();
-            say("the machine does not stop; leaving without it");
-            std::process::exit(reason.code().into());
-        });
-        if let Err(error) = last_resort {
-            tracing::warn!(%error, "no thread to watch over the end of the machine");
+        if self.last_resort.send(reason).is_err() {
+            tracing::warn!("no thread to watch over the end of the machine");
         }
     }
 
@@ -200,6 +207,18 @@ impl Ender {
             say(line);
         }
     }
+}
+
+/// Ends the process if the machine has not done so after a while.
+fn leave_without_the_machine(reason: Status) {
+    thread::sleep(STOP_PATIENCE);
+    terminal::restore();
+    say("the machine does not stop; leaving without it");
+    std::process::exit(reason.code().into());
+}
+
+fn thread_refused(error: io::Error) -> Error {
+    Error::Host(format!("the host refuses a thread: {error}"))
 }
 
 fn listen_to_signals(ender: &Ender, ports: &Ports) -> Result<(), Error> {
@@ -238,7 +257,7 @@ fn listen_to_stdin(
     } else {
         console::read_input(io::stdin().chain(last), feed)
     };
-    started.map_err(|error| Error::Host(format!("the host refuses a thread: {error}")))?;
+    started.map_err(thread_refused)?;
     Ok(raw)
 }
 

@@ -114,6 +114,7 @@ fn config(kernel: &[u8], cpus: u32, seconds: f64) -> (MachineConfig, Console) {
         serial_output: Box::new(console.clone()),
         devices: Vec::new(),
         io: IoThreads::start(1).unwrap(),
+        sandbox: None,
         debug_exit: true,
         timeout: Some(Duration::from_secs_f64(seconds)),
         trace: None,

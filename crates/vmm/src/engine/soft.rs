@@ -18,10 +18,12 @@ use crate::devices::Request;
 use crate::devices::apic::local::LocalApic;
 use crate::machine::ending::{End, Ending};
 use crate::machine::inspect::Inspector;
+use crate::machine::start_line::Place;
 use crate::platform::pc::Pc;
 use crate::platform::pc::kvm::steal::StealTime;
 use crate::platform::pc::timers::{Timers, set_timer_slack};
 use crate::platform::pc::vcpu::PcVcpu;
+use crate::sandbox::ThreadKind;
 
 /// The vCPU that starts by itself.
 const BOOT_VCPU: usize = 0;
@@ -105,12 +107,15 @@ impl Drop for CrashGuard {
 
 impl VcpuThread {
     /// The thread's body: until the machine ends.
-    pub(crate) fn run(self) {
+    pub(crate) fn run(self, place: Place) {
         let _guard = CrashGuard::new(Arc::clone(&self.ending), self.index);
         set_timer_slack();
         let ending = Arc::clone(&self.ending);
         match self.start() {
-            Ok(mut runner) => runner.run(),
+            Ok(mut runner) => {
+                place.cross(ThreadKind::Vcpu);
+                runner.run();
+            }
             Err(reason) => ending.end(End::Failed(reason)),
         }
     }

@@ -12,7 +12,9 @@ use super::soft::CrashGuard;
 use super::trace::{TextTracer, TraceOutput};
 use crate::machine::ending::{End, Ending};
 use crate::machine::inspect::Inspector;
+use crate::machine::start_line::Place;
 use crate::platform::pc::timers::set_timer_slack;
+use crate::sandbox::ThreadKind;
 
 /// Its number: it is the only one.
 const VCPU: usize = 0;
@@ -52,7 +54,7 @@ impl fmt::Debug for SupervisedThread {
 
 impl SupervisedThread {
     /// The thread's body: until the machine ends.
-    pub(crate) fn run(self) {
+    pub(crate) fn run(self, place: Place) {
         let _guard = CrashGuard::new(Arc::clone(&self.ending), VCPU);
         set_timer_slack();
         let vcpu = Vcpu::new(VcpuConfig {
@@ -72,6 +74,7 @@ impl SupervisedThread {
         if let Some(output) = self.trace {
             vcpu.set_tracer(Some(Box::new(TextTracer::new(VCPU, output))));
         }
+        place.cross(ThreadKind::Vcpu);
         let answer = |vcpu: &Vcpu| self.inspector.answer(VCPU, || dump::registers(vcpu));
         while !self.ending.has_ended() {
             match vcpu.run() {

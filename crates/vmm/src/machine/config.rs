@@ -11,6 +11,7 @@ use crate::devices::virtio::{IoThreads, VirtioDevice};
 use crate::engine::EngineChoice;
 use crate::engine::trace::TraceOutput;
 use crate::loader::Image;
+use crate::sandbox::Sandbox;
 
 /// What the guest is to believe it runs on.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -53,6 +54,8 @@ pub struct MachineConfig {
     pub debug_exit: bool,
     /// After how long the machine is stopped.
     pub timeout: Option<Duration>,
+    /// What confines the process before the guest's first instruction.
+    pub sandbox: Option<Arc<dyn Sandbox>>,
     /// Where every block, exception and interrupt is written down. Slow.
     pub trace: Option<TraceOutput>,
 }

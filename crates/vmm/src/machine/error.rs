@@ -36,6 +36,9 @@ pub enum MachineError {
     /// The host refuses a thread.
     #[error("the host refuses a thread for the machine: {0}")]
     Thread(#[source] std::io::Error),
+    /// The host refuses the sandbox, and the guest is not to run without.
+    #[error(transparent)]
+    Sandbox(std::io::Error),
     /// The host refuses what the engine needs for a vCPU.
     #[error("the host refuses memory for generated code: {0}")]
     Vcpu(#[source] std::io::Error),
@@ -57,6 +60,7 @@ impl MachineError {
                 | Self::Bus(_)
                 | Self::LguestBus(BusError::Full)
                 | Self::Load(_)
+                | Self::Sandbox(_)
         )
     }
 }

@@ -567,6 +567,7 @@ pub(crate) fn config(kernel: Vec<u8>, seconds: f64) -> (MachineConfig, Console) 
         serial_output: Box::new(console.clone()),
         devices: Vec::new(),
         io: IoThreads::start(1).unwrap(),
+        sandbox: None,
         debug_exit: false,
         timeout: Some(Duration::from_secs_f64(seconds)),
         trace: None,
