@@ -45,22 +45,27 @@ fn text(bytes: usize) -> Vec<u8> {
 /// gzip's usual level, in Rust.
 pub(crate) fn gzip(name: &str) {
     let plain = text(16 << 20);
-    let compress = || {
-        let mut encoder = GzEncoder::new(Vec::new(), Compression::new(6));
-        encoder.write_all(&plain).and_then(|()| encoder.finish()).expect("memory takes it all")
-    };
+    let mut compressed = Vec::new();
+    let seconds = fastest(|| {
+        compressed.clear();
+        let mut encoder = GzEncoder::new(&mut compressed, Compression::new(6));
+        encoder.write_all(&plain).and_then(|()| encoder.try_finish()).expect("memory takes it all");
+    });
     let mut again = Vec::new();
-    GzDecoder::new(&compress()[..]).read_to_end(&mut again).expect("its own format");
+    GzDecoder::new(&compressed[..]).read_to_end(&mut again).expect("its own format");
     assert!(again == plain);
-    say(name, fastest(|| drop(compress())), 1, "ms");
+    say(name, seconds, 1, "ms");
 }
 
 /// zstd's usual level, by its own library in C.
 pub(crate) fn zstd(name: &str) {
     let plain = text(64 << 20);
-    let compress = || zstd::bulk::compress(&plain, 3).expect("memory takes it all");
-    assert!(zstd::bulk::decompress(&compress(), plain.len()).is_ok_and(|again| again == plain));
-    say(name, fastest(|| drop(compress())), 1, "ms");
+    let mut compressed = Vec::new();
+    let seconds =
+        fastest(|| compressed = zstd::bulk::compress(&plain, 3).expect("memory takes it all"));
+    let again = zstd::bulk::decompress(&compressed, plain.len());
+    assert!(again.is_ok_and(|again| again == plain));
+    say(name, seconds, 1, "ms");
 }
 
 /// Rows that are inserted, and how many a transaction has.

@@ -6,7 +6,7 @@ use std::time::Instant;
 /// Turns of each row.
 const TURNS: usize = 5;
 /// Once a row has had this many seconds, the turn it is in is its last.
-const ENOUGH: f64 = 1.5;
+const ENOUGH: f64 = 1.0;
 
 /// Seconds that the fastest of some turns takes; each begins with what `prepare` makes.
 pub(crate) fn best<T>(prepare: impl Fn() -> T, mut turn: impl FnMut(T)) -> f64 {

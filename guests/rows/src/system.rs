@@ -11,7 +11,7 @@ use crate::stopwatch::{fastest, say};
 
 /// The least there is of a system call.
 pub(crate) fn system_calls(name: &str) {
-    const TIMES: usize = 100_000;
+    const TIMES: usize = 50_000;
     let calls = || {
         for _ in 0..TIMES {
             // SAFETY: takes nothing and touches nothing.

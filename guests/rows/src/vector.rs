@@ -21,7 +21,7 @@ fn fused<const FMA: bool>(a: f32, b: f32, c: f32) -> f32 {
 }
 
 /// Points a side, and how long each is followed.
-const SIDE: usize = 512;
+const SIDE: usize = 256;
 const STEPS: u32 = 200;
 /// Points at a time.
 const LANES: usize = 16;
@@ -73,7 +73,7 @@ fn steps<const FMA: bool>() -> u64 {
 
 /// Rows and columns of the matrices, and products a turn.
 const N: usize = 256;
-const PRODUCTS: usize = 100;
+const PRODUCTS: usize = 10;
 /// What is summed up in registers at a time.
 const HIGH: usize = 4;
 const BROAD: usize = 16;

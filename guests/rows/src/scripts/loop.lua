@@ -25,7 +25,7 @@ local function fib(n)
     return fib(n - 1) + fib(n - 2)
 end
 
-local times = ... or 10
+local times = ... or 4
 local found, matched, last
 for _ = 1, times do
     found, matched, last = primes(2000), words(25000), fib(24)
