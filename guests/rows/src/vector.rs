@@ -21,7 +21,7 @@ fn fused<const FMA: bool>(a: f32, b: f32, c: f32) -> f32 {
 }
 
 /// Points a side, and how long each is followed.
-const SIDE: usize = 256;
+const SIDE: usize = 512;
 const STEPS: u32 = 200;
 /// Points at a time.
 const LANES: usize = 16;
@@ -55,14 +55,13 @@ fn steps<const FMA: bool>() -> u64 {
             let mut inside = [0_u32; LANES];
             for _ in 0..black_box(STEPS) {
                 for i in 0..LANES {
-                    let next = fused::<FMA>(x[i], x[i], fused::<FMA>(-y[i], y[i], re[i]));
-                    y[i] = fused::<FMA>(x[i] + x[i], y[i], im);
-                    x[i] = next;
-                    let near = fused::<FMA>(x[i], x[i], y[i] * y[i]) < 4.0;
+                    let re = fused::<FMA>(x[i], x[i], fused::<FMA>(-y[i], y[i], re[i]));
+                    let im = fused::<FMA>(x[i] + x[i], y[i], im);
+                    let near = fused::<FMA>(re, re, im * im) < 4.0;
                     inside[i] += u32::from(near);
                     // Points that left stay out, and finite.
-                    x[i] = if near { x[i] } else { 2.0 };
-                    y[i] = if near { y[i] } else { 2.0 };
+                    x[i] = if near { re } else { 2.0 };
+                    y[i] = if near { im } else { 2.0 };
                 }
             }
             all += inside.iter().map(|steps| u64::from(*steps)).sum::<u64>();
