@@ -9,7 +9,7 @@ use anyhow::{Result, bail};
 use crate::running::Running;
 
 /// A run that takes longer has failed.
-const LIMIT: Duration = Duration::from_secs(300);
+const LIMIT: Duration = Duration::from_secs(600);
 
 /// What one run measured.
 #[derive(Clone, Debug, Default)]
