@@ -24,8 +24,9 @@ pub(crate) struct Options {
 }
 
 /// Packages that are workspaces of their own: the guests' programs and the fuzz targets.
-const OUTLYING: [&str; 4] = [
+const OUTLYING: [&str; 5] = [
     "guests/smoke/Cargo.toml",
+    "guests/rows/Cargo.toml",
     "guests/xen-pv/Cargo.toml",
     "guests/puppy/Cargo.toml",
     "fuzz/Cargo.toml",
