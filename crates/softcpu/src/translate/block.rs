@@ -703,7 +703,7 @@ impl Block<'_> {
             }
         }
         let way_out = self.code.len();
-        Cold::Leave { rip: self.rip }.write(&mut self.code, self.thunks, self.rip);
+        Cold::Stale { rip: self.rip }.write(&mut self.code, self.thunks, self.rip);
         Ok(Translated { code: self.code.finish()?, links: self.links, way_out })
     }
 }

@@ -50,6 +50,8 @@ pub(super) enum Cold {
     Last { op: u64 },
     /// Leaves with RIP at `rip`.
     Leave { rip: u64 },
+    /// Leaves with RIP at `rip`, for the run loop to look what is there.
+    Stale { rip: u64 },
     /// Leaves with RIP at what is in RAX, XORed with the jump context.
     LeaveByKey,
     /// Leaves with RIP at the address whose slot is in R13.
@@ -81,6 +83,10 @@ impl Cold {
             Self::Leave { rip } => {
                 code.constant(VALUE, rip);
                 code.jump_to(thunks.leave_at);
+            }
+            Self::Stale { rip } => {
+                code.constant(VALUE, rip);
+                code.jump_to(thunks.leave_to_look);
             }
             Self::LeaveByKey => {
                 code.xor(VALUE, fields::JUMP_CONTEXT);

@@ -193,7 +193,7 @@ mod tests {
     fn what_shares_a_slot_is_found_behind_it() {
         let mut cache = JumpCache::new();
         cache.enter_context(3, true);
-        let (a, b) = (0x1000, 0x1000 ^ 0x101_4010);
+        let (a, b) = (0x1000, 0x1000 ^ 0x100_4010);
         assert_eq!(slot(a), slot(b));
         cache.insert(a, 7, true, false);
         cache.insert(b, 8, true, false);

@@ -35,6 +35,8 @@ pub(super) struct Thunks {
     pub(super) leave_by_link: u64,
     /// Leaves with [`Exit::Interpret`] and RIP from RAX.
     pub(super) leave_to_interpret: u64,
+    /// Leaves with [`Exit::Next`] and RIP from RAX: what the jump cache has for it is stale.
+    pub(super) leave_to_look: u64,
     /// Called with an op in RAX: runs it and returns, or goes elsewhere, or leaves.
     pub(super) interpret: u64,
     /// The same for the last op of a block: never returns.
@@ -108,6 +110,7 @@ pub(super) fn make(base: u64) -> Result<(Vec<u8>, Thunks), NotCopied> {
     for (thunk, keeps, exit) in [
         (&mut thunks.leave_by_link, fields::LINK, Exit::Link),
         (&mut thunks.leave_to_interpret, fields::RIP, Exit::Interpret),
+        (&mut thunks.leave_to_look, fields::RIP, Exit::Next),
     ] {
         *thunk = here(&code);
         code.store(keeps, VALUE);

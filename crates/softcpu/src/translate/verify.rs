@@ -196,8 +196,12 @@ impl Look<'_> {
 
     fn branch(&mut self, it: &Instruction, starts: &HashSet<u64>) -> Result<(), &'static str> {
         let target = it.near_branch_target();
-        let leaves =
-            [self.thunks.leave_at, self.thunks.leave_by_link, self.thunks.leave_to_interpret];
+        let leaves = [
+            self.thunks.leave_at,
+            self.thunks.leave_by_link,
+            self.thunks.leave_to_interpret,
+            self.thunks.leave_to_look,
+        ];
         let jump = it.is_jmp_short_or_near();
         let inside = self.range.contains(&target) && starts.contains(&target);
         if !(inside || jump && leaves.contains(&target)) {
