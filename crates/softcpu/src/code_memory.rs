@@ -60,6 +60,16 @@ impl CodeMemory {
         self.executable.wrapping_add(offset)
     }
 
+    /// The `len` bytes at `offset`; none if they are not all there.
+    pub(crate) fn read(&self, offset: usize, len: usize) -> &[u8] {
+        if offset.checked_add(len).is_none_or(|end| end > self.capacity) {
+            return &[];
+        }
+        // SAFETY: the range was just found to lie within the readable mapping, which lives
+        // as long as this value; nobody writes to its pages while the value is borrowed.
+        unsafe { std::slice::from_raw_parts(self.executable.add(offset), len) }
+    }
+
     /// Writes `code` at `offset`; says whether there was room.
     #[must_use]
     pub(crate) fn write(&mut self, offset: usize, code: &[u8]) -> bool {

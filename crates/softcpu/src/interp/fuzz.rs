@@ -282,6 +282,7 @@ fn run(machine: &mut TestMachine, habits: u8) {
             None | Some(Exit::Stopped | Exit::Attention) => {}
             Some(Exit::Halt) => vcpu.handle().raise(Event::NMI),
             Some(Exit::Shutdown) => return,
+            Some(Exit::Failed) => unreachable!("{:?}", vcpu.failure()),
         }
         if habits & 2 != 0 && step % 16 == 7 {
             vcpu.handle().raise(Event::FLUSH_TLB | Event::INTERRUPT);

@@ -7,16 +7,20 @@ use crate::state::CodeSize;
 use crate::state::rflags::RFlags;
 use crate::state::segment::SegReg;
 use crate::supervisor::Trap;
+use crate::system::tsc::host_tsc;
 use crate::trace;
 use crate::vcpu::{Abort, Exit, Shadow, Vcpu};
 
 impl Vcpu {
     /// Runs guest code until something needs the machine.
     pub fn run(&mut self) -> Exit {
+        self.meter.resume();
         self.enter_guest();
         self.set_base();
         let exit = self.with_blocks(Self::run_blocks);
         self.memory.code().leave(&self.observer);
+        self.meter.pause(exit);
+        self.publish_stats_if_due();
         exit
     }
 
@@ -110,6 +114,8 @@ impl Vcpu {
     /// Takes the events that may be taken now.
     #[cold]
     fn service_events(&mut self) -> Option<Exit> {
+        self.counters.events = self.counters.events.wrapping_add(1);
+        self.publish_stats_if_due();
         let pending = self.handle.pending();
         if pending.contains(Event::CODE_PAGES) {
             self.handle.take(Event::CODE_PAGES);
@@ -190,7 +196,9 @@ impl Vcpu {
         let found = blocks.get(slot).is_some_and(&mut good)
             || blocks.bring_back(slot, linear, frame) && blocks.get(slot).is_some_and(&mut good);
         if !found {
+            let since = host_tsc();
             let block = self.build_block(blocks, rip, linear, host, frame)?;
+            self.meter.decoding.add_since(since);
             self.code_hit = false;
             blocks.put(slot, block);
         }
@@ -228,7 +236,7 @@ impl Vcpu {
         if self.tracer.as_ref().is_some_and(|tracer| tracer.wants_blocks()) {
             self.trace_block(block.ops.len());
         } else if block.size == CodeSize::Bits64
-            && let Some(entry) = self.translated(block)
+            && let Some(entry) = self.translated(block)?
         {
             return self.run_translated(entry);
         }

@@ -18,15 +18,19 @@ mod assembler;
 mod block;
 mod cache;
 mod cold;
+mod config;
 pub(crate) mod context;
 mod copy;
 mod fields;
 pub(crate) mod jumps;
 mod registers;
 mod run;
+#[cfg(test)]
+mod tests;
 mod thunks;
 mod verify;
 
 pub use cache::Counters;
 pub(crate) use cache::{Entry, Translator};
+pub use config::{BadTranslation, Config};
 pub(crate) use run::THRESHOLD;

@@ -7,11 +7,14 @@ use std::sync::atomic::AtomicU32;
 use iced_x86::InstructionInfoFactory;
 
 use super::cache::{Counters, Entry, Translator};
+use super::config::Config;
 use super::copy::Copier;
 use super::thunks::Exit;
 use crate::decode::cache::Block as Decoded;
 use crate::decode::op::Op;
-use crate::vcpu::{Abort, Vcpu};
+use crate::system::tsc::host_tsc;
+use crate::trace;
+use crate::vcpu::{self, Abort, Vcpu};
 
 /// Runs of a block after which it is translated.
 pub(crate) const THRESHOLD: u32 = 24;
@@ -31,9 +34,9 @@ impl Vcpu {
     /// # Errors
     /// When the host refuses code memory.
     #[doc(hidden)]
-    pub fn translate_after(&mut self, runs: u32) -> io::Result<()> {
+    pub fn translate_after(&mut self, runs: u32, config: Config) -> io::Result<()> {
         if self.translator.is_none() {
-            self.translator = Some(Translator::new()?);
+            self.translator = Some(Translator::new(config)?);
         }
         self.threshold = runs;
         Ok(())
@@ -41,34 +44,50 @@ impl Vcpu {
 
     /// The host code for `block`, at whose RIP the vCPU is, if it is to be entered. Counts
     /// a run, and translates when there were enough.
-    pub(crate) fn translated(&mut self, block: &Decoded) -> Option<Entry> {
-        let translator = self.translator.as_mut()?;
+    ///
+    /// # Errors
+    /// [`Abort::Exit`] when the translation turns out to be one that must not be run.
+    pub(crate) fn translated(&mut self, block: &Decoded) -> Result<Option<Entry>, Abort> {
+        let Some(translator) = self.translator.as_mut() else { return Ok(None) };
         if translator.seen != self.memory.code().hits() {
             translator.seen = self.memory.code().hits();
-            let memory = &self.memory;
-            translator.drop_stale(|frame| memory.code().version(frame));
+            let (memory, tracer) = (&self.memory, &mut self.tracer);
+            translator.drop_stale(
+                |frame| memory.code().version(frame),
+                |rip| {
+                    if let Some(tracer) = tracer {
+                        tracer.event(trace::Event::Dropped { rip });
+                    }
+                },
+            );
         }
         if translator.refused.take() == Some(block.rip) {
-            return None;
+            return Ok(None);
         }
         let known = block.entry.get().filter(|known| known.generation == translator.generation);
         if known.is_some() {
-            return known;
+            return Ok(known);
         }
         let runs = block.runs.get().saturating_add(1);
         block.runs.set(runs);
         if runs < self.threshold || block.tail.is_some() {
-            return None;
+            return Ok(None);
         }
         // What another vCPU may still change unseen is compared with memory at every run.
         let settled = |epoch| self.memory.code().settled(&self.observer, epoch);
         if block.unsettled.as_ref().is_some_and(|unsettled| !settled(unsettled.epoch)) {
-            return None;
+            return Ok(None);
         }
+        let since = host_tsc();
         let entry = self.translate(block);
+        self.meter.translating.add_since(since);
         block.runs.set(0);
         block.entry.set(entry);
-        entry
+        if self.failure().is_some() {
+            self.exit = vcpu::Exit::Failed;
+            return Err(Abort::Exit);
+        }
+        Ok(entry)
     }
 
     #[cold]
@@ -89,10 +108,25 @@ impl Vcpu {
         let mut factory = InstructionInfoFactory::new();
         let mut copier = Copier { features: self.cpuid.features(), factory: &mut factory };
         let ops = block.ops.clone();
-        if translator.make_room() {
+        let emptied = translator.make_room();
+        if emptied {
             self.mmu.jumps.clear();
         }
-        translator.place(&instructions, ops, &mut copier, block.frame, block.version)
+        let entry =
+            translator.place(&instructions, ops, &mut copier, block.frame, block.version)?;
+        if let Some(tracer) = &mut self.tracer {
+            if emptied {
+                tracer.event(trace::Event::Emptied);
+            }
+            tracer.event(trace::Event::Translated {
+                rip: block.rip,
+                user: self.mmu.is_user(),
+                instructions: instructions.len(),
+                host: entry.address,
+                code: translator.newest(),
+            });
+        }
+        Some(entry)
     }
 
     /// Runs translated code from `entry`, which stands for the code at RIP.
@@ -120,11 +154,21 @@ impl Vcpu {
         // code touches the vCPU's own fields through it, guest RAM where the TLB says that it
         // may, and calls back with the pointer that is in the context, which is derived from
         // this exclusive borrow; nothing else uses the borrow until it returns.
-        let reason = unsafe { enter(entry.address) };
+        let reason = if self.meter.detail.is_none() {
+            unsafe { enter(entry.address) }
+        } else {
+            let since = host_tsc();
+            // SAFETY: as above.
+            let reason = unsafe { enter(entry.address) };
+            self.meter.in_translated(since);
+            reason
+        };
         self.flags_from_context();
         self.code_hit = false;
         let link = self.context.link;
+        let waiting = self.handle.pending().bits() & self.event_mask != 0;
         let Some(translator) = self.translator.as_mut() else { return Err(Abort::EndBlock) };
+        translator.counters.left(reason, waiting);
         if reason == Exit::Link as u64 {
             let number = link as u32;
             if let Some(target) = translator.target(number) {
@@ -153,7 +197,14 @@ impl Vcpu {
     fn execute(&mut self, op: &Op) -> Result<(), Exit> {
         self.flags_from_context();
         self.state.rip = op.rip;
-        let outcome = (op.run)(self, op);
+        let outcome = if self.meter.detail.is_none() {
+            (op.run)(self, op)
+        } else {
+            let since = host_tsc();
+            let outcome = (op.run)(self, op);
+            self.meter.called_back(since, op.code);
+            outcome
+        };
         self.flags_to_context();
         let Err(abort) = outcome else { return Ok(()) };
         if abort == Abort::Fault {

@@ -8,6 +8,7 @@ use softcpu::state::control::{Cr0, Cr4, Efer};
 use softcpu::state::segment::{DescriptorTable, SegReg, Segment};
 use softcpu::testing::TestMachine;
 use softcpu::trace::{Event, Tracer};
+use softcpu::translate::Config;
 
 use crate::layout::{AREA, CODE, CODE_LEN, DATA, DATA_LEN, GDT, LDT, Mode, segment};
 use crate::oracle::{End, Placed};
@@ -91,8 +92,13 @@ impl Guest {
 
     /// The same with all 64-bit code translated.
     pub(crate) fn translating() -> Self {
+        Self::translating_as(Config::default())
+    }
+
+    /// The same with another configuration of the translator.
+    pub(crate) fn translating_as(config: Config) -> Self {
         let Self { machine, raised, memory, .. } = Self::new();
-        Self { machine: machine.translating(0), raised, memory, translates: true }
+        Self { machine: machine.translating_as(0, config), raised, memory, translates: true }
     }
 
     /// What the translator did.

@@ -22,6 +22,7 @@ use iced_x86::Code;
 use compare::{Bench, Verdict};
 use layout::Mode;
 use random::Random;
+use softcpu::translate::{Config, Counters};
 use tally::Tally;
 
 fn number(name: &str) -> Option<u64> {
@@ -85,9 +86,22 @@ fn every_encoding_does_what_the_host_does() {
 #[test]
 fn rows_of_instructions_are_translated_as_they_are_interpreted() {
     let rounds = number("LGUEST_PROPERTY_ROUNDS").unwrap_or(64) * 300;
+    rows(rounds, Config::default());
+}
+
+#[test]
+fn so_are_they_in_code_memory_that_is_emptied_again_and_again() {
+    let rounds = number("LGUEST_PROPERTY_ROUNDS").unwrap_or(64) * 50;
+    let counters = rows(rounds, Config { code_cache: Config::SMALLEST, verify: true });
+    assert!(counters.emptied >= rounds / 1000, "{counters:?}");
+}
+
+/// Compares so many rows. Says what the translator did.
+fn rows(rounds: u64, config: Config) -> Counters {
     let mut random = Random(number("LGUEST_PROPERTY_SEED").unwrap_or(0x0fed_cba9_8765_4321));
     let codes = sequences::Codes::new();
-    let (mut interpreter, mut translator) = (guest::Guest::new(), guest::Guest::translating());
+    let mut interpreter = guest::Guest::new();
+    let mut translator = guest::Guest::translating_as(config);
     let mut differences = Vec::new();
     for _ in 0..rounds {
         if let Err(what) =
@@ -103,4 +117,5 @@ fn rows_of_instructions_are_translated_as_they_are_interpreted() {
     }
     assert!(differences.is_empty(), "{} of {rounds} rows differ", differences.len());
     assert!(counters.translated > rounds / 2, "{counters:?}");
+    counters
 }
