@@ -155,6 +155,7 @@ impl Vcpu {
         // may, and calls back with the pointer that is in the context, which is derived from
         // this exclusive borrow; nothing else uses the borrow until it returns.
         let reason = if self.meter.detail.is_none() {
+            // SAFETY: as above.
             unsafe { enter(entry.address) }
         } else {
             let since = host_tsc();

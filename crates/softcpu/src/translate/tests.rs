@@ -97,7 +97,9 @@ fn what_was_done_and_how_long_it_took_is_published() {
     assert!(counters.translated >= 2 && counters.entered >= 2, "{counters:?}");
     assert!(counters.used > counters.bytes && counters.used < counters.capacity, "{counters:?}");
     assert_eq!(counters.exits.iter().sum::<u64>(), counters.entered);
-    assert!(counters.exits.iter().zip(Counters::EXITS).all(|(n, name)| *n == 0 || name != ""));
+    assert!(
+        counters.exits.iter().zip(Counters::EXITS).all(|(n, name)| *n == 0 || !name.is_empty())
+    );
     let divisions = stats.called_back.iter().find(|(name, _)| name == "div").unwrap().1;
     assert!((990..=1000).contains(&divisions), "{divisions}");
     let (time, detail) = (stats.time, stats.time.detail.unwrap());

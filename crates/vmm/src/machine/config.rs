@@ -9,7 +9,7 @@ use softcpu::cpuid::CpuModel;
 
 use crate::devices::virtio::{IoThreads, VirtioDevice};
 use crate::engine::EngineChoice;
-use crate::engine::trace::TraceOutput;
+use crate::engine::watch::Watchers;
 use crate::loader::Image;
 
 /// What the guest is to believe it runs on.
@@ -53,8 +53,10 @@ pub struct MachineConfig {
     pub debug_exit: bool,
     /// After how long the machine is stopped.
     pub timeout: Option<Duration>,
-    /// Where every block, exception and interrupt is written down. Slow.
-    pub trace: Option<TraceOutput>,
+    /// How code is translated.
+    pub translation: softcpu::translate::Config,
+    /// Who watches the vCPUs.
+    pub watchers: Watchers,
 }
 
 impl fmt::Debug for MachineConfig {

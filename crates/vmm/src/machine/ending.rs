@@ -5,7 +5,8 @@ use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use softcpu::{Event, VcpuHandle};
+use softcpu::translate::BadTranslation;
+use softcpu::{Event, Vcpu, VcpuHandle};
 
 use super::MachineError;
 use crate::devices::Request;
@@ -64,6 +65,13 @@ pub(crate) enum End {
     },
     /// The host refused the engine something.
     Failed(io::Error),
+    /// The translator has made what must not be run.
+    Translation {
+        /// Which vCPU's.
+        vcpu: usize,
+        /// What is wrong with it.
+        reason: BadTranslation,
+    },
     /// A vCPU's thread panicked.
     Crashed {
         /// Which one.
@@ -115,6 +123,15 @@ impl Ending {
         for vcpu in &self.vcpus {
             vcpu.raise(Event::STOP);
         }
+    }
+
+    /// `vcpu`, number `index`, has returned [`softcpu::Exit::Failed`].
+    pub(crate) fn failed(&self, index: usize, vcpu: &Vcpu) {
+        let end = match vcpu.failure() {
+            Some(reason) => End::Translation { vcpu: index, reason: reason.clone() },
+            None => End::Crashed { vcpu: index },
+        };
+        self.end(end);
     }
 
     /// The guest asks for something.
@@ -181,6 +198,9 @@ impl End {
             Self::TripleFault { .. } if panicked => Outcome::Panicked,
             Self::TripleFault { vcpu, rip } => Outcome::TripleFault { vcpu, rip },
             Self::Failed(reason) => return Err(MachineError::Vcpu(reason)),
+            Self::Translation { vcpu, reason } => {
+                return Err(MachineError::Translation { vcpu, reason });
+            }
             Self::Crashed { vcpu } => return Err(MachineError::Crashed(vcpu)),
         })
     }
