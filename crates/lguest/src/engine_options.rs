@@ -27,26 +27,26 @@ then perf inject --jit. All of it is about --engine soft, which auto stands for.
 #[command(help_template = HELP, after_help = NOTES)]
 pub(crate) struct EngineOptions {
     /// Say on stderr, at the end, what the engine did
-    #[arg(long)]
+    #[arg(long, hide = true)]
     pub(crate) stats: bool,
     /// Write what every vCPU does to a file (slow).
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", hide = true)]
     #[arg(help = "Write all that vCPUs do (slow): FILE[,translations]")]
     pub(crate) trace: Option<TraceChoice>,
     /// Name translated code for perf: /tmp/perf-PID.map
-    #[arg(long)]
+    #[arg(long, hide = true)]
     pub(crate) perf_map: bool,
     /// The same with the code itself: /tmp/jit-PID.dump
-    #[arg(long)]
+    #[arg(long, hide = true)]
     pub(crate) jitdump: bool,
     /// For names: a vmlinux with symbols, or System.map
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", hide = true)]
     pub(crate) symbols: Option<PathBuf>,
     /// Translated code per vCPU, 256K to 1G
-    #[arg(long, value_name = "SIZE", default_value = "64M", value_parser = size::parse)]
+    #[arg(long, value_name = "SIZE", hide = true, default_value = "64M", value_parser = size::parse)]
     pub(crate) code_cache: u64,
     /// Look at every translation before it may run
-    #[arg(long)]
+    #[arg(long, hide = true)]
     pub(crate) verify_translations: bool,
 }
 

@@ -42,9 +42,12 @@ const CODE: [(&str, Number); 5] = [
     ("translated code entered", |stats| stats.translator.entered),
 ];
 
-const REST: [(&str, Number); 9] = [
+const LEFT: [(&str, Number); 2] = [
     ("  with an event waiting", |stats| stats.translator.for_events),
-    ("  interpreted single ops", |stats| stats.translator.interpreted),
+    ("  single ops interpreted", |stats| stats.translator.interpreted),
+];
+
+const REST: [(&str, Number); 7] = [
     ("TLB misses, loads/stores", |stats| misses(stats).saturating_sub(stats.engine.fetch_walks)),
     ("  fetches of code", |stats| stats.engine.fetch_walks),
     ("  page walks for all", |stats| stats.engine.walks.saturating_add(stats.engine.fetch_walks)),
@@ -93,6 +96,7 @@ pub(super) fn report(vcpus: &[Stats]) -> String {
                 });
             }
         }
+        table.numbers(&LEFT);
     }
     table.numbers(&REST);
     table.row_of("TLB misses a second", |stats| {

@@ -233,7 +233,7 @@ impl Vcpu {
     #[inline(always)]
     fn run_block(&mut self, blocks: &mut BlockCache) -> Result<(), Abort> {
         let block = self.find_block(blocks)?;
-        if self.tracer.as_ref().is_some_and(|tracer| tracer.wants_blocks()) {
+        if self.traces_blocks() {
             self.trace_block(block.ops.len());
         } else if block.size == CodeSize::Bits64
             && let Some(entry) = self.translated(block)?
@@ -265,6 +265,11 @@ impl Vcpu {
         outcome
     }
 
+    #[inline(always)]
+    fn traces_blocks(&self) -> bool {
+        self.tracer.as_ref().is_some_and(|tracer| tracer.wants_blocks())
+    }
+
     #[cold]
     fn trace_block(&mut self, instructions: usize) {
         if let Some(tracer) = &mut self.tracer {
@@ -284,7 +289,7 @@ impl Vcpu {
         }
         self.check_code_breakpoint(self.state.rip)?;
         let block = self.find_block(blocks)?;
-        if self.tracer.is_some() {
+        if self.traces_blocks() {
             self.trace_block(1);
         }
         let outcome = match block.ops.first() {
