@@ -10,7 +10,7 @@ use crate::engine_options::{self, TraceChoice};
 use crate::escape::{self, EscapeKeys, Key};
 use crate::logging::say;
 use crate::ports::{Input, Ports};
-use crate::profile::Profile;
+use crate::profile::{self, Profile};
 use crate::signals::{self, Request};
 use crate::stats::{Board, OnBoard};
 use crate::status::Status;
@@ -46,6 +46,7 @@ pub(crate) fn run(options: &RunOptions) -> Result<Status, Error> {
         return Ok(Status::PoweredOff);
     }
     let translation = options.engine_options.translation()?;
+    let symbols = profile::symbols(&options.engine_options)?;
     let timeout = options.timeout.map(check_timeout).transpose()?;
     check_cpus(options.cpus)?;
     check_memory(options.mem)?;
@@ -53,7 +54,7 @@ pub(crate) fn run(options: &RunOptions) -> Result<Status, Error> {
     let (ports, console) = Ports::open(options, &io)?;
     let devices = devices::open(options, console, &io)?;
     let source = boot::source(options, devices.first_disk)?;
-    let profile = Profile::open(&options.engine_options)?;
+    let profile = Profile::open(&options.engine_options, symbols)?;
     let wants_report = options.engine_options.stats;
     let board = Board::new(source.kernel.name(), options.cpus, options.mem, wants_report);
     let mut watchers: Vec<Arc<dyn Watcher>> = profile.watchers().collect();
@@ -104,6 +105,7 @@ pub(crate) fn run(options: &RunOptions) -> Result<Status, Error> {
     ports.finish();
     drop(raw);
     profile.finish();
+    board.close();
     board.report().iter().flat_map(|report| report.lines()).for_each(say);
     let status = conclude(outcome.map_err(machine_error)?, &ender, ports.panic_message());
     tracing::info!(status = status.code(), "the run is over");

@@ -80,8 +80,8 @@ impl Ticks {
 /// The clockwork of one vCPU.
 pub(crate) struct Meter {
     started: (Instant, u64),
-    /// Since when the vCPU is not running, and whether because it has nothing to do.
-    paused: (u64, bool),
+    /// Since when the vCPU is not running, if so, and whether because it has nothing to do.
+    paused: Option<(u64, bool)>,
     halted: Ticks,
     outside: Ticks,
     pub(crate) decoding: Ticks,
@@ -112,7 +112,7 @@ impl Meter {
         let (now, ticks) = (Instant::now(), host_tsc());
         Self {
             started: (now, ticks),
-            paused: (ticks, true),
+            paused: Some((ticks, true)),
             halted: Ticks::default(),
             outside: Ticks::default(),
             decoding: Ticks::default(),
@@ -125,13 +125,22 @@ impl Meter {
 
     /// Guest code is run from now on.
     pub(crate) fn resume(&mut self) {
-        let (since, halted) = self.paused;
-        if halted { &mut self.halted } else { &mut self.outside }.add_since(since);
+        (self.halted, self.outside) = self.not_running();
+        self.paused = None;
+    }
+
+    /// How long the vCPU did not run, for want of work and for other reasons.
+    fn not_running(&self) -> (Ticks, Ticks) {
+        let (mut halted, mut outside) = (self.halted, self.outside);
+        if let Some((since, idle)) = self.paused {
+            if idle { &mut halted } else { &mut outside }.add_since(since);
+        }
+        (halted, outside)
     }
 
     /// Guest code is not run any more, because of `exit`.
     pub(crate) fn pause(&mut self, exit: Exit) {
-        self.paused = (host_tsc(), exit == Exit::Halt);
+        self.paused = Some((host_tsc(), exit == Exit::Halt));
     }
 
     /// Translated code was entered at `since`, and left now.
@@ -151,6 +160,7 @@ impl Meter {
     }
 
     fn read(&self) -> (Duration, Times) {
+        let (halted, outside) = self.not_running();
         let (then, start) = self.started;
         let (elapsed, ticks) = (then.elapsed(), host_tsc().saturating_sub(start));
         let duration = |Ticks(part): Ticks| {
@@ -164,8 +174,8 @@ impl Meter {
             TimesInCode { translated, called_back }
         });
         let times = Times {
-            halted: duration(self.halted),
-            outside: duration(self.outside),
+            halted: duration(halted),
+            outside: duration(outside),
             decoding: duration(self.decoding),
             translating: duration(self.translating),
             detail,

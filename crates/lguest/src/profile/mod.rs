@@ -27,20 +27,25 @@ pub(crate) struct Profile {
     dump: Option<Arc<JitDump>>,
 }
 
+/// Reads the names that the options give.
+///
+/// # Errors
+/// They cannot be read, or are for nothing.
+pub(crate) fn symbols(options: &EngineOptions) -> Result<Symbols, Error> {
+    let Some(path) = &options.symbols else { return Ok(Symbols::default()) };
+    if !options.perf_map && !options.jitdump {
+        let remedy = "give --perf-map or --jitdump with it";
+        return Err(Error::Input(format!("--symbols names nothing by itself: {remedy}")));
+    }
+    Symbols::open(path)
+}
+
 impl Profile {
     /// Opens what the options ask for.
     ///
     /// # Errors
-    /// Symbols that cannot be read or are for nothing, files that cannot be written.
-    pub(crate) fn open(options: &EngineOptions) -> Result<Self, Error> {
-        if options.symbols.is_some() && !options.perf_map && !options.jitdump {
-            let remedy = "give --perf-map or --jitdump with it";
-            return Err(Error::Input(format!("--symbols names nothing by itself: {remedy}")));
-        }
-        let symbols = match &options.symbols {
-            Some(path) => Symbols::open(path)?,
-            None => Symbols::default(),
-        };
+    /// Files that cannot be written.
+    pub(crate) fn open(options: &EngineOptions, symbols: Symbols) -> Result<Self, Error> {
         let symbols = Arc::new(symbols);
         let process = std::process::id();
         let map = options.perf_map.then(|| {
@@ -60,7 +65,7 @@ impl Profile {
         map.into_iter().chain(self.dump.clone().map(|dump| dump as Arc<dyn Watcher>))
     }
 
-    /// Writes out what is buffered. Vcpus that do not stop may hold the files open.
+    /// Writes out what is buffered. A vCPU that does not stop may hold the files open.
     pub(crate) fn finish(&self) {
         let map = self.map.as_ref().map_or(Ok(()), |map| map.flush());
         let dump = self.dump.as_ref().map_or(Ok(()), |dump| dump.flush());

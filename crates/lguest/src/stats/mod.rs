@@ -35,6 +35,11 @@ impl Board {
         Arc::new(Self { latest, published: published.ok(), report })
     }
 
+    /// The run is over, whoever still holds the board.
+    pub(crate) fn close(&self) {
+        self.published.iter().for_each(Published::remove);
+    }
+
     /// A report of what was done so far; none if nobody wants it.
     pub(crate) fn report(&self) -> Option<String> {
         let latest = self.latest.lock().unwrap_or_else(PoisonError::into_inner);

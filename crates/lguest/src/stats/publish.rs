@@ -61,10 +61,16 @@ impl Published {
     }
 }
 
+impl Published {
+    /// The run is over: takes the file away, if nobody has.
+    pub(super) fn remove(&self) {
+        let _ = std::fs::remove_file(&self.path);
+    }
+}
+
 impl Drop for Published {
     fn drop(&mut self) {
-        // If somebody took it away, so be it.
-        let _ = std::fs::remove_file(&self.path);
+        self.remove();
     }
 }
 
