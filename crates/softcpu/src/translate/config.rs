@@ -32,7 +32,8 @@ impl Default for Config {
 pub struct BadTranslation {
     /// The guest's code, by its RIP.
     pub rip: u64,
-    violation: String,
+    /// What is wrong with it, and where.
+    pub violation: String,
 }
 
 impl BadTranslation {

@@ -236,6 +236,17 @@ mod tests {
     }
 
     #[test]
+    fn a_translation_that_must_not_run_is_our_failure_and_not_the_users() {
+        let ending = Ending::new(Vec::new());
+        let reason = BadTranslation { rip: 0x1234, violation: "syscall".into() };
+        ending.end(End::Translation { vcpu: 3, reason });
+        let error = ending.wait(None).unwrap_err();
+        let text = error.to_string();
+        assert!(text.contains("vCPU 3") && text.contains("0x1234"), "{text}");
+        assert!(!text.contains('\n') && !error.is_users());
+    }
+
+    #[test]
     fn a_reset_after_a_panic_is_a_panic() {
         let panic_and_reset = |ending: &Ending| {
             ending.request(Request::Panicked);
