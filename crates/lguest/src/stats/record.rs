@@ -107,6 +107,8 @@ pub(super) struct Header {
 
 impl Header {
     pub(super) fn new(name: &str, vcpus: u32, memory: u64) -> Self {
+        // Paths are long, and lines are not.
+        let name = name.rsplit('/').next().unwrap_or(name);
         Self { name: printable(name.as_bytes()), vcpus: vcpus.into(), memory }
     }
 

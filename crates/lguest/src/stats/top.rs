@@ -85,7 +85,7 @@ pub(crate) fn top(options: &TopOptions) -> Result<Status, Error> {
     loop {
         let rows = terminal::size().map_or(24, |(_, rows)| rows).max(2);
         let lines = text.lines().take(usize::from(rows).saturating_sub(1));
-        let lines: String = lines.map(|line| format!("{line}\x1b[K\r\n")).collect();
+        let lines: String = lines.map(|line| format!("{line}\x1b[K\n")).collect();
         if write!(out, "\x1b[H{lines}\x1b[J").and_then(|()| out.flush()).is_err() {
             return Ok(Status::PoweredOff);
         }
@@ -166,7 +166,8 @@ fn screen(runs: &[Run], before: Option<(&[Run], f64)>, options: &TopOptions) -> 
         } else {
             text.push_str(&line(&run.process.to_string(), &sum(growths)));
             let (name, memory) = (&header.name, size::display(header.memory));
-            text.push_str(&format!("  {name}, {} vCPUs, {memory}\n", header.vcpus));
+            let vcpus = if header.vcpus == 1 { "vCPU" } else { "vCPUs" };
+            text.push_str(&format!("  {name}, {} {vcpus}, {memory}\n", header.vcpus));
         }
     }
     text
