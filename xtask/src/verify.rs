@@ -164,7 +164,7 @@ fn test() -> Result<()> {
 }
 
 /// Tests that need the guests: they are ignored in an ordinary `cargo test`.
-const BOOTS: [&str; 4] = ["boot", "disks", "nets", "consoles"];
+const BOOTS: [&str; 5] = ["boot", "disks", "nets", "consoles", "engine"];
 /// The one that needs the Debian image, which not every user can make.
 const DISTRIBUTION: &str = "distribution";
 

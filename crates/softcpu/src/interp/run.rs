@@ -7,6 +7,7 @@ use crate::state::CodeSize;
 use crate::state::rflags::RFlags;
 use crate::state::segment::SegReg;
 use crate::supervisor::Trap;
+use crate::system::tsc::host_tsc;
 use crate::trace;
 use crate::translate::Translation;
 use crate::vcpu::{Abort, Exit, Shadow, Vcpu};
@@ -14,10 +15,13 @@ use crate::vcpu::{Abort, Exit, Shadow, Vcpu};
 impl Vcpu {
     /// Runs guest code until something needs the machine.
     pub fn run(&mut self) -> Exit {
+        self.meter.resume();
         self.enter_guest();
         self.set_base();
         let exit = self.with_blocks(Self::run_blocks);
         self.memory.code().leave(&self.observer);
+        self.meter.pause(exit);
+        self.publish_stats_if_due();
         exit
     }
 
@@ -111,6 +115,8 @@ impl Vcpu {
     /// Takes the events that may be taken now.
     #[cold]
     fn service_events(&mut self) -> Option<Exit> {
+        self.counters.events = self.counters.events.wrapping_add(1);
+        self.publish_stats_if_due();
         let pending = self.handle.pending();
         if pending.contains(Event::CODE_PAGES) {
             self.handle.take(Event::CODE_PAGES);
@@ -191,7 +197,9 @@ impl Vcpu {
         let found = blocks.get(slot).is_some_and(&mut good)
             || blocks.bring_back(slot, linear, frame) && blocks.get(slot).is_some_and(&mut good);
         if !found {
+            let since = host_tsc();
             let block = self.build_block(blocks, rip, linear, host, frame)?;
+            self.meter.decoding.add_since(since);
             self.code_hit = false;
             blocks.put(slot, block);
         }
@@ -226,7 +234,7 @@ impl Vcpu {
     #[inline(always)]
     fn run_block(&mut self, blocks: &mut BlockCache) -> Result<(), Abort> {
         let block = self.find_block(blocks)?;
-        let block = if self.tracer.as_ref().is_some_and(|tracer| tracer.wants_blocks()) {
+        let block = if self.traces_blocks() {
             self.trace_block(block.ops.len());
             block
         } else if block.size == CodeSize::Bits64 {
@@ -235,7 +243,14 @@ impl Vcpu {
                 Translation::Known(entry) => return self.run_translated(entry),
                 Translation::Wanted => {
                     let slot = BlockCache::slot(block.linear);
-                    if let Some(entry) = self.translate(blocks, slot) {
+                    let since = host_tsc();
+                    let entry = self.translate(blocks, slot);
+                    self.meter.translating.add_since(since);
+                    if self.failure().is_some() {
+                        self.exit = Exit::Failed;
+                        return Err(Abort::Exit);
+                    }
+                    if let Some(entry) = entry {
                         return self.run_translated(entry);
                     }
                     blocks.get(slot).ok_or(Abort::EndBlock)?
@@ -269,6 +284,11 @@ impl Vcpu {
         outcome
     }
 
+    #[inline(always)]
+    pub(crate) fn traces_blocks(&self) -> bool {
+        self.tracer.as_ref().is_some_and(|tracer| tracer.wants_blocks())
+    }
+
     #[cold]
     fn trace_block(&mut self, instructions: usize) {
         if let Some(tracer) = &mut self.tracer {
@@ -288,7 +308,7 @@ impl Vcpu {
         }
         self.check_code_breakpoint(self.state.rip)?;
         let block = self.find_block(blocks)?;
-        if self.tracer.is_some() {
+        if self.traces_blocks() {
             self.trace_block(1);
         }
         let outcome = match block.ops.first() {

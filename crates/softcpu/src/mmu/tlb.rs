@@ -190,13 +190,16 @@ impl DataTlb {
 
     /// Looks again after a miss: a global page's entry from another address space is
     /// taken over.
-    pub(crate) fn lookup_slow(&mut self, view: View, addr: u64) {
+    pub(crate) fn lookup_slow(&mut self, view: View, addr: u64) -> bool {
         let tag = addr & !PAGE_OFFSET | self.space;
+        let mut taken = false;
         for entry in self.entries_of(view, addr) {
-            if entry.global && (entry.tag ^ addr) >> PAGE_SHIFT == 0 {
+            if entry.global && entry.tag != tag && (entry.tag ^ addr) >> PAGE_SHIFT == 0 {
                 entry.tag = tag;
+                taken = true;
             }
         }
+        taken
     }
 
     /// The entries for loads and for stores.

@@ -6,6 +6,7 @@
 use std::collections::HashMap;
 use std::io;
 
+use super::config::{BadTranslation, Config};
 use super::thunks::{self, Thunks};
 use super::trace::Trace;
 use super::{block, verify};
@@ -13,8 +14,6 @@ use crate::code_memory::CodeMemory;
 use crate::decode::op::Op;
 use crate::memory::ram::RamFrame;
 
-/// Code memory per vCPU, bytes. Pages are taken from the host as they fill.
-const CAPACITY: usize = 64 << 20;
 /// More than any block takes.
 const LARGEST: usize = 1 << 16;
 /// Blocks start on a boundary that the host's fetch unit likes.
@@ -32,8 +31,11 @@ pub(crate) struct Entry {
 /// A translated block.
 #[derive(Debug)]
 struct Placed {
-    /// Where in the code memory it is.
+    /// Where in the code memory it is, and how long.
     offset: usize,
+    len: usize,
+    /// RIP of the code that it stands for.
+    rip: u64,
     /// Where in its code it leaves to be looked up again.
     way_out: usize,
     /// Its code has changed: nothing may be linked from it any more.
@@ -71,6 +73,13 @@ pub(crate) struct Translator {
     /// The block at this address must be interpreted this time.
     pub(super) refused: Option<u64>,
     pub(super) counters: Counters,
+    /// Every block is looked at before it may run.
+    verify: bool,
+    /// The block that the last look was not content with.
+    pub(crate) bad: Option<BadTranslation>,
+    /// What a test has put in front of every block.
+    #[cfg(test)]
+    pub(super) smuggled: Vec<u8>,
 }
 
 /// What the translator did.
@@ -82,19 +91,41 @@ pub struct Counters {
     pub bytes: u64,
     /// Times translated code was entered from the run loop.
     pub entered: u64,
+    /// Why it was left, by the number of the reason: see [`Counters::EXITS`].
+    pub exits: [u64; 8],
+    /// Those of them for which an event was waiting.
+    pub for_events: u64,
     /// Instructions that translated code had interpreted.
     pub interpreted: u64,
     /// Blocks that became stale.
     pub invalidated: u64,
     /// Times the code memory was full, and emptied.
     pub emptied: u64,
+    /// Bytes of code memory in use now, thunks included.
+    pub used: u64,
+    /// Bytes of code memory there are.
+    pub capacity: u64,
+}
+
+impl Counters {
+    /// What the reasons in [`Counters::exits`] are, by number.
+    pub const EXITS: [&'static str; 8] =
+        ["", "look-up", "new link", "to interpret", "machine", "", "", ""];
+
+    /// Translated code was left for `reason`, while an event was waiting or not.
+    pub(super) fn left(&mut self, reason: u64, event: bool) {
+        if let Some(exits) = self.exits.get_mut(reason as usize) {
+            *exits = exits.wrapping_add(1);
+        }
+        self.for_events = self.for_events.wrapping_add(u64::from(event));
+    }
 }
 
 impl Translator {
     /// # Errors
     /// When the host refuses code memory.
-    pub(crate) fn new() -> io::Result<Self> {
-        let mut memory = CodeMemory::new(CAPACITY)?;
+    pub(crate) fn new(config: Config) -> io::Result<Self> {
+        let mut memory = CodeMemory::new(config.code_cache)?;
         let base = memory.address(0) as u64;
         let (code, thunks) =
             thunks::make(base).map_err(|_| io::Error::other("the thunks do not assemble"))?;
@@ -114,12 +145,20 @@ impl Translator {
             seen: 0,
             refused: None,
             counters: Counters::default(),
+            verify: config.verify,
+            bad: None,
+            #[cfg(test)]
+            smuggled: Vec::new(),
         })
     }
 
     /// What it did so far.
     pub(crate) fn counters(&self) -> Counters {
-        self.counters
+        Counters {
+            used: self.used as u64,
+            capacity: self.memory.capacity() as u64,
+            ..self.counters
+        }
     }
 
     /// Where the link `number` goes.
@@ -154,11 +193,17 @@ impl Translator {
         let offset = self.used.checked_next_multiple_of(ALIGN)?;
         let address = self.memory.address(offset) as u64;
         let first_link = u32::try_from(self.links.len()).ok()?;
+        let rip = trace.ops.first()?.rip;
         let made = block::translate(&trace, &self.thunks, address, first_link).ok()?;
-        if cfg!(debug_assertions)
+        #[cfg(test)]
+        let made =
+            block::Translated { code: [self.smuggled.as_slice(), &made.code].concat(), ..made };
+        if (self.verify || cfg!(debug_assertions))
             && let Err(violation) = verify::verify(&made.code, address, &self.thunks)
         {
-            debug_assert!(false, "{violation}");
+            debug_assert!(self.verify, "{violation}");
+            self.bad = Some(BadTranslation::new(rip, &violation));
+            return None;
         }
         if !self.memory.write(offset, &made.code) {
             return None;
@@ -172,7 +217,8 @@ impl Translator {
             target: link.target,
             from: number,
         }));
-        self.blocks.push(Placed { offset, way_out: made.way_out, stale: false, _ops: trace.ops });
+        let (len, way_out) = (made.code.len(), made.way_out);
+        self.blocks.push(Placed { offset, len, rip, way_out, stale: false, _ops: trace.ops });
         let (known, blocks) = self.frames.entry(frame).or_insert((version, Vec::new()));
         if *known != version {
             // The others are stale, and about to be found out.
@@ -199,8 +245,23 @@ impl Translator {
         }
     }
 
-    /// Makes sure that no block is entered whose code has changed.
-    pub(super) fn drop_stale(&mut self, version: impl Fn(RamFrame) -> u32) {
+    /// The code that was placed last.
+    pub(super) fn newest(&self) -> &[u8] {
+        self.blocks.last().map_or(&[], |placed| self.memory.read(placed.offset, placed.len))
+    }
+
+    /// The thunks.
+    pub(crate) fn thunk_code(&self) -> &[u8] {
+        self.memory.read(0, self.fixed)
+    }
+
+    /// Makes sure that no block is entered whose code has changed. Those that were are told
+    /// of, by their RIP.
+    pub(super) fn drop_stale(
+        &mut self,
+        version: impl Fn(RamFrame) -> u32,
+        mut dropped: impl FnMut(u64),
+    ) {
         let changed: Vec<RamFrame> = self
             .frames
             .iter()
@@ -216,6 +277,7 @@ impl Translator {
                 let [a, b, c, d] = (placed.way_out as u32).wrapping_sub(5).to_le_bytes();
                 let written = self.memory.write(placed.offset, &[0xe9, a, b, c, d]);
                 debug_assert!(written, "blocks are inside the code memory");
+                dropped(placed.rip);
                 self.counters.invalidated = self.counters.invalidated.wrapping_add(1);
             }
         }

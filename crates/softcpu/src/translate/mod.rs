@@ -18,6 +18,7 @@ mod assembler;
 mod block;
 mod cache;
 mod cold;
+mod config;
 pub(crate) mod context;
 mod copy;
 mod fields;
@@ -25,10 +26,13 @@ mod flags;
 pub(crate) mod jumps;
 mod registers;
 mod run;
+#[cfg(test)]
+mod tests;
 mod thunks;
 mod trace;
 mod verify;
 
 pub use cache::Counters;
 pub(crate) use cache::{Entry, Translator};
+pub use config::{BadTranslation, Config};
 pub(crate) use run::{THRESHOLD, Translation};

@@ -7,6 +7,7 @@ use std::sync::atomic::AtomicU32;
 use iced_x86::{Instruction, InstructionInfoFactory};
 
 use super::cache::{Counters, Entry, Translator};
+use super::config::Config;
 use super::copy::Copier;
 use super::thunks::Exit;
 use super::trace::Tracer;
@@ -14,6 +15,8 @@ use crate::decode::cache::{Block as Decoded, BlockCache};
 use crate::decode::op::Op;
 use crate::state::CodeSize;
 use crate::state::rflags::RFlags;
+use crate::system::tsc::host_tsc;
+use crate::trace;
 use crate::vcpu::{Abort, Shadow, Vcpu};
 
 /// What there is for a block that is about to run.
@@ -54,9 +57,9 @@ impl Vcpu {
     /// # Errors
     /// When the host refuses code memory.
     #[doc(hidden)]
-    pub fn translate_after(&mut self, runs: u32) -> io::Result<()> {
+    pub fn translate_after(&mut self, runs: u32, config: Config) -> io::Result<()> {
         if self.translator.is_none() {
-            self.translator = Some(Translator::new()?);
+            self.translator = Some(Translator::new(config)?);
         }
         self.threshold = runs;
         Ok(())
@@ -68,8 +71,15 @@ impl Vcpu {
         let Some(translator) = self.translator.as_mut() else { return Translation::None };
         if translator.seen != self.memory.code().hits() {
             translator.seen = self.memory.code().hits();
-            let memory = &self.memory;
-            translator.drop_stale(|frame| memory.code().version(frame));
+            let (memory, tracer) = (&self.memory, &mut self.tracer);
+            translator.drop_stale(
+                |frame| memory.code().version(frame),
+                |rip| {
+                    if let Some(tracer) = tracer {
+                        tracer.event(trace::Event::Dropped { rip });
+                    }
+                },
+            );
         }
         if translator.refused.take() == Some(block.rip) {
             return Translation::None;
@@ -115,7 +125,9 @@ impl Vcpu {
             return None;
         }
         let translator = self.translator.as_mut()?;
-        if translator.make_room() {
+        let instructions = trace.steps.len();
+        let emptied = translator.make_room();
+        if emptied {
             self.mmu.jumps.clear();
         }
         let entry = translator.place(trace, head.frame, head.version);
@@ -123,7 +135,20 @@ impl Vcpu {
             head.runs.set(0);
         }
         head.entry.set(entry);
-        entry
+        let entry = entry?;
+        if let Some(tracer) = &mut self.tracer {
+            if emptied {
+                tracer.event(trace::Event::Emptied);
+            }
+            tracer.event(trace::Event::Translated {
+                rip: head.rip,
+                user: self.mmu.is_user(),
+                instructions,
+                host: entry.address,
+                code: translator.newest(),
+            });
+        }
+        Some(entry)
     }
 
     /// Runs translated code from `entry`, which stands for the code at RIP.
@@ -151,11 +176,22 @@ impl Vcpu {
         // code touches the vCPU's own fields through it, guest RAM where the TLB says that it
         // may, and calls back with the pointer that is in the context, which is derived from
         // this exclusive borrow; nothing else uses the borrow until it returns.
-        let reason = unsafe { enter(entry.address) };
+        let reason = if self.meter.detail.is_none() {
+            // SAFETY: as above.
+            unsafe { enter(entry.address) }
+        } else {
+            let since = host_tsc();
+            // SAFETY: as above.
+            let reason = unsafe { enter(entry.address) };
+            self.meter.in_translated(since);
+            reason
+        };
         self.flags_from_context();
         self.code_hit = false;
         let link = self.context.link;
+        let waiting = self.handle.pending().bits() & self.event_mask != 0;
         let Some(translator) = self.translator.as_mut() else { return Err(Abort::EndBlock) };
+        translator.counters.left(reason, waiting);
         if reason == Exit::Link as u64 {
             let number = link as u32;
             if let Some(target) = translator.target(number) {
@@ -185,7 +221,15 @@ impl Vcpu {
     fn execute(&mut self, op: &Op) -> Result<(), Exit> {
         self.flags_from_context();
         self.state.rip = op.rip;
-        let outcome = match (op.run)(self, op) {
+        let outcome = if self.meter.detail.is_none() {
+            (op.run)(self, op)
+        } else {
+            let since = host_tsc();
+            let outcome = (op.run)(self, op);
+            self.meter.called_back(since, op.code);
+            outcome
+        };
+        let outcome = match outcome {
             Ok(()) => Ok(()),
             Err(Abort::EndBlock) => Err(Exit::Next),
             Err(Abort::Fault) => {
@@ -229,7 +273,7 @@ impl Vcpu {
             || translator.seen != self.memory.code().hits()
             || self.state.rflags.contains(RFlags::TF)
             || self.debug_active()
-            || self.tracer.as_ref().is_some_and(|tracer| tracer.wants_blocks())
+            || self.traces_blocks()
         {
             return None;
         }

@@ -8,6 +8,7 @@ use softcpu::state::control::{Cr0, Cr4, Efer};
 use softcpu::state::segment::{DescriptorTable, SegReg, Segment};
 use softcpu::testing::TestMachine;
 use softcpu::trace::{Event, Tracer};
+use softcpu::translate::Config;
 
 use crate::layout::{AREA, CODE, CODE_LEN, DATA, DATA_LEN, GDT, LDT, Mode, segment};
 use crate::oracle::{End, Placed};
@@ -102,13 +103,14 @@ impl Guest {
 
     /// The same with all 64-bit code translated.
     pub(crate) fn translating() -> Self {
-        Self::translating_after(0)
+        Self::translating_as(0, Config::default())
     }
 
-    /// The same with 64-bit code translated that has run so often.
-    pub(crate) fn translating_after(runs: u32) -> Self {
+    /// The same with 64-bit code translated that has run so often, by a translator with
+    /// this configuration.
+    pub(crate) fn translating_as(runs: u32, config: Config) -> Self {
         let Self { machine, raised, memory, .. } = Self::new();
-        Self { machine: machine.translating(runs), raised, memory, translates: true }
+        Self { machine: machine.translating_as(runs, config), raised, memory, translates: true }
     }
 
     /// What the translator did.

@@ -22,6 +22,7 @@ use iced_x86::Code;
 use compare::{Bench, Verdict};
 use layout::Mode;
 use random::Random;
+use softcpu::translate::{Config, Counters};
 use tally::Tally;
 
 fn number(name: &str) -> Option<u64> {
@@ -89,10 +90,21 @@ fn rows_of_instructions_are_translated_as_they_are_interpreted() {
 
 #[test]
 fn rows_with_jumps_are_translated_as_they_are_interpreted() {
-    compare_rows(100, guest::Guest::translating_after(3), sequences::compare_branching);
+    let translator = guest::Guest::translating_as(3, Config::default());
+    compare_rows(100, translator, sequences::compare_branching);
 }
 
-/// Compares `times` rows a round.
+#[test]
+fn so_are_they_in_code_memory_that_is_emptied_again_and_again() {
+    let config = Config { code_cache: Config::SMALLEST, verify: true };
+    let rows = compare_rows(50, guest::Guest::translating_as(0, config), sequences::compare);
+    assert!(rows.emptied > 0, "{rows:?}");
+    let translator = guest::Guest::translating_as(3, config);
+    let rows = compare_rows(50, translator, sequences::compare_branching);
+    assert!(rows.emptied > 0, "{rows:?}");
+}
+
+/// Compares `times` rows a round. Says what the translator did.
 fn compare_rows(
     times: u64,
     mut translator: guest::Guest,
@@ -102,7 +114,7 @@ fn compare_rows(
         &mut guest::Guest,
         &mut Random,
     ) -> Result<(), String>,
-) {
+) -> Counters {
     let rounds = number("LGUEST_PROPERTY_ROUNDS").unwrap_or(64) * times;
     let mut random = Random(number("LGUEST_PROPERTY_SEED").unwrap_or(0x0fed_cba9_8765_4321));
     let codes = sequences::Codes::new();
@@ -120,4 +132,5 @@ fn compare_rows(
     }
     assert!(differences.is_empty(), "{} of {rounds} rows differ", differences.len());
     assert!(counters.translated > rounds / 2, "{counters:?}");
+    counters
 }

@@ -9,7 +9,7 @@ use softcpu::cpuid::CpuModel;
 
 use crate::devices::virtio::{IoThreads, VirtioDevice};
 use crate::engine::EngineChoice;
-use crate::engine::trace::TraceOutput;
+use crate::engine::watch::Watchers;
 use crate::loader::Image;
 use crate::sandbox::Sandbox;
 
@@ -56,8 +56,10 @@ pub struct MachineConfig {
     pub timeout: Option<Duration>,
     /// What confines the process before the guest's first instruction.
     pub sandbox: Option<Arc<dyn Sandbox>>,
-    /// Where every block, exception and interrupt is written down. Slow.
-    pub trace: Option<TraceOutput>,
+    /// How code is translated.
+    pub translation: softcpu::translate::Config,
+    /// Who watches the vCPUs.
+    pub watchers: Watchers,
 }
 
 impl fmt::Debug for MachineConfig {

@@ -42,6 +42,14 @@ pub enum MachineError {
     /// The host refuses what the engine needs for a vCPU.
     #[error("the host refuses memory for generated code: {0}")]
     Vcpu(#[source] std::io::Error),
+    /// `--verify-translations` has found one that must not be run: a bug of ours.
+    #[error("vCPU {vcpu} stopped: {reason}; this is a bug in lguest, and the guest was not harmed")]
+    Translation {
+        /// Which vCPU's.
+        vcpu: usize,
+        /// What is wrong with it.
+        reason: softcpu::translate::BadTranslation,
+    },
     /// A vCPU's thread panicked: a bug of ours.
     #[error("the engine failed on vCPU {0}; this is a bug in lguest")]
     Crashed(usize),

@@ -83,6 +83,7 @@ pub(super) fn build(config: MachineConfig) -> Result<Built, MachineError> {
         let vcpu = VcpuThread {
             index,
             engine: engine.execution(),
+            translation: config.translation,
             state,
             cpuid,
             memory: Arc::clone(&memory),
@@ -92,7 +93,7 @@ pub(super) fn build(config: MachineConfig) -> Result<Built, MachineError> {
             handle,
             ending: Arc::clone(&built.ending),
             inspector: Arc::clone(&built.inspector),
-            trace: config.trace.clone(),
+            watchers: config.watchers.clone(),
         };
         built.helper(&format!("vcpu{index}"), move |place| vcpu.run(place));
     }
