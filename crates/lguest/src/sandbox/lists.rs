@@ -158,6 +158,7 @@ fn devices_at_hand(needs: &Needs) -> impl Iterator<Item = Rule> {
 pub(super) fn vcpu(needs: &Needs) -> Vec<Rule> {
     let own = [
         allow(Sysno::arch_prctl, "GS is the vCPU's for its translated code").only(0, ARCH_SET_GS),
+        allow(Sysno::pwrite64, "its counters, for `lguest top`"),
         allow(Sysno::eventfd2, "a driver starts a queue"),
         allow(Sysno::timerfd_create, "a driver starts a console, or the entropy device"),
         set_timer(),
@@ -192,6 +193,7 @@ pub(super) fn process(needs: &Needs) -> Vec<Rule> {
     let starting = "of a thread that has just been started when the filter comes";
     let entering = "a thread enters a narrower filter";
     let own = [
+        allow(Sysno::unlink, "the file with the counters goes with the run"),
         allow(Sysno::ioctl, "the window's size").only(1, libc::TIOCGWINSZ as u32),
         allow(Sysno::kill, "stops itself, for ^Z from outside")
             .only(0, std::process::id())
