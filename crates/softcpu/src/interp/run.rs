@@ -161,11 +161,27 @@ impl Vcpu {
         None
     }
 
-    /// Whether the next instruction must be run alone: single step, an interrupt
-    /// shadow, or breakpoints in force.
+    /// Whether the next instruction must be run alone: single step, an interrupt that is held
+    /// off for one instruction, or breakpoints in force.
     #[inline(always)]
-    fn stepping(&self) -> bool {
-        self.shadow != Shadow::None || self.state.rflags.contains(RFlags::TF) || self.debug_active()
+    fn stepping(&mut self) -> bool {
+        self.state.rflags.contains(RFlags::TF)
+            || self.debug_active()
+            || self.shadow != Shadow::None && self.holds_off()
+    }
+
+    /// Whether what the shadow of `sti` or of a load of SS holds off is waiting. If it is not,
+    /// the shadow is over: nobody looks for events before the next instruction has run.
+    #[cold]
+    pub(crate) fn holds_off(&mut self) -> bool {
+        let held = std::mem::take(&mut self.shadow);
+        self.update_event_mask();
+        if held != Shadow::MovSs && self.handle.pending().bits() & self.event_mask == 0 {
+            return false;
+        }
+        self.shadow = held;
+        self.update_event_mask();
+        true
     }
 
     /// Finds (or makes) the block at RIP.

@@ -16,7 +16,7 @@ use super::copy::{self, FlagUse};
 use super::fields;
 use super::flags::{Flags, Producer};
 use super::jumps;
-use super::registers::{ADDRESS, Home, STACK, VALUE, home};
+use super::registers::{ADDRESS, Home, STACK, VALUE, home, part};
 use super::thunks::Thunks;
 use super::trace::{Step, Then, Trace};
 use crate::addr::{GuestVirtAddr, PAGE_SHIFT};
@@ -274,6 +274,9 @@ impl Block<'_> {
                 Ok(())
             }
             Code::VEX_Vzeroupper => self.code.emit(instruction),
+            Code::Div_rm32 | Code::Div_rm64 | Code::Idiv_rm32 | Code::Idiv_rm64 => {
+                self.divide(instruction, op)
+            }
             _ if copy::is_nothing(instruction) => Ok(()),
             _ => copy::copy(self, step.plan.as_ref().ok_or(NotCopied)?, op),
         }
@@ -501,6 +504,36 @@ impl Block<'_> {
         self.code.lea(STACK, R::RBP, R::None, 1, 8)?;
         self.code.load_at(R::RBP, place)?;
         self.resume_here();
+        Ok(())
+    }
+
+    /// A division, where it cannot fault: what might is interpreted.
+    fn divide(&mut self, instruction: &Instruction, op: &Op) -> Result<(), NotCopied> {
+        let (wide, signed) = match instruction.code() {
+            Code::Div_rm32 => (false, false),
+            Code::Idiv_rm32 => (false, true),
+            code => (true, code == Code::Idiv_rm64),
+        };
+        self.save_flags()?;
+        self.flags = Flags::Context;
+        self.producer = None;
+        let resume = self.code.label();
+        let unusual = self.apart(Cold::Interpret { op: address_of(op), resume, to_host: false });
+        if instruction.op0_kind() == iced_x86::OpKind::Register {
+            self.code.fetch(ADDRESS, instruction.op0_register().number() as u8);
+        } else {
+            let access = Access { len: if wide { 8 } else { 4 }, ..Access::LOAD_WORD };
+            let place = self.code.check(op, access, unusual)?;
+            let (load, to) = if wide {
+                (Code::Mov_r64_rm64, ADDRESS)
+            } else {
+                (Code::Mov_r32_rm32, part(ADDRESS, R::EAX))
+            };
+            let load = Instruction::with2(load, to, place.operand()).map_err(|_| NotCopied)?;
+            self.code.emit(&load)?;
+        }
+        self.code.divide(wide, signed, unusual);
+        self.code.bind(resume);
         Ok(())
     }
 

@@ -279,14 +279,8 @@ impl Vcpu {
         }
         self.mmu.jumps.enter_context(self.mmu.data.space(), self.mmu.is_user());
         let host = self.mmu.jumps.find(self.state.rip)?;
-        let held = std::mem::take(&mut self.shadow);
-        if held != Shadow::None {
-            self.update_event_mask();
-        }
-        if held == Shadow::MovSs || self.handle.pending().bits() & self.event_mask != 0 {
-            // The run loop takes one step first, where something is held off for one.
-            self.shadow = held;
-            self.update_event_mask();
+        let waits = self.handle.pending().bits() & self.event_mask != 0;
+        if waits || self.shadow != Shadow::None && self.holds_off() {
             return None;
         }
         self.sync_context();

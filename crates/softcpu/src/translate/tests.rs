@@ -11,13 +11,13 @@ use crate::vcpu::Exit;
 /// Where the guest's code is.
 const START: u64 = 0x1000;
 
-/// A thousand divisions, which are interpreted, in a loop; then `hlt`.
+/// A thousand divisions, which are interpreted because they are of bytes, in a loop; then `hlt`.
 const DIVISIONS: &[u8] = &[
     0xb9, 0xe8, 0x03, 0x00, 0x00, // mov ecx, 1000
     0x31, 0xd2, // again: xor edx, edx
     0xb8, 0x64, 0x00, 0x00, 0x00, // mov eax, 100
     0xbb, 0x07, 0x00, 0x00, 0x00, // mov ebx, 7
-    0xf7, 0xf3, // div ebx
+    0xf6, 0xf3, // div bl
     0xff, 0xc9, // dec ecx
     0x75, 0xee, // jnz again
     0xf4, // hlt
