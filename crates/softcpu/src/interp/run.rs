@@ -3,6 +3,7 @@
 use crate::decode::cache::{Block, BlockCache};
 use crate::decode::op::{Op, OpFlags};
 use crate::handle::Event;
+use crate::memory::ram::RamFrame;
 use crate::state::CodeSize;
 use crate::state::rflags::RFlags;
 use crate::state::segment::SegReg;
@@ -214,13 +215,29 @@ impl Vcpu {
             || blocks.bring_back(slot, linear, frame) && blocks.get(slot).is_some_and(&mut good);
         if !found {
             let since = host_tsc();
-            let block = self.build_block(blocks, rip, linear, host, frame)?;
+            let block = match self.twin(blocks, linear, frame) {
+                Some(block) => block,
+                None => self.build_block(blocks, rip, linear, host, frame)?,
+            };
             self.meter.decoding.add_since(since);
             self.code_hit = false;
             blocks.put(slot, block);
         }
         // There is one now, whichever way it came.
         blocks.get(slot).ok_or(Abort::EndBlock)
+    }
+
+    /// The block at `linear`, made of one for the same code at another address.
+    fn twin(&self, blocks: &BlockCache, linear: u64, frame: RamFrame) -> Option<Box<Block>> {
+        let twin = blocks.twin(linear, frame)?;
+        let good = twin.version == self.memory.code().version(frame)
+            && twin.size == self.code_size
+            && self.code_size == CodeSize::Bits64
+            && twin.tail.is_none()
+            && twin.unsettled.as_ref().is_none_or(|unsettled| {
+                self.memory.code().settled(&self.observer, unsettled.epoch)
+            });
+        good.then(|| twin.at(linear))
     }
 
     /// The checks that few blocks need: the second page, and bytes that another vCPU

@@ -110,6 +110,40 @@ fn code_that_changes_behind_the_jump_cache_is_looked_at_again() {
     assert!(counters.invalidated >= 99, "{counters:?}");
 }
 
+/// Code that tells where it is.
+const SOMEWHERE: &[u8] = &[
+    0x48, 0x8d, 0x05, 0x10, 0x00, 0x00, 0x00, // lea rax, [rip + 0x10]: the data
+    0x8b, 0x0d, 0x0a, 0x00, 0x00, 0x00, // mov ecx, [rip + 10]: the data
+    0xe8, 0x02, 0x00, 0x00, 0x00, // call over the next
+    0xeb, 0x02, // jmp to hlt
+    0xc3, 0x90, // ret; nop
+    0xf4, // hlt
+    0x78, 0x56, 0x34, 0x12, // data
+];
+
+#[test]
+fn code_that_is_mapped_twice_runs_at_both_addresses() {
+    const ALIAS: u64 = 100 << 21;
+    for threshold in [0, 2, u32::MAX] {
+        let mut machine = TestMachine::long_mode().translating_as(threshold, Config::default());
+        machine.put(START, SOMEWHERE);
+        let cr3 = machine.vcpu.state.cr3;
+        // The table of 2 MiB pages is the third one.
+        machine.put(cr3 + 0x2000 + 100 * 8, &0xe7_u64.to_le_bytes());
+        for at in [START, START + ALIAS, START, START + ALIAS, START + ALIAS, START] {
+            machine.vcpu.state.rip = at;
+            machine.vcpu.state.gpr[4] = 0x8000;
+            machine.vcpu.state.gpr[0..2].fill(0);
+            assert_eq!(machine.vcpu.run(), Exit::Halt);
+            let state = &machine.vcpu.state;
+            assert_eq!(state.gpr[..2], [at + 0x17, 0x1234_5678]);
+            assert_eq!(state.rip, at + 0x17);
+        }
+        let counters = machine.vcpu.stats().engine;
+        assert!(counters.decoded <= 5, "decoded once: {counters:?}");
+    }
+}
+
 #[test]
 fn what_was_done_and_how_long_it_took_is_published() {
     let mut machine = machine(DIVISIONS, Config::default());
