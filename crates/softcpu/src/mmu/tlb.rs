@@ -73,6 +73,8 @@ const EMPTY_CODE: CodeEntry =
 #[derive(Debug)]
 pub(crate) struct DataTlb {
     views: Box<[DataTables; 4]>,
+    /// What was filled last: its tag.
+    last: u64,
     pub(super) space: u64,
 }
 
@@ -160,7 +162,7 @@ impl DataTlb {
     pub(crate) fn new() -> Self {
         let tables =
             || DataTables { read: [EMPTY_DATA; DATA_ENTRIES], write: [EMPTY_DATA; DATA_ENTRIES] };
-        Self { views: Box::new([tables(), tables(), tables(), tables()]), space: 1 }
+        Self { views: Box::new([tables(), tables(), tables(), tables()]), last: INVALID, space: 1 }
     }
 
     /// The entry that `addr` has to itself and its aliases.
@@ -214,10 +216,12 @@ impl DataTlb {
     }
 
     /// Keeps a translation that `access` wanted. The other kind of access gets it too, unless
-    /// that would take the place of another page that is in use.
+    /// that would take the place of the page that was filled just before: one is copied to
+    /// the other.
     fn fill(&mut self, view: View, addr: u64, access: Access, fill: &Fill) {
         let page = addr & !PAGE_OFFSET;
-        let (space, tag) = (self.space, page | self.space);
+        let tag = page | self.space;
+        let last = std::mem::replace(&mut self.last, tag);
         let new = DataEntry {
             tag,
             addend: fill.host.wrapping_sub(page),
@@ -231,7 +235,7 @@ impl DataTlb {
         }) else {
             return;
         };
-        let free = |entry: &DataEntry| entry.tag & PAGE_OFFSET != space || entry.tag == tag;
+        let free = |entry: &DataEntry| entry.tag != last;
         if !(stores && fill.writable) || free(read) {
             *read = new;
         }
