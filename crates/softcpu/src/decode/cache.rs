@@ -22,7 +22,7 @@ use crate::translate::Entry;
 /// Slots of the cache; direct-mapped.
 const SLOTS: usize = 1 << 17;
 /// Places to remember where the block for some code is.
-const BY_CODE: usize = 1 << 16;
+const BY_CODE: usize = 1 << 17;
 /// Places for displaced blocks.
 const DISPLACED: usize = 1 << 16;
 
@@ -135,7 +135,9 @@ impl BlockCache {
 
 /// Where it is remembered that there is a block for the code at `linear`, which is in `frame`.
 fn code_slot(linear: u64, frame: RamFrame) -> usize {
-    ((linear & PAGE_OFFSET) ^ u64::from(frame.0) << 4) as usize & (BY_CODE - 1)
+    // Frames that follow one another must not share places, so they are scattered.
+    let scattered = u64::from(frame.0).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 40;
+    ((linear & PAGE_OFFSET) ^ scattered) as usize & (BY_CODE - 1)
 }
 
 /// Where the block at `linear` goes when it is displaced: not by the bits that decide about
