@@ -242,6 +242,12 @@ pub fn fuzz_translator(data: &[u8]) {
     assert!(machine.vcpu.state.rflags.contains(RFlags::FIXED));
 }
 
+/// The same, with the interpreter checking what the translator does.
+pub fn fuzz_lockstep(data: &[u8]) {
+    let (machine, habits) = guest(Bytes(data));
+    run(&mut machine.in_lockstep(), habits);
+}
+
 /// The guest that the input describes, and how to run it.
 fn guest(mut bytes: Bytes<'_>) -> (TestMachine, u8) {
     let mut machine = TestMachine::new();
@@ -282,6 +288,7 @@ fn run(machine: &mut TestMachine, habits: u8) {
             None | Some(Exit::Stopped | Exit::Attention) => {}
             Some(Exit::Halt) => vcpu.handle().raise(Event::NMI),
             Some(Exit::Shutdown) => return,
+            Some(Exit::Diverged) => panic!("{}", vcpu.divergence().unwrap_or_default()),
         }
         if habits & 2 != 0 && step % 16 == 7 {
             vcpu.handle().raise(Event::FLUSH_TLB | Event::INTERRUPT);

@@ -15,7 +15,11 @@ impl Vcpu {
     pub fn run(&mut self) -> Exit {
         self.enter_guest();
         self.set_base();
-        let exit = self.with_blocks(Self::run_blocks);
+        let exit = if self.lockstep.is_some() {
+            self.with_blocks(Self::run_in_lockstep)
+        } else {
+            self.with_blocks(Self::run_blocks)
+        };
         self.memory.code().leave(&self.observer);
         exit
     }
@@ -29,7 +33,7 @@ impl Vcpu {
 
     /// Takes the decoded blocks out of the vCPU while it runs: instructions then may
     /// change all of it while the block they belong to is looked at.
-    pub(super) fn with_blocks<T>(
+    pub(crate) fn with_blocks<T>(
         &mut self,
         run: impl FnOnce(&mut Self, &mut BlockCache) -> T,
     ) -> T {
@@ -63,7 +67,11 @@ impl Vcpu {
         self.enter_guest();
         self.brief = true;
         self.set_base();
-        let exit = self.with_blocks(|cpu, blocks| cpu.advance(blocks, false));
+        let exit = if self.lockstep.is_some() {
+            self.with_blocks(Self::run_one_block_in_lockstep)
+        } else {
+            self.with_blocks(|cpu, blocks| cpu.advance(blocks, false))
+        };
         self.brief = false;
         self.memory.code().leave(&self.observer);
         exit
@@ -76,13 +84,18 @@ impl Vcpu {
         {
             return Some(exit);
         }
-        let outcome =
-            if single || self.stepping() { self.step(blocks) } else { self.run_block(blocks) };
+        let outcome = if single { self.step(blocks) } else { self.run_some(blocks) };
         match outcome {
             Ok(()) | Err(Abort::EndBlock) => None,
             Err(Abort::Exit) => Some(self.exit),
             Err(Abort::Fault) => self.take_fault(),
         }
+    }
+
+    /// Runs one block, or one instruction if it must be run alone.
+    #[inline(always)]
+    pub(crate) fn run_some(&mut self, blocks: &mut BlockCache) -> Result<(), Abort> {
+        if self.stepping() { self.step(blocks) } else { self.run_block(blocks) }
     }
 
     /// Puts RIP back to the instruction that faulted.
@@ -95,7 +108,7 @@ impl Vcpu {
     }
 
     /// Delivers the recorded exception.
-    fn take_fault(&mut self) -> Option<Exit> {
+    pub(crate) fn take_fault(&mut self) -> Option<Exit> {
         let exception = self.fault;
         self.counters.exceptions = self.counters.exceptions.wrapping_add(1);
         if let Some(tracer) = &mut self.tracer {
@@ -109,7 +122,7 @@ impl Vcpu {
 
     /// Takes the events that may be taken now.
     #[cold]
-    fn service_events(&mut self) -> Option<Exit> {
+    pub(crate) fn service_events(&mut self) -> Option<Exit> {
         let pending = self.handle.pending();
         if pending.contains(Event::CODE_PAGES) {
             self.handle.take(Event::CODE_PAGES);
@@ -157,13 +170,13 @@ impl Vcpu {
     /// Whether the next instruction must be run alone: single step, an interrupt
     /// shadow, or breakpoints in force.
     #[inline(always)]
-    fn stepping(&self) -> bool {
+    pub(crate) fn stepping(&self) -> bool {
         self.shadow != Shadow::None || self.state.rflags.contains(RFlags::TF) || self.debug_active()
     }
 
     /// Finds (or makes) the block at RIP.
     #[inline(always)]
-    pub(super) fn find_block<'a>(
+    pub(crate) fn find_block<'a>(
         &mut self,
         blocks: &'a mut BlockCache,
     ) -> Result<&'a Block, Abort> {
@@ -266,7 +279,7 @@ impl Vcpu {
 
     /// Runs one instruction, with the traps that follow it.
     #[cold]
-    fn step(&mut self, blocks: &mut BlockCache) -> Result<(), Abort> {
+    pub(crate) fn step(&mut self, blocks: &mut BlockCache) -> Result<(), Abort> {
         let trap = self.state.rflags.contains(RFlags::TF);
         let held = std::mem::take(&mut self.shadow);
         self.update_event_mask();

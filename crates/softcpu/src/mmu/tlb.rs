@@ -214,6 +214,11 @@ impl DataTlb {
         }
     }
 
+    /// Takes away the permission to store unseen to the page at `addr`.
+    pub(crate) fn drop_write(&mut self, view: View, addr: u64) {
+        self.entry_mut(view, addr).write = INVALID;
+    }
+
     /// Takes away the permission to store unseen to `frame`.
     pub(crate) fn drop_writes_to(&mut self, frame: RamFrame) {
         for entry in self.entries.as_flattened_mut() {

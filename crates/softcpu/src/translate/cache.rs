@@ -42,7 +42,7 @@ struct Placed {
     /// Its code has changed: nothing may be linked from it any more.
     stale: bool,
     /// What it calls the interpreter with.
-    _ops: Box<[Op]>,
+    ops: Box<[Op]>,
 }
 
 /// A jump in code memory that may go straight to another block.
@@ -123,6 +123,25 @@ impl Translator {
         })
     }
 
+    /// An empty one like this.
+    ///
+    /// # Errors
+    /// When the host refuses code memory.
+    pub(crate) fn another(&self) -> io::Result<Self> {
+        Self::new()
+    }
+
+    /// Where the code of the block at `rip` is and how long it is, for whoever wants to look
+    /// at it.
+    pub(crate) fn listing(&self, rip: u64) -> Option<(u64, usize)> {
+        let is_it = |placed: &Placed| placed.ops.first().is_some_and(|op| op.rip == rip);
+        let number = self.blocks.iter().rposition(is_it)?;
+        let start = self.blocks.get(number)?.offset;
+        let next = self.blocks.get(number.saturating_add(1));
+        let end = next.map_or(self.used, |next| next.offset);
+        Some((self.memory.address(start) as u64, end.saturating_sub(start)))
+    }
+
     /// What it did so far.
     pub(crate) fn counters(&self) -> Counters {
         self.counters
@@ -144,7 +163,7 @@ impl Translator {
     }
 
     /// Empties the code memory.
-    fn empty(&mut self) {
+    pub(crate) fn empty(&mut self) {
         self.used = self.fixed;
         self.generation = self.generation.wrapping_add(1);
         self.blocks.clear();
@@ -186,7 +205,7 @@ impl Translator {
             target: link.target,
             from: number,
         }));
-        self.blocks.push(Placed { offset, way_out: made.way_out, stale: false, _ops: ops });
+        self.blocks.push(Placed { offset, way_out: made.way_out, stale: false, ops });
         let (known, blocks) = self.frames.entry(frame).or_insert((version, Vec::new()));
         if *known != version {
             // The others are stale, and about to be found out.

@@ -101,14 +101,18 @@ impl Vcpu {
         let user = self.mmu.is_user();
         let shared = self.mmu.code.is_global(user, rip);
         self.mmu.jumps.enter_context(self.mmu.data.space(), user);
-        self.mmu.jumps.insert(rip, entry.address, user, shared);
+        if !self.alone {
+            self.mmu.jumps.insert(rip, entry.address, user, shared);
+        }
         self.flags_to_context();
         self.sync_context();
         self.context.vcpu = std::ptr::from_mut(self) as u64;
         let events = if self.brief { &raw const ALWAYS } else { self.handle.events_address() };
         self.context.events = events as u64;
         let Some(translator) = self.translator.as_mut() else { return Err(Abort::EndBlock) };
-        translator.connect(rip, entry.address);
+        if !self.alone {
+            translator.connect(rip, entry.address);
+        }
         translator.counters.entered = translator.counters.entered.wrapping_add(1);
         // SAFETY: the thunk is a function of this convention, made when the translator was.
         let enter = unsafe {

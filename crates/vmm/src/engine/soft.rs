@@ -161,6 +161,10 @@ impl Runner {
                         let _ = self.attend();
                     }
                     Exit::Stopped => {}
+                    Exit::Diverged => {
+                        let report = self.vcpu.divergence().unwrap_or_default().to_owned();
+                        self.thread.ending.end(End::Diverged(report));
+                    }
                     Exit::Shutdown => {
                         let (vcpu, rip) = (self.thread.index, self.vcpu.state.rip);
                         tracing::debug!(
@@ -172,6 +176,9 @@ impl Runner {
                     }
                 },
             }
+        }
+        if let Some(counters) = self.vcpu.lockstep_counters() {
+            tracing::info!(?counters, "lockstep");
         }
         self.thread.inspector.answer(self.thread.index, || self.describe());
     }

@@ -85,8 +85,8 @@ impl SupervisedThread {
                     answer(&vcpu);
                 },
                 Exit::Attention => answer(&vcpu),
-                // Whoever stopped it has said why.
-                Exit::Stopped => {}
+                // Whoever stopped it has said why; no guest with a supervisor runs in lockstep.
+                Exit::Stopped | Exit::Diverged => {}
                 Exit::Shutdown => {
                     self.ending.end(End::TripleFault { vcpu: VCPU, rip: vcpu.state.rip });
                 }

@@ -40,6 +40,8 @@ pub enum Outcome {
     Exited(u8),
     /// The guest wrote this value to the debug-exit port.
     DebugExit(u8),
+    /// Translator and interpreter differ, and this is the report.
+    Diverged(String),
     /// The configured time is over.
     TimedOut,
     /// [`Controller::stop`](super::Controller::stop) was called.
@@ -62,6 +64,8 @@ pub(crate) enum End {
         /// Where.
         rip: u64,
     },
+    /// See [`Outcome::Diverged`].
+    Diverged(String),
     /// The host refused the engine something.
     Failed(io::Error),
     /// A vCPU's thread panicked.
@@ -180,6 +184,7 @@ impl End {
             Self::Requested(Request::Reset) => Outcome::Reset,
             Self::TripleFault { .. } if panicked => Outcome::Panicked,
             Self::TripleFault { vcpu, rip } => Outcome::TripleFault { vcpu, rip },
+            Self::Diverged(report) => Outcome::Diverged(report),
             Self::Failed(reason) => return Err(MachineError::Vcpu(reason)),
             Self::Crashed { vcpu } => return Err(MachineError::Crashed(vcpu)),
         })

@@ -1,0 +1,88 @@
+//! Whether two vCPUs are at the same place with the same state, and what is not the same.
+
+use std::sync::PoisonError;
+
+use crate::addr::GuestPhysAddr;
+use crate::memory::access;
+use crate::memory::copies::PAGE;
+use crate::memory::overlay::Before;
+use crate::memory::ram::RamFrame;
+use crate::vcpu::Vcpu;
+
+/// Whether both have the same registers.
+pub(super) fn same_registers(a: &Vcpu, b: &Vcpu) -> bool {
+    a.state == b.state
+        && a.shadow == b.shadow
+        && a.nmi_blocked == b.nmi_blocked
+        && a.system == b.system
+        && a.mmu.pdpte == b.mmu.pdpte
+}
+
+/// Whether both have asked the machine as much.
+pub(super) fn same_questions(a: &Vcpu, b: &Vcpu) -> bool {
+    let position = |cpu: &Vcpu| cpu.tape.as_ref().map(super::tape::Tape::position);
+    position(a) == position(b)
+}
+
+/// Whether both show the same memory: of the pages in `before`, and those that either has of
+/// its own.
+pub(super) fn same_memory(a: &Vcpu, b: &Vcpu, before: &Before) -> bool {
+    frames(a, b, before).into_iter().all(|frame| page(a, frame) == page(b, frame))
+}
+
+fn frames(a: &Vcpu, b: &Vcpu, before: &Before) -> Vec<RamFrame> {
+    let mut all: Vec<RamFrame> =
+        before.lock().unwrap_or_else(PoisonError::into_inner).frames().collect();
+    all.extend(a.memory.own_frames());
+    all.extend(b.memory.own_frames());
+    all.sort_unstable_by_key(|frame| frame.0);
+    all.dedup();
+    all
+}
+
+/// The bytes of `frame` as `cpu` would see them.
+fn page(cpu: &Vcpu, frame: RamFrame) -> [u8; PAGE] {
+    let mut bytes = [0; PAGE];
+    let shown = cpu.memory.shown(frame);
+    if !shown.is_null() {
+        // SAFETY: a whole page of RAM or a copy of one, which nobody frees meanwhile.
+        unsafe { access::copy(shown, bytes.as_mut_ptr(), PAGE) };
+    }
+    bytes
+}
+
+/// Bytes in a row that differ.
+#[derive(Debug)]
+pub(super) struct Bytes {
+    pub(super) addr: GuestPhysAddr,
+    pub(super) a: Vec<u8>,
+    pub(super) b: Vec<u8>,
+}
+
+/// Where memory differs: the first `most` places.
+pub(super) fn memory(a: &Vcpu, b: &Vcpu, before: &Before, most: usize) -> Vec<Bytes> {
+    let mut found: Vec<Bytes> = Vec::new();
+    for frame in frames(a, b, before) {
+        let Some(start) = a.memory.address_of(frame) else { continue };
+        let mut last = None;
+        for (n, (a, b)) in page(a, frame).into_iter().zip(page(b, frame)).enumerate() {
+            if a == b {
+                continue;
+            }
+            if let Some(bytes) = found.last_mut()
+                && last == n.checked_sub(1)
+                && last.is_some()
+            {
+                bytes.a.push(a);
+                bytes.b.push(b);
+            } else if found.len() < most {
+                let addr = start.wrapping_add(n as u64);
+                found.push(Bytes { addr, a: vec![a], b: vec![b] });
+            } else {
+                return found;
+            }
+            last = Some(n);
+        }
+    }
+    found
+}

@@ -1,0 +1,143 @@
+//! A stretch in which leader and follower differ, done again in small steps.
+//!
+//! Both run on overlays of memory that stands still: pages as they were when the stretch
+//! started, or when either first looked at them since. The leader takes its translated code a
+//! look for events at a time, first as it is, with all its links; then, if that shows the
+//! difference, code translated anew and left after every block, for a shorter report. If both
+//! agree all the way, what differed was that a device stored to memory between the two runs,
+//! or that a cached translation was older than the page tables: a guest that lets itself in
+//! for either has no right to one of the two outcomes.
+
+use std::mem;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use super::chase::{Caught, Chase};
+use super::snapshot::Snapshot;
+use super::tape::Taped;
+use super::{Ended, Lockstep, SLACK, follower, report};
+use crate::decode::cache::BlockCache;
+use crate::memory::PhysMemory;
+use crate::mmu::Mmu;
+use crate::translate::Translator;
+use crate::vcpu::{Abort, Vcpu};
+
+/// How long a replay may take.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// A step in which they differ.
+pub(super) struct Step<'a> {
+    pub(super) before: &'a Snapshot,
+    pub(super) leader: &'a Vcpu,
+    pub(super) leader_ended: Ended,
+    pub(super) follower: &'a Vcpu,
+    pub(super) caught: Caught,
+    /// Where the follower went.
+    pub(super) path: &'a [u64],
+}
+
+impl Lockstep {
+    /// Looks for the first step in which `leader` and the follower differ, and reports it.
+    /// `None` when there is none. The leader is as before then.
+    #[cold]
+    pub(super) fn investigate(
+        &mut self,
+        leader: &mut Vcpu,
+        blocks: &mut BlockCache,
+    ) -> Option<String> {
+        let end = Snapshot::of(leader);
+        let (fault, exit) = (leader.fault, leader.exit);
+        let mut report = self.replay(leader, blocks, &end);
+        if report.is_some()
+            && let Some(Ok(fresh)) = leader.translator.as_ref().map(Translator::another)
+        {
+            let translator = leader.translator.replace(fresh);
+            leader.alone = true;
+            report = self.replay(leader, &mut BlockCache::new(), &end).or(report);
+            leader.alone = false;
+            leader.translator = translator;
+        }
+        end.restore(leader);
+        (leader.fault, leader.exit) = (fault, exit);
+        if report.is_none() {
+            // Made from memory that is no more.
+            blocks.clear();
+            if let Some(translator) = &mut leader.translator {
+                translator.empty();
+            }
+            leader.mmu.jumps.clear();
+        }
+        report
+    }
+
+    /// One replay, from the start of the stretch to `end`.
+    fn replay(
+        &mut self,
+        leader: &mut Vcpu,
+        blocks: &mut BlockCache,
+        end: &Snapshot,
+    ) -> Option<String> {
+        let mut follower =
+            follower(&leader.memory, &self.cpuid, &self.tape, &self.before, true).ok()?;
+        self.start.restore(&mut follower);
+        // The leader becomes what the follower is.
+        let code = Arc::clone(leader.memory.code_map());
+        let frozen = PhysMemory::over(&leader.memory, code, Arc::clone(&self.before), true);
+        let tape = self.tape.reader();
+        let memory = mem::replace(&mut leader.memory, Arc::new(frozen));
+        let env = mem::replace(
+            &mut leader.env,
+            Box::new(Taped { tape: tape.clone(), machine: None }),
+        );
+        let recording = leader.tape.replace(tape);
+        let mmu = mem::replace(&mut leader.mmu, Mmu::new());
+        self.start.restore(leader);
+        leader.brief = true;
+        let report = self.walk(leader, &mut follower, blocks, end);
+        leader.brief = false;
+        leader.mmu = mmu;
+        leader.tape = recording;
+        leader.env = env;
+        leader.memory = memory;
+        report
+    }
+
+    fn walk(
+        &self,
+        leader: &mut Vcpu,
+        follower: &mut Vcpu,
+        blocks: &mut BlockCache,
+        end: &Snapshot,
+    ) -> Option<String> {
+        let start = Instant::now();
+        let mut before = self.start.clone();
+        let mut path = Vec::new();
+        while start.elapsed() < PATIENCE {
+            let leader_ended = match leader.run_some(blocks) {
+                Ok(()) | Err(Abort::EndBlock) => Ended::Between,
+                Err(Abort::Fault) => Ended::Fault,
+                Err(Abort::Exit) => Ended::Exit,
+            };
+            let mut chase =
+                Chase::new(leader, &self.before, leader_ended, SLACK).strict(&mut path);
+            let caught = follower.chase(&mut chase);
+            let lost = |cpu: &Vcpu| cpu.tape.as_ref().is_some_and(|tape| tape.lost().is_some());
+            match (lost(leader), lost(follower)) {
+                // Beyond the end of what was recorded.
+                (true, true) => return None,
+                (false, false) if caught == Caught::Agrees => {}
+                _ => {
+                    let leader = &*leader;
+                    let before = &before;
+                    let step = Step { before, leader, leader_ended, follower, caught, path: &path };
+                    return Some(report::write(&step, &self.before));
+                }
+            }
+            if leader_ended != Ended::Between || leader.state == end.state {
+                return None;
+            }
+            before.take(leader);
+        }
+        None
+    }
+}
