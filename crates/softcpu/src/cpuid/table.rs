@@ -38,8 +38,7 @@ impl CpuidTable {
     /// The same CPU without RDRAND and RDSEED.
     #[must_use]
     pub fn without_random(mut self) -> Self {
-        self.features =
-            self.features.without(CpuidFeature::RDRAND).without(CpuidFeature::RDSEED);
+        self.features = self.features.without(CpuidFeature::RDRAND).without(CpuidFeature::RDSEED);
         leaves::announce(&mut self);
         self
     }

@@ -6,10 +6,11 @@
 //! leader went around a loop once more that changes nothing.
 
 use super::Ended;
-use super::compare::{same_memory, same_questions, same_registers};
+use super::compare::{self, Bytes, same_memory, same_questions, same_registers};
 use crate::decode::cache::BlockCache;
 use crate::decode::op::Op;
 use crate::memory::overlay::Before;
+use crate::state::VcpuState;
 use crate::vcpu::{Abort, Vcpu};
 
 /// How it came out.
@@ -17,8 +18,6 @@ use crate::vcpu::{Abort, Vcpu};
 pub(super) enum Caught {
     /// All is the same.
     Agrees,
-    /// The follower was where the leader is, and had another state.
-    Differs,
     /// The follower ended in an exception or an exit, and the leader did not, or differently.
     Ended(Ended),
     /// The follower asked the machine something that the leader had not.
@@ -34,26 +33,44 @@ pub(super) struct Chase<'a> {
     ended: Ended,
     limit: u64,
     taken: u64,
-    /// The first instruction where the leader is decides.
-    strict: bool,
-    /// Where the follower has been.
-    path: Option<&'a mut Vec<u64>>,
+    notes: Option<&'a mut Notes>,
+}
+
+/// What is noted of a chase for a report.
+#[derive(Debug, Default)]
+pub(super) struct Notes {
+    /// The instructions that the follower took, to begin with.
+    pub(super) path: Vec<u64>,
+    /// When the follower was where the leader is, and had least to do to be the same.
+    pub(super) nearest: Option<Nearest>,
+    meetings: usize,
+}
+
+/// A follower where its leader is, but not the same.
+#[derive(Debug)]
+pub(super) struct Nearest {
+    pub(super) state: VcpuState,
+    /// Where memory differs: follower, leader.
+    pub(super) memory: Vec<Bytes>,
+    /// The part of the path that it had behind it.
+    pub(super) taken: usize,
+    differences: usize,
 }
 
 /// More of a path is not kept.
 const LONGEST_PATH: usize = 64;
+/// More meetings are not looked at closely.
+const MOST_MEETINGS: usize = 64;
 
 impl<'a> Chase<'a> {
     /// After `leader`, for `limit` instructions at most.
     pub(super) fn new(leader: &'a Vcpu, before: &'a Before, ended: Ended, limit: u64) -> Self {
-        Self { leader, before, ended, limit, taken: 0, strict: false, path: None }
+        Self { leader, before, ended, limit, taken: 0, notes: None }
     }
 
-    /// The same after a leader that goes around no loop: the first meeting decides. The
-    /// instructions on the way are noted in `path`.
-    pub(super) fn strict(self, path: &'a mut Vec<u64>) -> Self {
-        path.clear();
-        Self { strict: true, path: Some(path), ..self }
+    /// The same with `notes` taken.
+    pub(super) fn noting(self, notes: &'a mut Notes) -> Self {
+        Self { notes: Some(notes), ..self }
     }
 
     /// Instructions taken.
@@ -62,14 +79,31 @@ impl<'a> Chase<'a> {
     }
 
     /// `follower` is at an instruction: whether the chase is over.
-    fn look(&self, follower: &Vcpu) -> Option<Caught> {
-        if self.ended != Ended::Between || follower.state.rip != self.leader.state.rip {
+    fn look(&mut self, follower: &Vcpu) -> Option<Caught> {
+        if follower.state.rip != self.leader.state.rip {
             return None;
         }
-        if self.same(follower) {
+        if self.ended == Ended::Between && self.same(follower) {
             return Some(Caught::Agrees);
         }
-        (self.strict && self.taken > 0).then_some(Caught::Differs)
+        self.meet(follower);
+        None
+    }
+
+    /// Notes that `follower` is where the leader is, and how far from being the same.
+    fn meet(&mut self, follower: &Vcpu) {
+        let Some(notes) = &mut self.notes else { return };
+        if notes.meetings >= MOST_MEETINGS {
+            return;
+        }
+        notes.meetings = notes.meetings.saturating_add(1);
+        let memory = compare::memory(follower, self.leader, self.before);
+        let registers = compare::registers(&follower.state, &self.leader.state);
+        let differences = registers.saturating_add(memory.len());
+        if notes.nearest.as_ref().is_none_or(|nearest| differences < nearest.differences) {
+            let (state, taken) = (follower.state.clone(), notes.path.len());
+            notes.nearest = Some(Nearest { state, memory, taken, differences });
+        }
     }
 
     fn same(&self, follower: &Vcpu) -> bool {
@@ -95,11 +129,11 @@ impl<'a> Chase<'a> {
     /// `follower` is about to run `op`.
     fn note(&mut self, op: &Op) {
         // The synthetic op that ends a block is no instruction.
-        if let Some(path) = &mut self.path
-            && path.len() < LONGEST_PATH
+        if let Some(notes) = &mut self.notes
+            && notes.path.len() < LONGEST_PATH
             && op.len != 0
         {
-            path.push(op.rip);
+            notes.path.push(op.rip);
         }
         self.taken = self.taken.saturating_add(1);
     }

@@ -7,6 +7,7 @@ use crate::memory::access;
 use crate::memory::copies::PAGE;
 use crate::memory::overlay::Before;
 use crate::memory::ram::RamFrame;
+use crate::state::VcpuState;
 use crate::vcpu::Vcpu;
 
 /// Whether both have the same registers.
@@ -16,6 +17,13 @@ pub(super) fn same_registers(a: &Vcpu, b: &Vcpu) -> bool {
         && a.nmi_blocked == b.nmi_blocked
         && a.system == b.system
         && a.mmu.pdpte == b.mmu.pdpte
+}
+
+/// How many of what most code works with differ: general-purpose registers, flags, vectors.
+pub(super) fn registers(a: &VcpuState, b: &VcpuState) -> usize {
+    let gprs = a.gpr.iter().zip(&b.gpr).filter(|(a, b)| a != b).count();
+    let vectors = a.vec.iter().zip(&b.vec).filter(|(a, b)| a != b).count();
+    gprs.saturating_add(vectors).saturating_add(usize::from(a.rflags != b.rflags))
 }
 
 /// Whether both have asked the machine as much.
@@ -59,8 +67,11 @@ pub(super) struct Bytes {
     pub(super) b: Vec<u8>,
 }
 
-/// Where memory differs: the first `most` places.
-pub(super) fn memory(a: &Vcpu, b: &Vcpu, before: &Before, most: usize) -> Vec<Bytes> {
+/// Places in memory that are looked for.
+const MOST_PLACES: usize = 16;
+
+/// Where memory differs: the first places.
+pub(super) fn memory(a: &Vcpu, b: &Vcpu, before: &Before) -> Vec<Bytes> {
     let mut found: Vec<Bytes> = Vec::new();
     for frame in frames(a, b, before) {
         let Some(start) = a.memory.address_of(frame) else { continue };
@@ -75,7 +86,7 @@ pub(super) fn memory(a: &Vcpu, b: &Vcpu, before: &Before, most: usize) -> Vec<By
             {
                 bytes.a.push(a);
                 bytes.b.push(b);
-            } else if found.len() < most {
+            } else if found.len() < MOST_PLACES {
                 let addr = start.wrapping_add(n as u64);
                 found.push(Bytes { addr, a: vec![a], b: vec![b] });
             } else {

@@ -12,7 +12,7 @@ use std::mem;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::chase::{Caught, Chase};
+use super::chase::{Caught, Chase, Notes};
 use super::snapshot::Snapshot;
 use super::tape::Taped;
 use super::{Ended, Lockstep, SLACK, follower, report};
@@ -32,8 +32,7 @@ pub(super) struct Step<'a> {
     pub(super) leader_ended: Ended,
     pub(super) follower: &'a Vcpu,
     pub(super) caught: Caught,
-    /// Where the follower went.
-    pub(super) path: &'a [u64],
+    pub(super) notes: &'a Notes,
 }
 
 impl Lockstep {
@@ -85,10 +84,8 @@ impl Lockstep {
         let frozen = PhysMemory::over(&leader.memory, code, Arc::clone(&self.before), true);
         let tape = self.tape.reader();
         let memory = mem::replace(&mut leader.memory, Arc::new(frozen));
-        let env = mem::replace(
-            &mut leader.env,
-            Box::new(Taped { tape: tape.clone(), machine: None }),
-        );
+        let env =
+            mem::replace(&mut leader.env, Box::new(Taped { tape: tape.clone(), machine: None }));
         let recording = leader.tape.replace(tape);
         let mmu = mem::replace(&mut leader.mmu, Mmu::new());
         self.start.restore(leader);
@@ -111,15 +108,15 @@ impl Lockstep {
     ) -> Option<String> {
         let start = Instant::now();
         let mut before = self.start.clone();
-        let mut path = Vec::new();
         while start.elapsed() < PATIENCE {
             let leader_ended = match leader.run_some(blocks) {
                 Ok(()) | Err(Abort::EndBlock) => Ended::Between,
                 Err(Abort::Fault) => Ended::Fault,
                 Err(Abort::Exit) => Ended::Exit,
             };
+            let mut notes = Notes::default();
             let mut chase =
-                Chase::new(leader, &self.before, leader_ended, SLACK).strict(&mut path);
+                Chase::new(leader, &self.before, leader_ended, SLACK).noting(&mut notes);
             let caught = follower.chase(&mut chase);
             let lost = |cpu: &Vcpu| cpu.tape.as_ref().is_some_and(|tape| tape.lost().is_some());
             match (lost(leader), lost(follower)) {
@@ -129,7 +126,8 @@ impl Lockstep {
                 _ => {
                     let leader = &*leader;
                     let before = &before;
-                    let step = Step { before, leader, leader_ended, follower, caught, path: &path };
+                    let notes = &notes;
+                    let step = Step { before, leader, leader_ended, follower, caught, notes };
                     return Some(report::write(&step, &self.before));
                 }
             }

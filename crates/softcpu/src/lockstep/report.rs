@@ -6,7 +6,7 @@ use iced_x86::{Decoder, DecoderOptions, Formatter, Instruction, NasmFormatter};
 
 use super::Ended;
 use super::chase::Caught;
-use super::compare;
+use super::compare::{self, Bytes};
 use super::replay::Step;
 use crate::memory::access;
 use crate::memory::overlay::Before;
@@ -16,8 +16,6 @@ use crate::vcpu::Vcpu;
 
 /// Blocks of host code that are shown.
 const MOST_BLOCKS: usize = 4;
-/// Places in memory that are shown.
-const MOST_PLACES: usize = 16;
 /// Longest instruction.
 const MAX_INSTRUCTION: usize = 15;
 
@@ -41,8 +39,16 @@ pub(super) fn write(step: &Step<'_>, before: &Before) -> String {
     let _ = writeln!(text, "  interpreter: {}", caught(step));
     guest_code(&mut text, step);
     host_code(&mut text, step);
-    registers(&mut text, step);
-    memory(&mut text, step, before);
+    match &step.notes.nearest {
+        Some(nearest) => {
+            registers(&mut text, step, &nearest.state);
+            memory(&mut text, &nearest.memory);
+        }
+        None => {
+            registers(&mut text, step, &step.follower.state);
+            memory(&mut text, &compare::memory(step.follower, step.leader, before));
+        }
+    }
     text
 }
 
@@ -57,21 +63,28 @@ fn end(cpu: &Vcpu, ended: Ended) -> String {
 }
 
 fn caught(step: &Step<'_>) -> String {
+    if step.notes.nearest.is_some() && step.leader_ended == Ended::Between {
+        return format!("is at {:#x} with another state", step.leader.state.rip);
+    }
     let lost = step.follower.tape.as_ref().and_then(super::tape::Tape::lost);
     match (step.caught, lost) {
         (Caught::Asked, Some(question)) => format!("asks the machine for {question}"),
         (Caught::Ended(ended), _) => end(step.follower, ended),
-        (Caught::Nowhere, _) => {
-            format!("does not get there, and is at {:#x}", step.follower.state.rip)
-        }
-        _ => end(step.follower, Ended::Between),
+        (Caught::Nowhere | Caught::Asked, _) => "does not get there".to_owned(),
+        (Caught::Agrees, _) => end(step.follower, Ended::Between),
     }
 }
 
-/// What the follower ran.
+/// The instructions that the follower ran.
+fn path<'a>(step: &Step<'a>) -> &'a [u64] {
+    let path = step.notes.path.as_slice();
+    let taken = step.notes.nearest.as_ref().map_or(path.len(), |nearest| nearest.taken);
+    path.get(..taken).unwrap_or(path)
+}
+
 fn guest_code(text: &mut String, step: &Step<'_>) {
     let _ = writeln!(text, "guest code, as interpreted:");
-    for rip in step.path {
+    for rip in path(step) {
         line(text, &read_code(step.follower, *rip), *rip, step.follower.state.code_size());
     }
 }
@@ -94,7 +107,7 @@ fn read_code(cpu: &Vcpu, rip: u64) -> Vec<u8> {
 fn host_code(text: &mut String, step: &Step<'_>) {
     let Some(translator) = &step.leader.translator else { return };
     let mut seen: Vec<u64> = Vec::new();
-    let starts = std::iter::once(&step.before.state.rip).chain(step.path);
+    let starts = std::iter::once(&step.before.state.rip).chain(path(step));
     for rip in starts {
         if seen.len() >= MOST_BLOCKS || seen.contains(rip) {
             continue;
@@ -176,8 +189,8 @@ fn flags(a: &VcpuState, b: &VcpuState) -> String {
     format!("{:?}", differ.iter_names().map(|(name, _)| name).collect::<Vec<_>>())
 }
 
-fn registers(text: &mut String, step: &Step<'_>) {
-    let (ours, theirs) = (&step.follower.state, &step.leader.state);
+fn registers(text: &mut String, step: &Step<'_>, ours: &VcpuState) {
+    let theirs = &step.leader.state;
     let before = named(&step.before.state);
     let rows = before.into_iter().zip(named(ours)).zip(named(theirs));
     let _ = writeln!(text, "registers (before, interpreter, translator; * differs):");
@@ -198,18 +211,17 @@ fn registers(text: &mut String, step: &Step<'_>) {
     if ours.rflags != theirs.rflags {
         let _ = writeln!(text, "flags that differ: {}", flags(ours, theirs));
     }
-    if !compare::same_registers(step.follower, step.leader) && ours == theirs {
-        let (a, b) = (step.follower, step.leader);
+    let (a, b) = (step.follower, step.leader);
+    if a.shadow != b.shadow || a.nmi_blocked != b.nmi_blocked || a.system != b.system {
         let _ = writeln!(
             text,
-            "besides: {:?} {} {:x?} / {:?} {} {:x?}",
+            "at last: {:?} {} {:x?}, {:?} {} {:x?}",
             a.shadow, a.nmi_blocked, a.system, b.shadow, b.nmi_blocked, b.system
         );
     }
 }
 
-fn memory(text: &mut String, step: &Step<'_>, before: &Before) {
-    let places = compare::memory(step.follower, step.leader, before, MOST_PLACES);
+fn memory(text: &mut String, places: &[Bytes]) {
     if places.is_empty() {
         let _ = writeln!(text, "memory is the same");
         return;

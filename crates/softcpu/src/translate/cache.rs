@@ -76,6 +76,9 @@ pub(crate) struct Translator {
     /// The block at this address must be interpreted this time.
     pub(super) refused: Option<u64>,
     pub(super) counters: Counters,
+    /// What a test has done to each instruction before it is translated.
+    #[cfg(test)]
+    pub(crate) mistake: Option<fn(&mut Instruction, &mut Op)>,
 }
 
 /// What the translator did.
@@ -120,6 +123,8 @@ impl Translator {
             seen: 0,
             refused: None,
             counters: Counters::default(),
+            #[cfg(test)]
+            mistake: None,
         })
     }
 
@@ -128,7 +133,11 @@ impl Translator {
     /// # Errors
     /// When the host refuses code memory.
     pub(crate) fn another(&self) -> io::Result<Self> {
-        Self::new()
+        Ok(Self {
+            #[cfg(test)]
+            mistake: self.mistake,
+            ..Self::new()?
+        })
     }
 
     /// Where the code of the block at `rip` is and how long it is, for whoever wants to look

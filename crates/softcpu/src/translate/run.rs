@@ -74,7 +74,8 @@ impl Vcpu {
     #[cold]
     fn translate(&mut self, block: &Decoded) -> Option<Entry> {
         let (host, _) = self.fetch_page(block.linear).ok().flatten()?;
-        let instructions = crate::decode::build::again(block, host);
+        #[cfg_attr(not(test), expect(unused_mut, reason = "tests plant mistakes"))]
+        let mut instructions = crate::decode::build::again(block, host);
         // What was read must be what the block was decoded from.
         if self.memory.code().version(block.frame) != block.version {
             return None;
@@ -88,7 +89,12 @@ impl Vcpu {
         let translator = self.translator.as_mut()?;
         let mut factory = InstructionInfoFactory::new();
         let mut copier = Copier { features: self.cpuid.features(), factory: &mut factory };
-        let ops = block.ops.clone();
+        #[cfg_attr(not(test), expect(unused_mut, reason = "as above"))]
+        let mut ops = block.ops.clone();
+        #[cfg(test)]
+        if let Some(mistake) = translator.mistake {
+            instructions.iter_mut().zip(&mut ops).for_each(|(it, op)| mistake(it, op));
+        }
         if translator.make_room() {
             self.mmu.jumps.clear();
         }
