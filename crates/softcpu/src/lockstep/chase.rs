@@ -7,6 +7,7 @@
 
 use super::Ended;
 use super::compare::{self, Bytes, same_memory, same_questions, same_registers};
+use super::undefined::Undefined;
 use crate::decode::cache::BlockCache;
 use crate::decode::op::Op;
 use crate::memory::overlay::Before;
@@ -43,7 +44,16 @@ pub(super) struct Notes {
     pub(super) path: Vec<u64>,
     /// When the follower was where the leader is, and had least to do to be the same.
     pub(super) nearest: Option<Nearest>,
+    /// Flags that are nobody's fault.
+    pub(super) undefined: Undefined,
     meetings: usize,
+}
+
+impl Notes {
+    /// None yet, with these flags undefined.
+    pub(super) fn after(undefined: Undefined) -> Self {
+        Self { undefined, ..Self::default() }
+    }
 }
 
 /// A follower where its leader is, but not the same.
@@ -79,11 +89,11 @@ impl<'a> Chase<'a> {
     }
 
     /// `follower` is at an instruction: whether the chase is over.
-    fn look(&mut self, follower: &Vcpu) -> Option<Caught> {
+    fn look(&mut self, follower: &mut Vcpu) -> Option<Caught> {
         if follower.state.rip != self.leader.state.rip {
             return None;
         }
-        if self.ended == Ended::Between && self.same(follower) {
+        if self.ended == Ended::Between && self.same_but_for_undefined(follower) {
             return Some(Caught::Agrees);
         }
         self.meet(follower);
@@ -112,14 +122,31 @@ impl<'a> Chase<'a> {
             && same_memory(self.leader, follower, self.before)
     }
 
+    /// As `same`, where flags that are undefined are made the same.
+    fn same_but_for_undefined(&self, follower: &mut Vcpu) -> bool {
+        let (theirs, ours) = (self.leader.state.rflags, follower.state.rflags);
+        let differ = theirs ^ ours;
+        if let Some(notes) = &self.notes
+            && !differ.is_empty()
+            && notes.undefined.flags().contains(differ)
+        {
+            follower.state.rflags = theirs;
+            if self.same(follower) {
+                return true;
+            }
+            follower.state.rflags = ours;
+        }
+        self.same(follower)
+    }
+
     /// `follower` has ended in an exception or exit.
-    fn end(&self, follower: &Vcpu, ended: Ended) -> Caught {
+    fn end(&self, follower: &mut Vcpu, ended: Ended) -> Caught {
         let alike = match ended {
             Ended::Between => true,
             Ended::Fault => self.leader.fault == follower.fault,
             Ended::Exit => self.leader.exit == follower.exit,
         };
-        if ended == self.ended && alike && self.same(follower) {
+        if ended == self.ended && alike && self.same_but_for_undefined(follower) {
             Caught::Agrees
         } else {
             Caught::Ended(ended)
@@ -136,6 +163,13 @@ impl<'a> Chase<'a> {
             notes.path.push(op.rip);
         }
         self.taken = self.taken.saturating_add(1);
+    }
+
+    /// `follower` has run `op`.
+    fn done(&mut self, op: &Op) {
+        if let Some(notes) = &mut self.notes {
+            notes.undefined.run(op);
+        }
     }
 }
 
@@ -161,6 +195,7 @@ impl Vcpu {
                     && let Some(op) = block.ops.first()
                 {
                     chase.note(op);
+                    chase.done(op);
                 }
                 self.step(blocks)
             } else {
@@ -201,6 +236,7 @@ impl Vcpu {
             }
             let hit = std::mem::take(&mut self.code_hit);
             outcome?;
+            chase.done(op);
             if hit {
                 // The store may have hit the rest of this very block.
                 if n.saturating_add(1) < block.ops.len() {

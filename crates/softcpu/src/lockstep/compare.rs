@@ -32,17 +32,20 @@ pub(super) fn same_questions(a: &Vcpu, b: &Vcpu) -> bool {
     position(a) == position(b)
 }
 
-/// Whether both show the same memory: of the pages in `before`, and those that either has of
-/// its own.
+/// Whether both show the same memory.
 pub(super) fn same_memory(a: &Vcpu, b: &Vcpu, before: &Before) -> bool {
     frames(a, b, before).into_iter().all(|frame| page(a, frame) == page(b, frame))
 }
 
+/// The frames in which they can differ. A vCPU on real memory may have changed those that
+/// have been copied before; what else changed there a device did.
 fn frames(a: &Vcpu, b: &Vcpu, before: &Before) -> Vec<RamFrame> {
-    let mut all: Vec<RamFrame> =
-        before.lock().unwrap_or_else(PoisonError::into_inner).frames().collect();
-    all.extend(a.memory.own_frames());
-    all.extend(b.memory.own_frames());
+    let stored = |cpu: &Vcpu| {
+        let copied = || before.lock().unwrap_or_else(PoisonError::into_inner).frames().collect();
+        cpu.memory.stored_frames().unwrap_or_else(copied)
+    };
+    let mut all = stored(a);
+    all.extend(stored(b));
     all.sort_unstable_by_key(|frame| frame.0);
     all.dedup();
     all

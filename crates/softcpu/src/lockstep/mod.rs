@@ -25,6 +25,7 @@ mod snapshot;
 pub(crate) mod tape;
 #[cfg(test)]
 mod tests;
+mod undefined;
 
 use std::io;
 use std::sync::{Arc, MutexGuard, PoisonError};
@@ -41,6 +42,7 @@ use crate::mmu::{Access, View};
 use crate::system::tsc::host_tsc;
 use crate::vcpu::{Abort, Engine, Exit, Vcpu, VcpuConfig};
 use chase::{Caught, Chase};
+use replay::Found;
 use snapshot::Snapshot;
 use tape::{Tape, Taped};
 
@@ -73,6 +75,10 @@ pub struct Counters {
     /// Stretches that differed but did not when they were done again on memory that stands
     /// still: a device has stored to what both had read.
     pub raced: u64,
+    /// Stretches that differed after the guest had read flags that are undefined.
+    pub undefined: u64,
+    /// Stretches that differed and took too long to be done again.
+    pub unsettled: u64,
 }
 
 /// What a leader has.
@@ -265,10 +271,14 @@ impl Vcpu {
         let Some(mut lockstep) = self.lockstep.take() else { return true };
         let mut agrees = lockstep.agrees(self, ended);
         if !agrees {
-            lockstep.report = lockstep.investigate(self, blocks);
-            agrees = lockstep.report.is_none();
-            if agrees {
-                lockstep.counters.raced = lockstep.counters.raced.wrapping_add(1);
+            let found = lockstep.investigate(self, blocks);
+            agrees = !matches!(found, Found::Difference(_));
+            let counters = &mut lockstep.counters;
+            match found {
+                Found::Difference(report) => lockstep.report = Some(report),
+                Found::Race => counters.raced = counters.raced.wrapping_add(1),
+                Found::Undefined => counters.undefined = counters.undefined.wrapping_add(1),
+                Found::Nothing => counters.unsettled = counters.unsettled.wrapping_add(1),
             }
         }
         self.lockstep = Some(lockstep);

@@ -15,6 +15,7 @@ use std::time::{Duration, Instant};
 use super::chase::{Caught, Chase, Notes};
 use super::snapshot::Snapshot;
 use super::tape::Taped;
+use super::undefined::Undefined;
 use super::{Ended, Lockstep, SLACK, follower, report};
 use crate::decode::cache::BlockCache;
 use crate::memory::PhysMemory;
@@ -24,6 +25,18 @@ use crate::vcpu::{Abort, Vcpu};
 
 /// How long a replay may take.
 const PATIENCE: Duration = Duration::from_secs(60);
+
+/// What a replay has shown.
+pub(super) enum Found {
+    /// A difference, and this is the report.
+    Difference(String),
+    /// Both agree, as long as memory stands still.
+    Race,
+    /// They differ, but after an undefined flag was read.
+    Undefined,
+    /// Nothing within the time it may take.
+    Nothing,
+}
 
 /// A step in which they differ.
 pub(super) struct Step<'a> {
@@ -36,48 +49,43 @@ pub(super) struct Step<'a> {
 }
 
 impl Lockstep {
-    /// Looks for the first step in which `leader` and the follower differ, and reports it.
-    /// `None` when there is none. The leader is as before then.
+    /// Looks for the first step in which `leader` and the follower differ. The leader is as
+    /// before then.
     #[cold]
-    pub(super) fn investigate(
-        &mut self,
-        leader: &mut Vcpu,
-        blocks: &mut BlockCache,
-    ) -> Option<String> {
+    pub(super) fn investigate(&mut self, leader: &mut Vcpu, blocks: &mut BlockCache) -> Found {
         let end = Snapshot::of(leader);
         let (fault, exit) = (leader.fault, leader.exit);
-        let mut report = self.replay(leader, blocks, &end);
-        if report.is_some()
+        let mut found = self.replay(leader, blocks, &end);
+        if matches!(found, Found::Difference(_))
             && let Some(Ok(fresh)) = leader.translator.as_ref().map(Translator::another)
         {
             let translator = leader.translator.replace(fresh);
             leader.alone = true;
-            report = self.replay(leader, &mut BlockCache::new(), &end).or(report);
+            let again = self.replay(leader, &mut BlockCache::new(), &end);
+            if matches!(again, Found::Difference(_)) {
+                found = again;
+            }
             leader.alone = false;
             leader.translator = translator;
         }
         end.restore(leader);
         (leader.fault, leader.exit) = (fault, exit);
-        if report.is_none() {
-            // Made from memory that is no more.
-            blocks.clear();
-            if let Some(translator) = &mut leader.translator {
-                translator.empty();
-            }
-            leader.mmu.jumps.clear();
+        // Made from memory that is no more.
+        blocks.clear();
+        if let Some(translator) = &mut leader.translator {
+            translator.empty();
         }
-        report
+        leader.mmu.jumps.clear();
+        found
     }
 
     /// One replay, from the start of the stretch to `end`.
-    fn replay(
-        &mut self,
-        leader: &mut Vcpu,
-        blocks: &mut BlockCache,
-        end: &Snapshot,
-    ) -> Option<String> {
-        let mut follower =
-            follower(&leader.memory, &self.cpuid, &self.tape, &self.before, true).ok()?;
+    fn replay(&mut self, leader: &mut Vcpu, blocks: &mut BlockCache, end: &Snapshot) -> Found {
+        let Ok(mut follower) =
+            follower(&leader.memory, &self.cpuid, &self.tape, &self.before, true)
+        else {
+            return Found::Nothing;
+        };
         self.start.restore(&mut follower);
         // The leader becomes what the follower is.
         let code = Arc::clone(leader.memory.code_map());
@@ -90,13 +98,13 @@ impl Lockstep {
         let mmu = mem::replace(&mut leader.mmu, Mmu::new());
         self.start.restore(leader);
         leader.brief = true;
-        let report = self.walk(leader, &mut follower, blocks, end);
+        let found = self.walk(leader, &mut follower, blocks, end);
         leader.brief = false;
         leader.mmu = mmu;
         leader.tape = recording;
         leader.env = env;
         leader.memory = memory;
-        report
+        found
     }
 
     fn walk(
@@ -105,37 +113,40 @@ impl Lockstep {
         follower: &mut Vcpu,
         blocks: &mut BlockCache,
         end: &Snapshot,
-    ) -> Option<String> {
+    ) -> Found {
         let start = Instant::now();
         let mut before = self.start.clone();
+        let mut undefined = Undefined::default();
         while start.elapsed() < PATIENCE {
             let leader_ended = match leader.run_some(blocks) {
                 Ok(()) | Err(Abort::EndBlock) => Ended::Between,
                 Err(Abort::Fault) => Ended::Fault,
                 Err(Abort::Exit) => Ended::Exit,
             };
-            let mut notes = Notes::default();
+            let mut notes = Notes::after(undefined);
             let mut chase =
                 Chase::new(leader, &self.before, leader_ended, SLACK).noting(&mut notes);
             let caught = follower.chase(&mut chase);
             let lost = |cpu: &Vcpu| cpu.tape.as_ref().is_some_and(|tape| tape.lost().is_some());
             match (lost(leader), lost(follower)) {
                 // Beyond the end of what was recorded.
-                (true, true) => return None,
+                (true, true) => return Found::Race,
                 (false, false) if caught == Caught::Agrees => {}
+                _ if notes.undefined.was_read() => return Found::Undefined,
                 _ => {
                     let leader = &*leader;
                     let before = &before;
                     let notes = &notes;
                     let step = Step { before, leader, leader_ended, follower, caught, notes };
-                    return Some(report::write(&step, &self.before));
+                    return Found::Difference(report::write(&step, &self.before));
                 }
             }
             if leader_ended != Ended::Between || leader.state == end.state {
-                return None;
+                return Found::Race;
             }
+            undefined = notes.undefined;
             before.take(leader);
         }
-        None
+        Found::Nothing
     }
 }

@@ -5,6 +5,7 @@
 //! what it was before: it is told by [`Copies`] that somebody else keeps. This is how the
 //! interpreter runs what the translator has run already ([`crate::lockstep`]).
 
+use std::collections::HashSet;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::copies::Copies;
@@ -19,14 +20,21 @@ pub(super) struct Overlay {
     /// The pages that have changed below, as they were. They are not changed here.
     before: Before,
     /// This overlay's own.
-    own: Mutex<Copies>,
+    own: Mutex<Own>,
     /// Whatever is looked at stands still from then on: it is put into `before`, for others
     /// to see the same.
     frozen: bool,
 }
 
-fn lock(copies: &Mutex<Copies>) -> MutexGuard<'_, Copies> {
-    copies.lock().unwrap_or_else(PoisonError::into_inner)
+/// Pages of its own, and which of them have been stored to.
+#[derive(Debug, Default)]
+struct Own {
+    pages: Copies,
+    stored: HashSet<RamFrame>,
+}
+
+fn lock<T>(what: &Mutex<T>) -> MutexGuard<'_, T> {
+    what.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Overlay {
@@ -46,8 +54,12 @@ impl Overlay {
         stores: bool,
     ) -> (*mut u8, bool) {
         let mut own = lock(&self.own);
-        if let Some(page) = own.get(frame) {
-            return (page, true);
+        if stores {
+            own.stored.insert(frame);
+        }
+        let storable = own.stored.contains(&frame);
+        if let Some(page) = own.pages.get(frame) {
+            return (page, storable);
         }
         let mut before = lock(&self.before);
         if self.frozen {
@@ -61,7 +73,7 @@ impl Overlay {
         };
         // Even for a load: who loads first and stores then must not keep the other address.
         // SAFETY: a copy is a page, and `host` is, says the caller.
-        (unsafe { own.keep(frame, from) }, true)
+        (unsafe { own.pages.keep(frame, from) }, storable)
     }
 
     /// Where the page walker may set bits in `frame`: nowhere, unless there is a copy. Who
@@ -71,23 +83,25 @@ impl Overlay {
     /// As [`Overlay::page`].
     pub(super) unsafe fn page_to_mark(&self, host: *mut u8, frame: RamFrame) -> Option<*mut u8> {
         // SAFETY: says the caller.
-        let (page, own) = unsafe { self.page(host, frame, false) };
-        own.then_some(page)
+        let (page, _) = unsafe { self.page(host, frame, false) };
+        (page != host).then_some(page)
     }
 
     /// What `frame` is here, without a copy being made.
     pub(super) fn shown(&self, frame: RamFrame) -> Option<*const u8> {
-        let own = lock(&self.own).get(frame);
+        let own = lock(&self.own).pages.get(frame);
         own.or_else(|| lock(&self.before).get(frame)).map(<*mut u8>::cast_const)
     }
 
-    /// The frames that have a copy here.
-    pub(super) fn own(&self) -> Vec<RamFrame> {
-        lock(&self.own).frames().collect()
+    /// The frames that have been stored to here.
+    pub(super) fn stored(&self) -> Vec<RamFrame> {
+        lock(&self.own).stored.iter().copied().collect()
     }
 
     /// Forgets this overlay's own pages.
     pub(super) fn clear(&self) {
-        lock(&self.own).clear();
+        let mut own = lock(&self.own);
+        own.pages.clear();
+        own.stored.clear();
     }
 }

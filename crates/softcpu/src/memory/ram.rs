@@ -139,9 +139,9 @@ impl PhysMemory {
         }
     }
 
-    /// The frames of which an overlay has pages of its own.
-    pub(crate) fn own_frames(&self) -> Vec<RamFrame> {
-        self.overlay.as_ref().map(Overlay::own).unwrap_or_default()
+    /// The frames that have been stored to in an overlay; `None` if this is none.
+    pub(crate) fn stored_frames(&self) -> Option<Vec<RamFrame>> {
+        self.overlay.as_ref().map(Overlay::stored)
     }
 
     /// What has been decoded as code.
