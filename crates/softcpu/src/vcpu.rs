@@ -14,6 +14,7 @@ use crate::decode::op::Op;
 use crate::env::Environment;
 use crate::exception::{Exception, PageFaultCode};
 use crate::handle::{Event, VcpuHandle};
+use crate::interp::BURST;
 use crate::lockstep::Lockstep;
 use crate::lockstep::tape::Tape;
 use crate::memory::PhysMemory;
@@ -166,6 +167,8 @@ pub struct Vcpu {
     pub(crate) brief: bool,
     /// Translated code is to be left after every block.
     pub(crate) alone: bool,
+    /// Elements that a repeated string instruction does at once.
+    pub(crate) burst: u64,
     /// Who comes after, to check.
     pub(crate) lockstep: Option<Box<Lockstep>>,
     /// What the machine and the clock answered, if that is recorded or replayed.
@@ -225,6 +228,7 @@ impl Vcpu {
             threshold,
             brief: false,
             alone: false,
+            burst: BURST,
             tape: lockstep.as_ref().map(|lockstep| lockstep.tape()),
             lockstep,
         });

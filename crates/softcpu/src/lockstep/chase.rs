@@ -10,6 +10,7 @@ use super::compare::{self, Bytes, same_memory, same_questions, same_registers};
 use super::undefined::Undefined;
 use crate::decode::cache::BlockCache;
 use crate::decode::op::Op;
+use crate::interp::BURST;
 use crate::memory::overlay::Before;
 use crate::state::VcpuState;
 use crate::vcpu::{Abort, Vcpu};
@@ -123,24 +124,25 @@ impl<'a> Chase<'a> {
     }
 
     /// As `same`, where flags that are undefined are made the same.
-    fn same_but_for_undefined(&self, follower: &mut Vcpu) -> bool {
+    fn same_but_for_undefined(&mut self, follower: &mut Vcpu) -> bool {
         let (theirs, ours) = (self.leader.state.rflags, follower.state.rflags);
         let differ = theirs ^ ours;
-        if let Some(notes) = &self.notes
-            && !differ.is_empty()
-            && notes.undefined.flags().contains(differ)
-        {
-            follower.state.rflags = theirs;
-            if self.same(follower) {
-                return true;
-            }
+        let undefined = self.notes.as_ref().is_some_and(|it| it.undefined.flags().contains(differ));
+        if differ.is_empty() || !undefined {
+            return self.same(follower);
+        }
+        follower.state.rflags = theirs;
+        let same = self.same(follower);
+        if same {
+            self.notes.iter_mut().for_each(|notes| notes.undefined.note_difference());
+        } else {
             follower.state.rflags = ours;
         }
-        self.same(follower)
+        same
     }
 
     /// `follower` has ended in an exception or exit.
-    fn end(&self, follower: &mut Vcpu, ended: Ended) -> Caught {
+    fn end(&mut self, follower: &mut Vcpu, ended: Ended) -> Caught {
         let alike = match ended {
             Ended::Between => true,
             Ended::Fault => self.leader.fault == follower.fault,
@@ -229,14 +231,17 @@ impl Vcpu {
                 }
                 self.state.rip = start;
             }
+            // The leader may have stopped in the middle of it, wherever that was.
+            self.burst = if op.rip == goal { 1 } else { BURST };
             chase.note(op);
             let outcome = (op.run)(self, op);
             if outcome == Err(Abort::Fault) {
                 self.faulted_at(op);
+            } else {
+                chase.done(op);
             }
             let hit = std::mem::take(&mut self.code_hit);
             outcome?;
-            chase.done(op);
             if hit {
                 // The store may have hit the rest of this very block.
                 if n.saturating_add(1) < block.ops.len() {

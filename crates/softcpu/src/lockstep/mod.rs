@@ -75,7 +75,7 @@ pub struct Counters {
     /// Stretches that differed but did not when they were done again on memory that stands
     /// still: a device has stored to what both had read.
     pub raced: u64,
-    /// Stretches that differed after the guest had read flags that are undefined.
+    /// Stretches that differed in flags that are undefined, or after one was read.
     pub undefined: u64,
     /// Stretches that differed and took too long to be done again.
     pub unsettled: u64,

@@ -32,10 +32,15 @@ pub(super) enum Found {
     Difference(String),
     /// Both agree, as long as memory stands still.
     Race,
-    /// They differ, but after an undefined flag was read.
+    /// They differ in undefined flags, or after one was read.
     Undefined,
     /// Nothing within the time it may take.
     Nothing,
+}
+
+/// Both agree to the end, with these flags undefined.
+fn alike(undefined: Undefined) -> Found {
+    if undefined.differed() { Found::Undefined } else { Found::Race }
 }
 
 /// A step in which they differ.
@@ -130,7 +135,7 @@ impl Lockstep {
             let lost = |cpu: &Vcpu| cpu.tape.as_ref().is_some_and(|tape| tape.lost().is_some());
             match (lost(leader), lost(follower)) {
                 // Beyond the end of what was recorded.
-                (true, true) => return Found::Race,
+                (true, true) => return alike(notes.undefined),
                 (false, false) if caught == Caught::Agrees => {}
                 _ if notes.undefined.was_read() => return Found::Undefined,
                 _ => {
@@ -142,7 +147,7 @@ impl Lockstep {
                 }
             }
             if leader_ended != Ended::Between || leader.state == end.state {
-                return Found::Race;
+                return alike(notes.undefined);
             }
             undefined = notes.undefined;
             before.take(leader);

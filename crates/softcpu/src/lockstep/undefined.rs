@@ -17,6 +17,8 @@ pub(super) struct Undefined {
     bits: u32,
     /// An undefined flag has been read.
     read: bool,
+    /// They did differ somewhere.
+    differed: bool,
 }
 
 /// How iced-x86 and the architecture call the status flags.
@@ -29,6 +31,12 @@ const NAMES: [(u32, RFlags); 6] = [
     (RflagsBits::PF, RFlags::PF),
 ];
 
+/// Whether `code` puts all flags where the guest can see them, without iced-x86 saying so.
+fn keeps_flags(code: Code) -> bool {
+    use Code::{Int_imm8, Int1, Int3, Into, Syscall};
+    matches!(code, Int1 | Int3 | Int_imm8 | Into | Syscall)
+}
+
 impl Undefined {
     /// `op` has been run.
     pub(super) fn run(&mut self, op: &Op) {
@@ -40,7 +48,8 @@ impl Undefined {
         instruction.set_code(code);
         // A count of one is the most defined there is.
         instruction.set_immediate8(if op.imm & 0x3f == 1 { 1 } else { 2 });
-        self.read |= instruction.rflags_read() & self.bits != 0;
+        let reads = if keeps_flags(code) { u32::MAX } else { instruction.rflags_read() };
+        self.read |= reads & self.bits != 0;
         // Shifts by nothing and repetitions of nothing leave all flags as they are.
         let repeats = op.flags.intersects(OpFlags::REP | OpFlags::REPNE);
         let may_do_nothing = repeats || instruction.rflags_undefined() != 0;
@@ -54,6 +63,16 @@ impl Undefined {
     pub(super) fn flags(self) -> RFlags {
         let undefined = NAMES.iter().filter(|(bit, _)| self.bits & bit != 0);
         undefined.fold(RFlags::empty(), |all, (_, flag)| all | *flag)
+    }
+
+    /// They differ here.
+    pub(super) fn note_difference(&mut self) {
+        self.differed = true;
+    }
+
+    /// Whether they differed anywhere.
+    pub(super) fn differed(self) -> bool {
+        self.differed
     }
 
     /// Whether anything may come of them by now.
@@ -96,10 +115,14 @@ mod tests {
 
     #[test]
     fn reading_one_is_noticed() {
-        // setz al; setc al; pushfq
-        for (code, read) in
-            [(&[0x0f, 0x94, 0xc0][..], true), (&[0x0f, 0x92, 0xc0], false), (&[0x9c], true)]
-        {
+        // setz al; setc al; pushfq; int 80h; syscall
+        for (code, read) in [
+            (&[0x0f, 0x94, 0xc0][..], true),
+            (&[0x0f, 0x92, 0xc0], false),
+            (&[0x9c], true),
+            (&[0xcd, 0x80], true),
+            (&[0x0f, 0x05], true),
+        ] {
             let undefined = behind(&[&[0x0f, 0xaf, 0xc1], code, &[0xf4]].concat());
             assert_eq!(undefined.was_read(), read, "{code:x?}");
         }
