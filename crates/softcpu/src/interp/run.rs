@@ -56,6 +56,7 @@ impl Vcpu {
     pub fn single_step(&mut self) -> Option<Exit> {
         self.enter_guest();
         let exit = self.with_blocks(|cpu, blocks| cpu.advance(blocks, true));
+        self.env.settle();
         self.memory.code().leave(&self.observer);
         exit
     }

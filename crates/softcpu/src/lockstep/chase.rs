@@ -34,6 +34,7 @@ pub(super) struct Chase<'a> {
     before: &'a Before,
     ended: Ended,
     limit: u64,
+    fine: bool,
     taken: u64,
     notes: Option<&'a mut Notes>,
 }
@@ -75,8 +76,16 @@ const MOST_MEETINGS: usize = 64;
 
 impl<'a> Chase<'a> {
     /// After `leader`, for `limit` instructions at most.
-    pub(super) fn new(leader: &'a Vcpu, before: &'a Before, ended: Ended, limit: u64) -> Self {
-        Self { leader, before, ended, limit, taken: 0, notes: None }
+    /// Repeated string instructions are taken element by element where the leader is, if
+    /// `fine`: it may have stopped within one.
+    pub(super) fn new(
+        leader: &'a Vcpu,
+        before: &'a Before,
+        ended: Ended,
+        limit: u64,
+        fine: bool,
+    ) -> Self {
+        Self { leader, before, ended, limit, fine, taken: 0, notes: None }
     }
 
     /// The same with `notes` taken.
@@ -231,8 +240,7 @@ impl Vcpu {
                 }
                 self.state.rip = start;
             }
-            // The leader may have stopped in the middle of it, wherever that was.
-            self.burst = if op.rip == goal { 1 } else { BURST };
+            self.burst = if chase.fine && op.rip == goal { 1 } else { BURST };
             chase.note(op);
             let outcome = (op.run)(self, op);
             if outcome == Err(Abort::Fault) {

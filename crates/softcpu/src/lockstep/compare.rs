@@ -32,9 +32,17 @@ pub(super) fn same_questions(a: &Vcpu, b: &Vcpu) -> bool {
     position(a) == position(b)
 }
 
-/// Whether both show the same memory.
+/// Whether both show the same memory, but for what devices have stored to the real one.
 pub(super) fn same_memory(a: &Vcpu, b: &Vcpu, before: &Before) -> bool {
-    frames(a, b, before).into_iter().all(|frame| page(a, frame) == page(b, frame))
+    frames(a, b, before).into_iter().all(|frame| {
+        let (ours, theirs) = (page(a, frame), page(b, frame));
+        let real = |cpu: &Vcpu| !cpu.memory.is_overlay();
+        ours == theirs
+            || [a, b]
+                .into_iter()
+                .filter(|cpu| real(cpu))
+                .any(|cpu| cpu.memory.code().outside().explains(frame, &ours, &theirs))
+    })
 }
 
 /// The frames in which they can differ. A vCPU on real memory may have changed those that

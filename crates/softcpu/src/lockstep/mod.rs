@@ -29,6 +29,7 @@ mod undefined;
 
 use std::io;
 use std::sync::{Arc, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use crate::cpuid::CpuidTable;
 use crate::decode::cache::BlockCache;
@@ -50,9 +51,14 @@ use tape::{Tape, Taped};
 const MANY_PAGES: usize = 512;
 const TOO_MANY_PAGES: usize = 8 * MANY_PAGES;
 /// Instructions that a host retires in a cycle of its time-stamp counter, at most.
-const PER_CYCLE: u64 = 16;
+const PER_CYCLE: u64 = 6;
 /// Instructions that a follower may always take.
-const SLACK: u64 = 1 << 20;
+const SLACK: u64 = 1 << 16;
+/// How often a follower sets out.
+const ATTEMPTS: u32 = 3;
+
+/// How long that may take.
+const DEVICES_TAKE: Duration = Duration::from_millis(1);
 
 /// How a stretch ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -92,6 +98,8 @@ pub(crate) struct Lockstep {
     start: Snapshot,
     /// When it started, by the host's time-stamp counter.
     begun: u64,
+    /// How long it took.
+    cycles: u64,
     cpuid: CpuidTable,
     counters: Counters,
     report: Option<String>,
@@ -120,11 +128,12 @@ impl Lockstep {
             tape: tape.clone(),
             start,
             begun: 0,
+            cycles: 0,
             cpuid: cpuid.clone(),
             counters: Counters::default(),
             report: None,
         };
-        Ok((lockstep, Box::new(Taped { tape, machine: Some(machine) })))
+        Ok((lockstep, Box::new(Taped::new(tape, Some(machine)))))
     }
 
     /// What the leader records on.
@@ -138,7 +147,28 @@ impl Lockstep {
 
     /// Whether the follower gets where `leader` is.
     fn agrees(&mut self, leader: &Vcpu, ended: Ended) -> bool {
-        let cycles = host_tsc().saturating_sub(self.begun);
+        self.cycles = host_tsc().saturating_sub(self.begun);
+        self.counters.stretches = self.counters.stretches.wrapping_add(1);
+        for attempt in 0..ATTEMPTS {
+            if attempt > 1 {
+                // A device may be about to say what it has stored.
+                std::thread::sleep(DEVICES_TAKE);
+            }
+            // From the second on the follower looks within string instructions too.
+            if self.set_out(leader, ended, attempt > 0) {
+                return true;
+            }
+        }
+        false
+    }
+
+    /// The most instructions that the leader can have taken.
+    fn limit(&self) -> u64 {
+        self.cycles.saturating_mul(PER_CYCLE).saturating_add(SLACK)
+    }
+
+    fn set_out(&mut self, leader: &Vcpu, ended: Ended, fine: bool) -> bool {
+        let limit = self.limit();
         let follower = &mut *self.follower;
         follower.memory.take_back();
         follower.mmu.flush_non_global(0);
@@ -146,10 +176,8 @@ impl Lockstep {
         if let Some(tape) = &follower.tape {
             tape.rewind();
         }
-        let limit = cycles.saturating_mul(PER_CYCLE).saturating_add(SLACK);
-        let mut chase = Chase::new(leader, &self.before, ended, limit);
+        let mut chase = Chase::new(leader, &self.before, ended, limit, fine);
         let caught = follower.chase(&mut chase);
-        self.counters.stretches = self.counters.stretches.wrapping_add(1);
         self.counters.instructions = self.counters.instructions.wrapping_add(chase.taken());
         caught == Caught::Agrees
     }
@@ -172,7 +200,7 @@ fn follower(
     let mut vcpu = Vcpu::new(VcpuConfig {
         memory: Arc::new(PhysMemory::over(memory, code, Arc::clone(before), frozen)),
         cpuid: cpuid.clone(),
-        env: Box::new(Taped { tape: tape.clone(), machine: None }),
+        env: Box::new(Taped::new(tape.clone(), None)),
         engine: Engine::Interpreter,
         handle: VcpuHandle::new(),
     })?;
@@ -260,6 +288,7 @@ impl Vcpu {
         }
         lockstep.before().clear();
         lockstep.tape.erase();
+        self.memory.code().outside().watch();
         lockstep.start.take(self);
         lockstep.begun = host_tsc();
         self.lockstep = Some(lockstep);
@@ -282,13 +311,16 @@ impl Vcpu {
             }
         }
         self.lockstep = Some(lockstep);
+        if agrees {
+            self.env.settle();
+        }
         agrees
     }
 
     fn stretch_is_long(&self, pages: usize) -> bool {
         self.lockstep
             .as_ref()
-            .is_some_and(|lockstep| lockstep.before().len() >= pages || lockstep.tape.is_long())
+            .is_some_and(|lockstep| lockstep.before().len() >= pages || lockstep.tape.should_end())
     }
 
     /// The page at `host` may be about to be stored to, or to get into the TLB. Says whether

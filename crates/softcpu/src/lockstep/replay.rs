@@ -16,7 +16,7 @@ use super::chase::{Caught, Chase, Notes};
 use super::snapshot::Snapshot;
 use super::tape::Taped;
 use super::undefined::Undefined;
-use super::{Ended, Lockstep, SLACK, follower, report};
+use super::{Ended, Lockstep, SLACK, compare, follower, report};
 use crate::decode::cache::BlockCache;
 use crate::memory::PhysMemory;
 use crate::mmu::Mmu;
@@ -24,7 +24,7 @@ use crate::translate::Translator;
 use crate::vcpu::{Abort, Vcpu};
 
 /// How long a replay may take.
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_secs(10);
 
 /// What a replay has shown.
 pub(super) enum Found {
@@ -97,8 +97,7 @@ impl Lockstep {
         let frozen = PhysMemory::over(&leader.memory, code, Arc::clone(&self.before), true);
         let tape = self.tape.reader();
         let memory = mem::replace(&mut leader.memory, Arc::new(frozen));
-        let env =
-            mem::replace(&mut leader.env, Box::new(Taped { tape: tape.clone(), machine: None }));
+        let env = mem::replace(&mut leader.env, Box::new(Taped::new(tape.clone(), None)));
         let recording = leader.tape.replace(tape);
         let mmu = mem::replace(&mut leader.mmu, Mmu::new());
         self.start.restore(leader);
@@ -122,7 +121,8 @@ impl Lockstep {
         let start = Instant::now();
         let mut before = self.start.clone();
         let mut undefined = Undefined::default();
-        while start.elapsed() < PATIENCE {
+        let mut taken = 0_u64;
+        while start.elapsed() < PATIENCE && taken < self.limit() {
             let leader_ended = match leader.run_some(blocks) {
                 Ok(()) | Err(Abort::EndBlock) => Ended::Between,
                 Err(Abort::Fault) => Ended::Fault,
@@ -130,8 +130,9 @@ impl Lockstep {
             };
             let mut notes = Notes::after(undefined);
             let mut chase =
-                Chase::new(leader, &self.before, leader_ended, SLACK).noting(&mut notes);
+                Chase::new(leader, &self.before, leader_ended, SLACK, true).noting(&mut notes);
             let caught = follower.chase(&mut chase);
+            taken = taken.saturating_add(chase.taken());
             let lost = |cpu: &Vcpu| cpu.tape.as_ref().is_some_and(|tape| tape.lost().is_some());
             match (lost(leader), lost(follower)) {
                 // Beyond the end of what was recorded.
@@ -146,12 +147,15 @@ impl Lockstep {
                     return Found::Difference(report::write(&step, &self.before));
                 }
             }
-            if leader_ended != Ended::Between || leader.state == end.state {
+            if leader_ended != Ended::Between
+                || compare::registers(&leader.state, &end.state) == 0
+                    && leader.state.rip == end.state.rip
+            {
                 return alike(notes.undefined);
             }
             undefined = notes.undefined;
             before.take(leader);
         }
-        Found::Nothing
+        if taken < self.limit() { Found::Nothing } else { alike(undefined) }
     }
 }

@@ -5,7 +5,7 @@
 //! twice, and both know the same. A question other than the recorded one is a difference.
 
 use std::fmt::Display;
-use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::addr::GuestPhysAddr;
@@ -13,7 +13,7 @@ use crate::env::{Environment, Hypercall, MsrRefused};
 use crate::handle::{Event, VcpuHandle};
 use crate::system::tsc::host_tsc;
 
-/// Calls after which the stretch should end.
+/// Calls after which a stretch should end.
 const LONG: usize = 1 << 14;
 
 /// Something asked, with the answer.
@@ -40,7 +40,9 @@ pub(crate) struct Tape {
     read: Option<Arc<AtomicUsize>>,
     /// The first question that was not the recorded one.
     lost: Arc<Mutex<Option<String>>>,
-    /// Who is told that there is much on it.
+    /// A store to a device is held back.
+    holds: Arc<AtomicBool>,
+    /// Who is told that the stretch should end.
     handle: VcpuHandle,
 }
 
@@ -51,7 +53,13 @@ fn lock<T>(what: &Mutex<T>) -> MutexGuard<'_, T> {
 impl Tape {
     /// An empty tape, to be recorded on the thread of `handle`'s vCPU.
     pub(super) fn blank(handle: VcpuHandle) -> Self {
-        Self { calls: Arc::default(), read: None, lost: Arc::default(), handle }
+        Self {
+            calls: Arc::default(),
+            read: None,
+            lost: Arc::default(),
+            holds: Arc::default(),
+            handle,
+        }
     }
 
     /// The same tape, to be read from its start.
@@ -77,9 +85,9 @@ impl Tape {
         self.read.as_ref().map_or_else(|| lock(&self.calls).len(), |read| read.load(Relaxed))
     }
 
-    /// Whether there are many on it.
-    pub(super) fn is_long(&self) -> bool {
-        lock(&self.calls).len() >= LONG
+    /// Whether the stretch should end: there is much on it, or a device waits.
+    pub(super) fn should_end(&self) -> bool {
+        self.holds.load(Relaxed) || lock(&self.calls).len() >= LONG
     }
 
     /// The first question that was not the recorded one.
@@ -144,12 +152,22 @@ enum Replayed<T> {
 }
 
 /// A machine with a tape: the real one while it is recorded, none while it is read.
+///
+/// Stores to devices are held back until the stretch is over, or a device is asked something:
+/// what a device does to memory when it is told to go would otherwise come between the two
+/// runs. The guest cannot tell that from a bus that takes its time.
 pub(super) struct Taped {
-    pub(super) tape: Tape,
-    pub(super) machine: Option<Box<dyn Environment>>,
+    tape: Tape,
+    machine: Option<Box<dyn Environment>>,
+    held: Vec<Call>,
 }
 
 impl Taped {
+    /// For the vCPU that has `tape`.
+    pub(super) fn new(tape: Tape, machine: Option<Box<dyn Environment>>) -> Self {
+        Self { tape, machine, held: Vec::new() }
+    }
+
     /// A call with an answer: `find` finds it on the tape, `ask` asks the machine, `keep`
     /// makes a record of it. `nothing` is the answer to a question that was not recorded.
     fn ask<T>(
@@ -160,7 +178,9 @@ impl Taped {
         keep: impl FnOnce(&T) -> Call,
         nothing: T,
     ) -> T {
-        match (self.tape.replay(question, find), &mut self.machine) {
+        let replayed = self.tape.replay(question, find);
+        self.settle();
+        match (replayed, &mut self.machine) {
             (Replayed::Answer(answer), _) => answer,
             (Replayed::Ask, Some(machine)) => {
                 let answer = ask(machine.as_mut());
@@ -168,6 +188,17 @@ impl Taped {
                 answer
             }
             _ => nothing,
+        }
+    }
+
+    /// A store to a device.
+    fn hold(&mut self, call: Call) {
+        let same = |recorded: &Call| (*recorded == call).then_some(());
+        if matches!(self.tape.replay(format_args!("{call:x?}"), same), Replayed::Ask) {
+            self.tape.record(call.clone());
+            self.held.push(call);
+            self.tape.holds.store(true, Relaxed);
+            self.tape.handle.raise(Event::CODE_CHANGED);
         }
     }
 
@@ -202,8 +233,7 @@ impl Environment for Taped {
     }
 
     fn port_write(&mut self, port: u16, data: &[u8]) {
-        let call = Call::PortWrite { port, data: data.to_vec() };
-        self.tell(call, |machine| machine.port_write(port, data));
+        self.hold(Call::PortWrite { port, data: data.to_vec() });
     }
 
     fn mmio_read(&mut self, addr: GuestPhysAddr, data: &mut [u8]) {
@@ -228,8 +258,7 @@ impl Environment for Taped {
     }
 
     fn mmio_write(&mut self, addr: GuestPhysAddr, data: &[u8]) {
-        let call = Call::MmioWrite { addr, data: data.to_vec() };
-        self.tell(call, |machine| machine.mmio_write(addr, data));
+        self.hold(Call::MmioWrite { addr, data: data.to_vec() });
     }
 
     fn read_msr(&mut self, index: u32) -> Result<u64, MsrRefused> {
@@ -298,5 +327,21 @@ impl Environment for Taped {
 
     fn tsc_offset_changed(&mut self, offset: u64) {
         self.tell(Call::TscOffset(offset), |machine| machine.tsc_offset_changed(offset));
+    }
+
+    fn settle(&mut self) {
+        if self.held.is_empty() {
+            return;
+        }
+        self.tape.holds.store(false, Relaxed);
+        let Some(machine) = &mut self.machine else { return };
+        for call in self.held.drain(..) {
+            match call {
+                Call::PortWrite { port, data } => machine.port_write(port, &data),
+                Call::MmioWrite { addr, data } => machine.mmio_write(addr, &data),
+                // Nothing else is held back.
+                _ => {}
+            }
+        }
     }
 }

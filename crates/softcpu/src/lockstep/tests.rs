@@ -56,7 +56,7 @@ fn a_right_translation_agrees() {
     assert_eq!(machine.vcpu.run(), Exit::Halt);
     assert_eq!(machine.get(DATA + 8, 8), 500_500_u64.to_le_bytes());
     let counters = machine.vcpu.lockstep_counters().unwrap();
-    assert_eq!((counters.stretches, counters.raced), (1, 0), "{counters:?}");
+    assert_eq!((counters.stretches, counters.raced), (2, 0), "{counters:?}");
     // Three before the loop, four in it a thousand times, and four behind it.
     assert!((4005..4020).contains(&counters.instructions), "{counters:?}");
     assert_eq!(machine.vcpu.divergence(), None);
@@ -134,17 +134,29 @@ fn code_that_changes_itself_agrees() {
     assert!(counters.instructions >= 1000 && counters.raced == 0, "{counters:?}");
 }
 
-/// A device that stores to memory when told to, and whose answers do not come twice.
+/// A device that stores to memory when it is told to, by any port, or read at [`STORES`]; and
+/// whose answers do not come twice.
 struct Device(Arc<PhysMemory>, u8);
 
+const STORES: u8 = 0x71;
+
+impl Device {
+    fn store(&self, value: u8) {
+        assert!(self.0.write(GuestPhysAddr(DATA), &[value]));
+    }
+}
+
 impl Environment for Device {
-    fn port_read(&mut self, _port: u16, data: &mut [u8]) {
+    fn port_read(&mut self, port: u16, data: &mut [u8]) {
         self.1 = self.1.wrapping_add(1);
         data.fill(self.1);
+        if port == STORES.into() {
+            self.store(9);
+        }
     }
 
     fn port_write(&mut self, _port: u16, data: &[u8]) {
-        assert!(self.0.write(GuestPhysAddr(DATA), data));
+        self.store(data[0]);
     }
 
     fn mmio_read(&mut self, _addr: GuestPhysAddr, data: &mut [u8]) {
@@ -178,23 +190,47 @@ impl Environment for Device {
     fn tsc_offset_changed(&mut self, _offset: u64) {}
 }
 
+fn machine_with_device(code: &[u8]) -> TestMachine {
+    let mut machine = machine(code);
+    let device: Box<dyn Environment> = Box::new(Device(Arc::clone(&machine.memory), 0));
+    let tape = machine.vcpu.tape.clone().unwrap();
+    machine.vcpu.env = Box::new(Taped::new(tape, Some(device)));
+    assert_eq!(machine.vcpu.run(), Exit::Halt);
+    machine
+}
+
 #[test]
 fn a_device_that_stores_between_the_two_is_no_difference_and_answers_once() {
-    let mut machine = machine(&[
+    let machine = machine_with_device(&[
         0xe4, 0x70, // in al, 70h: 1
         0x8a, 0x1c, 0x25, 0, 0, 2, 0, // mov bl, [DATA]: 0
-        0xe6, 0x80, // out 80h, al
-        0x8a, 0x0c, 0x25, 0, 0, 2, 0, // mov cl, [DATA]: 1
-        0xe4, 0x70, // in al, 70h: 2
+        0xe4, STORES, // in al, STORES: 2
+        0x8a, 0x0c, 0x25, 0, 0, 2, 0, // mov cl, [DATA]: 9
+        0xe4, 0x70, // in al, 70h: 3
         0xf4, // hlt
     ]);
-    let vcpu = &mut machine.vcpu;
-    let machine_again: Box<dyn Environment> = Box::new(Device(Arc::clone(&machine.memory), 0));
-    let tape = vcpu.tape.clone().unwrap();
-    vcpu.env = Box::new(Taped { tape, machine: Some(machine_again) });
-    assert_eq!(vcpu.run(), Exit::Halt);
-    let gpr = &vcpu.state.gpr;
-    assert_eq!((gpr[0] & 0xff, gpr[1] & 0xff, gpr[3] & 0xff), (2, 1, 0));
-    let counters = vcpu.lockstep_counters().unwrap();
+    let gpr = &machine.vcpu.state.gpr;
+    assert_eq!((gpr[0] & 0xff, gpr[1] & 0xff, gpr[3] & 0xff), (3, 9, 0));
+    let counters = machine.vcpu.lockstep_counters().unwrap();
     assert_eq!((counters.stretches, counters.raced), (1, 1), "{counters:?}");
+}
+
+#[test]
+fn what_devices_store_is_not_compared_and_what_they_are_told_waits_for_the_check() {
+    let machine = machine_with_device(&[
+        0xb0, 7, // mov al, 7
+        0x88, 0x04, 0x25, 0, 0, 2, 0, // mov [DATA], al
+        0xe4, STORES, // in al, STORES: 1, and [DATA] is 9
+        0xb0, 5, // mov al, 5
+        0xe6, 0x80, // out 80h, al: [DATA] is 5, but not yet
+        0x8a, 0x0c, 0x25, 0, 0, 2, 0, // mov cl, [DATA]
+        0xe4, 0x70, // in al, 70h: 2
+        0x8a, 0x1c, 0x25, 0, 0, 2, 0,    // mov bl, [DATA]: 5
+        0xf4, // hlt
+    ]);
+    let gpr = &machine.vcpu.state.gpr;
+    assert_eq!((gpr[0] & 0xff, gpr[3] & 0xff), (2, 5));
+    assert!([5, 9].contains(&(gpr[1] & 0xff)), "{:#x}", gpr[1]);
+    let counters = machine.vcpu.lockstep_counters().unwrap();
+    assert_eq!(counters.raced, 0, "{counters:?}");
 }

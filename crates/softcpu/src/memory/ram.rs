@@ -232,7 +232,7 @@ impl PhysMemory {
         }
         // SAFETY: `page` is a mapped page of RAM and the value lies within it.
         unsafe { T::store(page.wrapping_add(addr.offset() as usize), value) };
-        self.code.written(frame, addr.offset(), u64::from(T::SIZE));
+        self.code.written_from_outside(frame, addr.offset(), u64::from(T::SIZE));
         true
     }
 
@@ -269,7 +269,7 @@ impl PhysMemory {
                     chunk.len(),
                 );
             }
-            self.code.written(frame, addr.offset(), chunk.len() as u64);
+            self.code.written_from_outside(frame, addr.offset(), chunk.len() as u64);
             addr = addr.wrapping_add(chunk.len() as u64);
             rest = after;
         }
