@@ -53,7 +53,7 @@ const RUN_HELP: &str = "\
 /// The last lines of `lguest run --help`.
 const RUN_NOTES: &str = "\
 Exit: 0 off, 1 lguest failed, 2 bad input, 3 panic, 4 triple fault, 5 reset,
-6 quit by key, 124 timeout, 128+N signal N. Ctrl-A x quits, Ctrl-A ? helps.";
+6 quit by key, 7 lockstep, 124 timeout, 128+N signal N. Ctrl-A x quits, ? helps.";
 
 /// Boot a kernel and give it this terminal
 #[derive(Args, Debug)]
@@ -83,7 +83,7 @@ pub(crate) struct RunOptions {
     #[arg(long, value_name = "TEXT", default_value = "", hide_default_value = true)]
     #[arg(allow_hyphen_values = true)]
     pub(crate) append: String,
-    /// One of auto, soft, interpreter, kvm
+    /// One of auto, soft, interpreter, lockstep, kvm
     #[arg(long, value_name = "NAME", default_value = "auto", hide_possible_values = true)]
     pub(crate) engine: EngineChoice,
     /// Platform: auto, pc or lguest
@@ -194,6 +194,8 @@ pub(crate) enum EngineChoice {
     Soft,
     /// The CPU in software, every instruction interpreted.
     Interpreter,
+    /// The CPU in software, translated and interpreted side by side.
+    Lockstep,
     /// The host's /dev/kvm.
     Kvm,
 }
@@ -320,7 +322,8 @@ mod tests {
 
     #[test]
     fn the_help_lists_the_exit_statuses() {
-        for status in [Status::Panicked, Status::TripleFault, Status::Reset, Status::Quit] {
+        use Status::{Diverged, Panicked, Quit, Reset, TripleFault};
+        for status in [Panicked, TripleFault, Reset, Quit, Diverged] {
             assert!(RUN_NOTES.contains(&format!("{} ", status.code())));
         }
         assert!(RUN_NOTES.contains(&Status::TimedOut.code().to_string()));

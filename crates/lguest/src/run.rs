@@ -122,6 +122,7 @@ fn engine(choice: EngineChoice) -> vmm::engine::EngineChoice {
         EngineChoice::Auto => vmm::engine::EngineChoice::Auto,
         EngineChoice::Soft => vmm::engine::EngineChoice::Soft,
         EngineChoice::Interpreter => vmm::engine::EngineChoice::Interpreter,
+        EngineChoice::Lockstep => vmm::engine::EngineChoice::Lockstep,
         EngineChoice::Kvm => vmm::engine::EngineChoice::Kvm,
     }
 }
@@ -319,6 +320,10 @@ fn conclude(outcome: Outcome, ender: &Ender, panic: Option<String>) -> Status {
             (Status::TripleFault, format!("vCPU {vcpu} shut down after a triple fault at {rip:#x}"))
         }
         (Outcome::Reset, None) => (Status::Reset, "the guest asked for a reset".to_owned()),
+        (Outcome::Diverged(report), _) => {
+            report.lines().for_each(say);
+            (Status::Diverged, "--engine lockstep has found a bug in lguest".to_owned())
+        }
         (Outcome::TimedOut, _) => {
             (Status::TimedOut, "the time given by --timeout is over".to_owned())
         }

@@ -20,6 +20,8 @@ pub(crate) enum Status {
     Reset,
     /// The user quit with Ctrl-A x.
     Quit,
+    /// Translator and interpreter differ, under `--engine lockstep`.
+    Diverged,
     /// `--timeout` passed; the number is that of timeout(1).
     TimedOut,
     /// A signal ended the run; the number is 128 plus the signal's, as a shell has it.
@@ -42,6 +44,7 @@ impl Status {
             Self::TripleFault => 4,
             Self::Reset => 5,
             Self::Quit => 6,
+            Self::Diverged => 7,
             Self::TimedOut => 124,
             Self::Signal(number) => number.saturating_add(128),
             Self::Exited(status) => status,
@@ -64,6 +67,7 @@ mod tests {
             Status::TripleFault,
             Status::Reset,
             Status::Quit,
+            Status::Diverged,
             Status::TimedOut,
             Status::Signal(2),
             Status::Signal(15),

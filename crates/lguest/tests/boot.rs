@@ -151,6 +151,27 @@ fn the_timeout_ends_a_run() {
     finished.assert_console("Linux version 6.1");
 }
 
+/// Translator and interpreter side by side, from the kernel's first instruction to its last.
+#[test]
+#[ignore = "boots a kernel; run by cargo verify"]
+fn in_lockstep() {
+    let run = Run::of("debian12-cloud", "uname");
+    let finished = run.arguments(&["--engine", "lockstep", "-v", "--mem", "128M"]).finish();
+    finished.assert_status(0);
+    finished.assert_console("init: started");
+    finished.assert_console("GNU/Linux");
+    let counted = |name: &str| -> u64 {
+        let (_, rest) = finished.messages.split_once(name).expect("lockstep says what it did");
+        let digits: String = rest.chars().take_while(char::is_ascii_digit).collect();
+        digits.parse().unwrap()
+    };
+    let (stretches, instructions) = (counted("stretches: "), counted("instructions: "));
+    assert!(stretches > 500 && instructions > 100_000_000, "{}", finished.messages);
+    // Excuses there may be, but not many.
+    let excused = counted("raced: ") + counted("undefined: ") + counted("unsettled: ");
+    assert!(excused * 20 < stretches, "{}", finished.messages);
+}
+
 /// What is typed reaches the shell, and the shell's answer comes back.
 #[test]
 #[ignore = "boots a kernel; run by cargo verify"]

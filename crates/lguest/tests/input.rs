@@ -82,6 +82,10 @@ fn engines_and_models() {
         refused(&[&["--kernel", "/etc/passwd"], words].concat(), wanted);
     };
     with(&["--engine", "kvm"], &["kvm", "--engine soft"]);
+    with(
+        &["--engine", "lockstep", "--cpus", "2", "--platform", "pc"],
+        &["--engine lockstep", "--cpus 1"],
+    );
     with(&["--engine", "warp"], &["warp"]);
     with(&["--cpu", "486"], &["486"]);
 }

@@ -75,4 +75,7 @@ pub trait Environment: Send {
     /// The guest's TSC was moved (by a write of `IA32_TSC` or `IA32_TSC_ADJUST`):
     /// guest TSC = host TSC + `offset` from now on. Timers that count in it follow.
     fn tsc_offset_changed(&mut self, offset: u64);
+
+    /// Whoever holds stores to devices back does them now.
+    fn settle(&mut self) {}
 }

@@ -34,6 +34,7 @@ pub mod env;
 pub mod exception;
 pub mod handle;
 pub mod interp;
+pub mod lockstep;
 pub mod memory;
 pub mod mmu;
 pub mod native;

@@ -57,11 +57,11 @@ impl TestMachine {
         // long as the memory.
         let memory = unsafe { PhysMemory::new(&[region], code, owner) };
         let memory = Arc::new(memory.expect("one aligned region is a valid layout"));
-        Self::on(memory)
+        Self::on(memory, Engine::Interpreter)
     }
 
     /// Another CPU at reset on `memory`.
-    fn on(memory: Arc<PhysMemory>) -> Self {
+    fn on(memory: Arc<PhysMemory>, engine: Engine) -> Self {
         let devices = DeviceLog::default();
         let vcpu = Vcpu::new(VcpuConfig {
             memory: Arc::clone(&memory),
@@ -71,7 +71,7 @@ impl TestMachine {
             )
             .expect("the best model for this host is one it can run"),
             env: Box::new(NoDevices { log: Arc::clone(&devices), apic_base: APIC_BASE }),
-            engine: Engine::Interpreter,
+            engine,
             translation: translate::Config::default(),
             handle: VcpuHandle::new(),
         })
@@ -98,10 +98,22 @@ impl TestMachine {
         self
     }
 
+    /// The same machine in lockstep.
+    #[must_use]
+    pub fn in_lockstep(self) -> Self {
+        let mut machine = self.another(Engine::Lockstep);
+        machine.vcpu.mmu.pdpte = self.vcpu.mmu.pdpte;
+        machine
+    }
+
     /// A second CPU on the same memory, in the same mode and with the same registers.
     #[must_use]
     pub fn sibling(&self) -> Self {
-        let mut machine = Self::on(Arc::clone(&self.memory));
+        self.another(Engine::Interpreter)
+    }
+
+    fn another(&self, engine: Engine) -> Self {
+        let mut machine = Self::on(Arc::clone(&self.memory), engine);
         machine.vcpu.state = self.vcpu.state.clone();
         machine.vcpu.state_changed();
         machine

@@ -123,7 +123,7 @@ impl Vcpu {
 
     /// One byte of guest memory by linear address, as the kernel would see it, if it
     /// is mapped RAM. For monitors; may set accessed bits, as any look does.
-    fn peek_byte(&self, addr: u64) -> Option<u8> {
+    pub(crate) fn peek_byte(&self, addr: u64) -> Option<u8> {
         let memory: &PhysMemory = &self.memory;
         let addr = crate::addr::GuestVirtAddr(addr);
         let view = if self.state.cpl() == 3 { View::User } else { View::KernelOverUser };

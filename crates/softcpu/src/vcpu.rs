@@ -14,6 +14,9 @@ use crate::decode::op::Op;
 use crate::env::Environment;
 use crate::exception::{Exception, PageFaultCode};
 use crate::handle::{Event, VcpuHandle};
+use crate::interp::BURST;
+use crate::lockstep::Lockstep;
+use crate::lockstep::tape::Tape;
 use crate::memory::PhysMemory;
 use crate::memory::code_map::Observer;
 use crate::mmu::{Mmu, PagingMode};
@@ -34,6 +37,9 @@ pub enum Exit {
     Shutdown,
     /// [`Event::STOP`] was raised (and taken).
     Stopped,
+    /// The translator and the interpreter differ, under [`Engine::Lockstep`]: see
+    /// [`Vcpu::divergence`].
+    Diverged,
     /// [`Event::ATTENTION`] was raised (and taken): INIT, SIPI or whatever the machine
     /// wants of this thread.
     Attention,
@@ -78,6 +84,9 @@ pub enum Engine {
     /// The translator for 64-bit code that turns out hot, the interpreter for the rest.
     #[default]
     Translator,
+    /// The translator for all 64-bit code, checked by the interpreter ([`crate::lockstep`]).
+    /// CPUID offers neither RDRAND nor RDSEED then: what they answer cannot be had twice.
+    Lockstep,
 }
 
 /// What a vCPU is made of.
@@ -173,6 +182,14 @@ pub struct Vcpu {
     pub(crate) threshold: u32,
     /// Translated code is to be left where it looks for events, whether there are any or not.
     pub(crate) brief: bool,
+    /// Translated code is to be left after every block.
+    pub(crate) alone: bool,
+    /// Elements that a repeated string instruction does at once.
+    pub(crate) burst: u64,
+    /// Who comes after, to check.
+    pub(crate) lockstep: Option<Box<Lockstep>>,
+    /// What the machine and the clock answered, if that is recorded or replayed.
+    pub(crate) tape: Option<Tape>,
 }
 
 impl fmt::Debug for Vcpu {
@@ -191,6 +208,14 @@ impl Vcpu {
     /// When the host refuses the memory for generated code.
     pub fn new(config: VcpuConfig) -> std::io::Result<Box<Self>> {
         let observer = config.memory.code().enrol(config.handle.clone());
+        let (mut cpuid, mut env, mut lockstep) = (config.cpuid, config.env, None);
+        let mut threshold = translate::THRESHOLD;
+        if config.engine == Engine::Lockstep {
+            cpuid = cpuid.without_random();
+            let (follower, taped) =
+                Lockstep::new(&config.memory, &cpuid, env, config.handle.clone())?;
+            (env, lockstep, threshold) = (taped, Some(Box::new(follower)), 1);
+        }
         let mut vcpu = Box::new(Self {
             state: VcpuState::at_reset(),
             mmu: Mmu::new(),
@@ -205,8 +230,8 @@ impl Vcpu {
             event_mask: 0,
             memory: config.memory,
             observer,
-            cpuid: config.cpuid,
-            env: config.env,
+            cpuid,
+            env,
             handle: config.handle,
             counters: Counters::default(),
             meter: Meter::start(),
@@ -216,10 +241,14 @@ impl Vcpu {
             context: Context::new(),
             translator: match config.engine {
                 Engine::Interpreter => None,
-                Engine::Translator => Some(Translator::new(config.translation)?),
+                Engine::Translator | Engine::Lockstep => Some(Translator::new(config.translation)?),
             },
-            threshold: translate::THRESHOLD,
+            threshold,
             brief: false,
+            alone: false,
+            burst: BURST,
+            tape: lockstep.as_ref().map(|lockstep| lockstep.tape()),
+            lockstep,
         });
         vcpu.state_changed();
         Ok(vcpu)

@@ -7,7 +7,7 @@ use std::panic::catch_unwind;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use softcpu::interp::fuzz::{fuzz_decoder, fuzz_interpreter, fuzz_translator};
+use softcpu::interp::fuzz::{fuzz_decoder, fuzz_interpreter, fuzz_lockstep, fuzz_translator};
 
 /// Time spent on mutations of the interpreter's seeds; the decoder gets a quarter.
 const BUDGET: Duration = Duration::from_millis(2400);
@@ -91,9 +91,10 @@ fn seeds_and_their_mutations_are_survived() {
         .map_or(0x9e37_79b9_7f4a_7c15, |text| text.parse().expect("a number"));
     let corpus = seeds();
     assert!(corpus.len() >= 8, "only {} seeds", corpus.len());
-    let targets: [(&str, Target, Duration); 3] = [
+    let targets: [(&str, Target, Duration); 4] = [
         ("interpreter", fuzz_interpreter, budget),
         ("translator", fuzz_translator, budget),
+        ("lockstep", fuzz_lockstep, budget),
         ("decoder", fuzz_decoder, budget / 4),
     ];
     for (name, target, budget) in targets {

@@ -133,6 +133,9 @@ fn word(bits: &[Bit], features: &FeatureSet) -> u32 {
         .fold(0, |word, (bit, _)| word | 1_u32.wrapping_shl(*bit))
 }
 
+/// Leaf 1 EDX: more than one logical processor.
+const MULTITHREADED: u32 = 1 << 28;
+
 /// Puts every leaf of `model` into `table`.
 pub(super) fn fill(
     table: &mut CpuidTable,
@@ -149,20 +152,14 @@ pub(super) fn fill(
 
 fn basic(table: &mut CpuidTable, features: &FeatureSet, topology: &Topology) {
     let cpus = topology.cpus.min(255);
-    let multithreaded = u32::from(topology.cpus > 1) << 28;
+    let multithreaded = if topology.cpus > 1 { MULTITHREADED } else { 0 };
     // Cache line of 8 quadwords, number of logical processors, initial APIC ID.
     let ebx = 8 << 8 | cpus << 16 | topology.apic_id << 24;
-    let ecx = word(LEAF_1_ECX, features);
-    table.insert(
-        1,
-        None,
-        [identity::SIGNATURE, ebx, ecx, word(LEAF_1_EDX, features) | multithreaded],
-    );
+    table.insert(1, None, [identity::SIGNATURE, ebx, 0, multithreaded]);
     // Leaf 6: the APIC timer never stops.
     table.insert(6, None, [1 << 2, 0, 0, 0]);
-    let (ebx, ecx, edx) =
-        (word(LEAF_7_EBX, features), word(LEAF_7_ECX, features), word(LEAF_7_EDX, features));
-    table.insert(7, Some(0), [0, ebx, ecx, edx]);
+    table.insert(7, Some(0), [0; 4]);
+    announce(table);
     // Leaf B: one level of threads (one each), one of cores, then nothing.
     let id = topology.apic_id;
     table.insert(0xb, Some(0), [0, 1, 1 << 8, id]);
@@ -171,6 +168,17 @@ fn basic(table: &mut CpuidTable, features: &FeatureSet, topology: &Topology) {
         table.insert(0xb, Some(subleaf), [0, 0, subleaf, id]);
     }
     xsave(table, features);
+}
+
+/// Puts the instruction sets that `table` has into leaves 1 and 7.
+pub(super) fn announce(table: &mut CpuidTable) {
+    let features = *table.features();
+    let [signature, topology, _, edx] = table.get(1, 0);
+    let (known, multithreaded) = (word(LEAF_1_EDX, &features), edx & MULTITHREADED);
+    let ecx = word(LEAF_1_ECX, &features);
+    table.insert(1, None, [signature, topology, ecx, known | multithreaded]);
+    let [ebx, ecx, edx] = [LEAF_7_EBX, LEAF_7_ECX, LEAF_7_EDX].map(|bits| word(bits, &features));
+    table.insert(7, Some(0), [0, ebx, ecx, edx]);
 }
 
 fn xsave(table: &mut CpuidTable, features: &FeatureSet) {

@@ -35,6 +35,14 @@ impl CpuidTable {
         Ok(table)
     }
 
+    /// The same CPU without RDRAND and RDSEED.
+    #[must_use]
+    pub fn without_random(mut self) -> Self {
+        self.features = self.features.without(CpuidFeature::RDRAND).without(CpuidFeature::RDSEED);
+        leaves::announce(&mut self);
+        self
+    }
+
     /// Adds or replaces a leaf: EAX, EBX, ECX, EDX. With `subleaf` of `None` it answers
     /// whatever ECX is. The highest leaf number that its range reports follows.
     pub fn insert(&mut self, leaf: u32, subleaf: Option<u32>, registers: [u32; 4]) {

@@ -242,6 +242,12 @@ pub fn fuzz_translator(data: &[u8]) {
     assert!(machine.vcpu.state.rflags.contains(RFlags::FIXED));
 }
 
+/// The same, with the interpreter checking what the translator does.
+pub fn fuzz_lockstep(data: &[u8]) {
+    let (machine, habits) = guest(Bytes(data));
+    run(&mut machine.in_lockstep(), habits);
+}
+
 /// The guest that the input describes, and how to run it.
 fn guest(mut bytes: Bytes<'_>) -> (TestMachine, u8) {
     let mut machine = TestMachine::new();
@@ -283,6 +289,7 @@ fn run(machine: &mut TestMachine, habits: u8) {
             Some(Exit::Halt) => vcpu.handle().raise(Event::NMI),
             // No verifier is asked for here: what it finds ends a build with assertions.
             Some(Exit::Shutdown | Exit::Failed) => return,
+            Some(Exit::Diverged) => panic!("{}", vcpu.divergence().unwrap_or_default()),
         }
         if habits & 2 != 0 && step % 16 == 7 {
             vcpu.handle().raise(Event::FLUSH_TLB | Event::INTERRUPT);

@@ -21,3 +21,5 @@ pub mod shift;
 pub mod stack;
 pub mod string;
 pub mod transfer;
+
+pub(crate) use string::BURST;

@@ -19,7 +19,11 @@ impl Vcpu {
         self.meter.resume();
         self.enter_guest();
         self.set_base();
-        let exit = self.with_blocks(Self::run_blocks);
+        let exit = if self.lockstep.is_some() {
+            self.with_blocks(Self::run_in_lockstep)
+        } else {
+            self.with_blocks(Self::run_blocks)
+        };
         self.memory.code().leave(&self.observer);
         self.meter.pause(exit);
         self.publish_stats_if_due();
@@ -35,7 +39,7 @@ impl Vcpu {
 
     /// Takes the decoded blocks out of the vCPU while it runs: instructions then may
     /// change all of it while the block they belong to is looked at.
-    pub(super) fn with_blocks<T>(
+    pub(crate) fn with_blocks<T>(
         &mut self,
         run: impl FnOnce(&mut Self, &mut BlockCache) -> T,
     ) -> T {
@@ -58,6 +62,7 @@ impl Vcpu {
     pub fn single_step(&mut self) -> Option<Exit> {
         self.enter_guest();
         let exit = self.with_blocks(|cpu, blocks| cpu.advance(blocks, true));
+        self.env.settle();
         self.memory.code().leave(&self.observer);
         exit
     }
@@ -69,7 +74,11 @@ impl Vcpu {
         self.enter_guest();
         self.brief = true;
         self.set_base();
-        let exit = self.with_blocks(|cpu, blocks| cpu.advance(blocks, false));
+        let exit = if self.lockstep.is_some() {
+            self.with_blocks(Self::run_one_block_in_lockstep)
+        } else {
+            self.with_blocks(|cpu, blocks| cpu.advance(blocks, false))
+        };
         self.brief = false;
         self.memory.code().leave(&self.observer);
         exit
@@ -82,13 +91,18 @@ impl Vcpu {
         {
             return Some(exit);
         }
-        let outcome =
-            if single || self.stepping() { self.step(blocks) } else { self.run_block(blocks) };
+        let outcome = if single { self.step(blocks) } else { self.run_some(blocks) };
         match outcome {
             Ok(()) | Err(Abort::EndBlock) => None,
             Err(Abort::Exit) => Some(self.exit),
             Err(Abort::Fault) => self.take_fault(),
         }
+    }
+
+    /// Runs one block, or one instruction if it must be run alone.
+    #[inline(always)]
+    pub(crate) fn run_some(&mut self, blocks: &mut BlockCache) -> Result<(), Abort> {
+        if self.stepping() { self.step(blocks) } else { self.run_block(blocks) }
     }
 
     /// Puts RIP back to the instruction that faulted.
@@ -115,7 +129,7 @@ impl Vcpu {
 
     /// Takes the events that may be taken now.
     #[cold]
-    fn service_events(&mut self) -> Option<Exit> {
+    pub(crate) fn service_events(&mut self) -> Option<Exit> {
         self.counters.events = self.counters.events.wrapping_add(1);
         self.publish_stats_if_due();
         let pending = self.handle.pending();
@@ -165,7 +179,7 @@ impl Vcpu {
     /// Whether the next instruction must be run alone: single step, an interrupt that is held
     /// off for one instruction, or breakpoints in force.
     #[inline(always)]
-    fn stepping(&mut self) -> bool {
+    pub(crate) fn stepping(&mut self) -> bool {
         self.state.rflags.contains(RFlags::TF)
             || self.debug_active()
             || self.shadow != Shadow::None && self.holds_off()
@@ -187,7 +201,7 @@ impl Vcpu {
 
     /// Finds (or makes) the block at RIP.
     #[inline(always)]
-    pub(super) fn find_block<'a>(
+    pub(crate) fn find_block<'a>(
         &mut self,
         blocks: &'a mut BlockCache,
     ) -> Result<&'a Block, Abort> {
@@ -331,7 +345,7 @@ impl Vcpu {
 
     /// Runs one instruction, with the traps that follow it.
     #[cold]
-    fn step(&mut self, blocks: &mut BlockCache) -> Result<(), Abort> {
+    pub(crate) fn step(&mut self, blocks: &mut BlockCache) -> Result<(), Abort> {
         let trap = self.state.rflags.contains(RFlags::TF);
         let held = std::mem::take(&mut self.shadow);
         self.update_event_mask();

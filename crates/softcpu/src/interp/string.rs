@@ -11,14 +11,14 @@ use super::branch::set_counter;
 use crate::addr::room_in_page;
 use crate::decode::op::{Op, OpFlags, read_reg, write_reg};
 use crate::memory::access::{self, Scalar};
-use crate::mmu::Access;
+use crate::mmu::{Access, View};
 use crate::state::regs::Gpr;
 use crate::state::rflags::RFlags;
 use crate::state::segment::SegReg;
 use crate::vcpu::{Abort, Step, Vcpu};
 
 /// Elements done between looks at pending interrupts.
-const BURST: u64 = 4096;
+pub(crate) const BURST: u64 = 4096;
 
 /// One element of a string instruction. Registers are advanced by the caller.
 trait Element<T: Alu> {
@@ -58,10 +58,12 @@ fn within_page<T: Scalar>(addr: u64, count: u64) -> u64 {
 }
 
 /// Whether bulk work is possible at all: forwards, and with addresses that cannot wrap
-/// or leave their segment within a page (64-bit code).
+/// or leave their segment within a page (64-bit code), nor be checked for the alignment of
+/// more than an element.
 fn may_bulk(cpu: &Vcpu, op: &Op) -> bool {
     !op.flags.contains(OpFlags::LEGACY)
         && op.addr_mask == u64::MAX
+        && cpu.mmu.view != View::UserAligned
         && !cpu.state.rflags.contains(RFlags::DF)
 }
 
@@ -201,7 +203,7 @@ fn string<T: Alu, E: Element<T>>(cpu: &mut Vcpu, op: &Op) -> Step {
         return Ok(());
     }
     let mut left = cpu.state.reg(Gpr::Rcx) & op.addr_mask;
-    let mut budget = BURST;
+    let mut budget = cpu.burst;
     while left != 0 {
         if budget == 0 || cpu.code_hit {
             // RIP is still ours: what is left is taken up again after interrupts.

@@ -19,6 +19,7 @@
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
 use std::sync::{Arc, PoisonError, RwLock};
 
+use super::outside::Outside;
 use super::ram::RamFrame;
 use crate::handle::{Event, VcpuHandle};
 
@@ -44,6 +45,8 @@ pub struct CodeMap {
     /// Counts stores that hit code.
     hits: AtomicU64,
     observers: RwLock<Vec<Arc<Observer>>>,
+    /// Stores of others than vCPUs.
+    outside: Outside,
 }
 
 impl CodeMap {
@@ -56,6 +59,7 @@ impl CodeMap {
             epoch: AtomicU64::new(0),
             hits: AtomicU64::new(0),
             observers: RwLock::default(),
+            outside: Outside::default(),
         }
     }
 
@@ -149,6 +153,17 @@ impl CodeMap {
         self.observers.read().unwrap_or_else(PoisonError::into_inner).iter().all(|other| {
             std::ptr::eq(&raw const **other, me) || other.seen.load(Ordering::SeqCst) >= epoch
         })
+    }
+
+    /// The same, stored by anybody else than a vCPU's guest code.
+    pub fn written_from_outside(&self, frame: RamFrame, offset: u64, len: u64) -> bool {
+        self.outside.stored(frame, offset, len);
+        self.written(frame, offset, len)
+    }
+
+    /// What others than vCPUs have stored.
+    pub(crate) fn outside(&self) -> &Outside {
+        &self.outside
     }
 
     /// `len` bytes at `offset` of `frame` have been stored. Says whether code was hit.

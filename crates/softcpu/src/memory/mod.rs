@@ -3,6 +3,9 @@
 
 pub mod access;
 pub mod code_map;
+pub(crate) mod copies;
+pub(crate) mod outside;
+pub(crate) mod overlay;
 pub mod ram;
 
 pub use code_map::CodeMap;

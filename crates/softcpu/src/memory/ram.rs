@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use super::access::{self, Scalar};
 use super::code_map::CodeMap;
+use super::overlay::{Before, Overlay};
 use crate::addr::{GuestPhysAddr, PAGE_SHIFT, PAGE_SIZE, room_in_page};
 
 /// One stretch of guest RAM.
@@ -35,6 +36,8 @@ pub struct RamFrame(pub u32);
 pub struct PhysMemory {
     regions: Vec<Placed>,
     code: Arc<CodeMap>,
+    /// What stands between this memory and the host's pages, if it lies over another.
+    overlay: Option<Overlay>,
     /// Whatever owns the host mapping; dropped last.
     _owner: Arc<dyn Any + Send + Sync>,
 }
@@ -103,7 +106,42 @@ impl PhysMemory {
         if frames > u64::from(u32::MAX) || end > 1 << 52 || code.frames() as u64 != frames {
             return Err(LayoutError::TooLarge);
         }
-        Ok(Self { regions: placed, code, _owner: owner })
+        Ok(Self { regions: placed, code, overlay: None, _owner: owner })
+    }
+
+    /// A memory over `below`, which stores to it leave as it is. It shows what is in
+    /// `before` instead of the pages below; with `frozen`, whatever is looked at goes there.
+    pub(crate) fn over(
+        below: &Arc<Self>,
+        code: Arc<CodeMap>,
+        before: Before,
+        frozen: bool,
+    ) -> Self {
+        let overlay = Some(Overlay::new(before, frozen));
+        let owner: Arc<dyn Any + Send + Sync> = Arc::clone(below) as _;
+        Self { regions: below.regions.clone(), code, overlay, _owner: owner }
+    }
+
+    /// What has been decoded as code, to be shared.
+    pub(crate) fn code_map(&self) -> &Arc<CodeMap> {
+        &self.code
+    }
+
+    /// Whether this memory lies over another.
+    pub(crate) fn is_overlay(&self) -> bool {
+        self.overlay.is_some()
+    }
+
+    /// Forgets what was stored to an overlay.
+    pub(crate) fn take_back(&self) {
+        if let Some(overlay) = &self.overlay {
+            overlay.clear();
+        }
+    }
+
+    /// The frames that have been stored to in an overlay; `None` if this is none.
+    pub(crate) fn stored_frames(&self) -> Option<Vec<RamFrame>> {
+        self.overlay.as_ref().map(Overlay::stored)
     }
 
     /// What has been decoded as code.
@@ -117,6 +155,53 @@ impl PhysMemory {
     #[inline]
     #[must_use]
     pub fn page(&self, addr: GuestPhysAddr) -> Option<(*mut u8, RamFrame)> {
+        let (host, frame) = self.page_below(addr)?;
+        let Some(overlay) = &self.overlay else { return Some((host, frame)) };
+        // SAFETY: `host` is a mapped page of RAM.
+        let (page, _) = unsafe { overlay.page(host, frame, false) };
+        Some((page, frame))
+    }
+
+    /// The same for who may store there (`stores`) or would like to later. Says whether
+    /// that is allowed.
+    #[inline]
+    pub(crate) fn page_for(
+        &self,
+        addr: GuestPhysAddr,
+        stores: bool,
+    ) -> Option<(*mut u8, RamFrame, bool)> {
+        let (host, frame) = self.page_below(addr)?;
+        let Some(overlay) = &self.overlay else { return Some((host, frame, true)) };
+        // SAFETY: `host` is a mapped page of RAM.
+        let (page, storable) = unsafe { overlay.page(host, frame, stores) };
+        Some((page, frame, storable))
+    }
+
+    /// The bytes of `frame` now: a mapped page, or null for a frame that is none.
+    pub(crate) fn shown(&self, frame: RamFrame) -> *const u8 {
+        let shown = self.overlay.as_ref().and_then(|overlay| overlay.shown(frame));
+        shown.or_else(|| self.place(frame).map(|(_, host)| host)).unwrap_or(std::ptr::null())
+    }
+
+    /// Where `frame` is for the guest.
+    pub(crate) fn address_of(&self, frame: RamFrame) -> Option<GuestPhysAddr> {
+        self.place(frame).map(|(addr, _)| addr)
+    }
+
+    /// Where `frame` is for the guest and on the host.
+    fn place(&self, frame: RamFrame) -> Option<(GuestPhysAddr, *const u8)> {
+        self.regions.iter().find_map(|placed| {
+            let within = u64::from(frame.0).checked_sub(placed.first_frame)?;
+            let offset = within.checked_mul(PAGE_SIZE)?;
+            (offset < placed.region.len).then(|| {
+                let host = placed.region.host.wrapping_add(offset as usize).cast_const();
+                (placed.region.start.wrapping_add(offset), host)
+            })
+        })
+    }
+
+    #[inline]
+    fn page_below(&self, addr: GuestPhysAddr) -> Option<(*mut u8, RamFrame)> {
         let page = addr.page().0;
         self.regions.iter().find_map(|placed| {
             let offset = page.checked_sub(placed.region.start.0)?;
@@ -141,13 +226,13 @@ impl PhysMemory {
 
     /// Stores a value that lies within one page of RAM; says whether it was RAM.
     pub fn store<T: Scalar>(&self, addr: GuestPhysAddr, value: T) -> bool {
-        let Some((page, frame)) = self.page(addr) else { return false };
+        let Some((page, frame, _)) = self.page_for(addr, true) else { return false };
         if u64::from(T::SIZE) > room_in_page(addr.0) {
             return false;
         }
         // SAFETY: `page` is a mapped page of RAM and the value lies within it.
         unsafe { T::store(page.wrapping_add(addr.offset() as usize), value) };
-        self.code.written(frame, addr.offset(), u64::from(T::SIZE));
+        self.code.written_from_outside(frame, addr.offset(), u64::from(T::SIZE));
         true
     }
 
@@ -174,7 +259,7 @@ impl PhysMemory {
     pub fn write(&self, addr: GuestPhysAddr, data: &[u8]) -> bool {
         let (mut addr, mut rest) = (addr, data);
         while !rest.is_empty() {
-            let Some((page, frame)) = self.page(addr) else { return false };
+            let Some((page, frame, _)) = self.page_for(addr, true) else { return false };
             let (chunk, after) = rest.split_at(rest.len().min(room_in_page(addr.0) as usize));
             // SAFETY: the chunk lies within this mapped page.
             unsafe {
@@ -184,7 +269,7 @@ impl PhysMemory {
                     chunk.len(),
                 );
             }
-            self.code.written(frame, addr.offset(), chunk.len() as u64);
+            self.code.written_from_outside(frame, addr.offset(), chunk.len() as u64);
             addr = addr.wrapping_add(chunk.len() as u64);
             rest = after;
         }
@@ -198,7 +283,14 @@ impl PhysMemory {
         if !addr.0.is_multiple_of(u64::from(T::SIZE)) {
             return false;
         }
-        let Some((page, frame)) = self.page(addr) else { return false };
+        let Some((mut page, frame)) = self.page_below(addr) else { return false };
+        if let Some(overlay) = &self.overlay {
+            // SAFETY: `page` is a mapped page of RAM.
+            match unsafe { overlay.page_to_mark(page, frame) } {
+                Some(own) => page = own,
+                None => return true,
+            }
+        }
         // SAFETY: mapped RAM, naturally aligned, so within the page.
         let done =
             unsafe { T::compare_exchange(page.wrapping_add(addr.offset() as usize), old, new) };

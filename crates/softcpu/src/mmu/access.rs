@@ -255,13 +255,19 @@ impl Vcpu {
             Ok(found) => found,
             Err(code) => return Err(self.page_fault(addr, code)),
         };
-        let Some((page, frame)) = self.memory.page(found.addr) else {
+        let stores = access == Access::Write;
+        let Some((page, frame, storable)) = self.memory.page_for(found.addr, stores) else {
             return Ok(Place::Device(found.addr));
         };
-        let writable = found.writable && found.dirty && !self.memory.code().is_marked(frame);
+        let storable = self.watch_page(access, page, frame) && storable;
+        let writable =
+            found.writable && found.dirty && storable && !self.memory.code().is_marked(frame);
         if view != View::UserAligned && !self.data_breakpoints_active() {
-            let fill =
-                Fill { host: page as u64, frame, writable, global: found.global, size: found.size };
+            let global = found.global && !self.memory.is_overlay();
+            let fill = Fill { host: page as u64, frame, writable, global, size: found.size };
+            if writable {
+                self.note_grant(view, addr.0);
+            }
             self.mmu.fill_data(view, addr.0, access, &fill);
         }
         Ok(Place::Ram { host: page.wrapping_add(addr.offset() as usize), frame })
@@ -300,7 +306,7 @@ impl Vcpu {
             host: page as u64,
             frame,
             writable: false,
-            global: found.global,
+            global: found.global && !self.memory.is_overlay(),
             size: found.size,
         };
         self.mmu.fill_code(user, addr.0, &fill);

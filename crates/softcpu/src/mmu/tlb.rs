@@ -253,6 +253,14 @@ impl DataTlb {
         }
     }
 
+    /// Takes away the permission to store unseen to the page at `addr`.
+    pub(crate) fn drop_write(&mut self, view: View, addr: u64) {
+        let tables = self.views.get_mut(view as usize);
+        if let Some(entry) = tables.and_then(|tables| tables.write.get_mut(data_slot(addr))) {
+            *entry = EMPTY_DATA;
+        }
+    }
+
     /// Takes away the permission to store unseen to `frame`.
     pub(crate) fn drop_writes_to(&mut self, frame: RamFrame) {
         for entry in self.views.iter_mut().flat_map(|tables| &mut tables.write) {

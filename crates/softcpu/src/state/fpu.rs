@@ -82,7 +82,7 @@ impl core::fmt::Debug for VectorRegister {
 ///
 /// FCS and FDS are not kept (CPUID says so: they are deprecated), FIP and FDP are
 /// offsets.
-#[derive(Clone)]
+#[derive(Clone, PartialEq, Eq)]
 #[repr(C, align(64))]
 pub struct FpuState {
     /// The image.

@@ -41,7 +41,7 @@ pub enum CodeSize {
 }
 
 /// The architectural registers of a vCPU.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 #[repr(C, align(64))]
 pub struct VcpuState {
     /// RAX, RCX, RDX, RBX, RSP, RBP, RSI, RDI, R8 to R15, then [`GPR_ZERO`].
@@ -90,7 +90,7 @@ pub struct VcpuState {
 }
 
 /// Model-specific registers with no home elsewhere in the state.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
 #[allow(missing_docs, reason = "each is the manual's name for the register")]
 pub struct Msrs {

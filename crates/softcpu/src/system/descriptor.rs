@@ -267,6 +267,9 @@ impl Vcpu {
         };
         let shift = (found.0 & 3).wrapping_mul(8) as u32;
         let word = crate::addr::GuestPhysAddr(found.0 & !3);
+        if let Some((page, frame, _)) = self.memory.page_for(word, true) {
+            self.watch_page(MemAccess::Write, page, frame);
+        }
         loop {
             // A descriptor table outside RAM keeps no bits; nothing to change then.
             let Some(old) = self.memory.load::<u32>(word) else { return Ok(()) };

@@ -49,7 +49,7 @@ use crate::decode::op::Op;
 use crate::vcpu::{Abort, Shadow, Step, Vcpu};
 
 /// What system instructions keep besides the architectural registers.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct SystemExtras {
     /// DR6 bits of data breakpoints hit by the instruction that is being run.
     pub(crate) data_breakpoints: u64,

@@ -4,6 +4,7 @@
 //! SDM vol. 3, 17.17; vol. 2, RDTSC, RDTSCP, RDPID, RDPMC.
 
 use crate::decode::op::Op;
+use crate::lockstep::tape::Tape;
 use crate::state::control::Cr4;
 use crate::state::regs::Gpr;
 use crate::vcpu::{Step, Vcpu};
@@ -18,7 +19,12 @@ impl Vcpu {
     /// The guest's time-stamp counter now.
     #[must_use]
     pub fn tsc(&self) -> u64 {
-        host_tsc().wrapping_add(self.state.msr.tsc_offset)
+        self.host_time().wrapping_add(self.state.msr.tsc_offset)
+    }
+
+    /// The host's counter: now, or, for who does again what was done already, then.
+    fn host_time(&self) -> u64 {
+        self.tape.as_ref().map_or_else(host_tsc, Tape::time)
     }
 
     /// Moves the guest's counter to `offset` from the host's; what counts in it follows.
@@ -29,7 +35,7 @@ impl Vcpu {
 
     /// A write of IA32_TSC: IA32_TSC_ADJUST moves along by the same amount.
     pub(crate) fn write_tsc(&mut self, value: u64) {
-        let offset = value.wrapping_sub(host_tsc());
+        let offset = value.wrapping_sub(self.host_time());
         let moved = offset.wrapping_sub(self.state.msr.tsc_offset);
         self.state.msr.tsc_adjust = self.state.msr.tsc_adjust.wrapping_add(moved);
         self.set_tsc_offset(offset);

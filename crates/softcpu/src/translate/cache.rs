@@ -80,6 +80,9 @@ pub(crate) struct Translator {
     /// What a test has put in front of every block.
     #[cfg(test)]
     pub(super) smuggled: Vec<u8>,
+    /// What a test has done to each instruction before it is translated.
+    #[cfg(test)]
+    pub(crate) mistake: Option<fn(&mut iced_x86::Instruction, &mut Op)>,
 }
 
 /// What the translator did.
@@ -110,7 +113,7 @@ pub struct Counters {
 impl Counters {
     /// What the reasons in [`Counters::exits`] are, by number.
     pub const EXITS: [&'static str; 8] =
-        ["", "look-up", "new link", "to interpret", "machine", "", "", ""];
+        ["", "look-up", "new link", "to interpret", "machine", "fault", "", ""];
 
     /// Translated code was left for `reason`, while an event was waiting or not.
     pub(super) fn left(&mut self, reason: u64, event: bool) {
@@ -149,7 +152,28 @@ impl Translator {
             bad: None,
             #[cfg(test)]
             smuggled: Vec::new(),
+            #[cfg(test)]
+            mistake: None,
         })
+    }
+
+    /// An empty one like this.
+    ///
+    /// # Errors
+    /// When the host refuses code memory.
+    pub(crate) fn another(&self) -> io::Result<Self> {
+        Ok(Self {
+            #[cfg(test)]
+            mistake: self.mistake,
+            ..Self::new(Config { code_cache: self.memory.capacity(), verify: self.verify })?
+        })
+    }
+
+    /// Where the code of the block at `rip` is and how long it is, for whoever wants to look
+    /// at it.
+    pub(crate) fn listing(&self, rip: u64) -> Option<(u64, usize)> {
+        let placed = self.blocks.iter().rfind(|placed| placed.rip == rip)?;
+        Some((self.memory.address(placed.offset) as u64, placed.len))
     }
 
     /// What it did so far.
@@ -177,7 +201,7 @@ impl Translator {
     }
 
     /// Empties the code memory.
-    fn empty(&mut self) {
+    pub(crate) fn empty(&mut self) {
         self.used = self.fixed;
         self.generation = self.generation.wrapping_add(1);
         self.blocks.clear();

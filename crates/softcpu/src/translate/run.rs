@@ -110,7 +110,8 @@ impl Vcpu {
         let mut factory = InstructionInfoFactory::new();
         let mut copier = Copier { features: self.cpuid.features(), factory: &mut factory };
         let memory = &self.memory;
-        let trace = Tracer {
+        #[cfg_attr(not(test), expect(unused_mut, reason = "tests plant mistakes"))]
+        let mut trace = Tracer {
             blocks,
             warm: self.threshold / 4,
             generation: self.translator.as_ref()?.generation,
@@ -125,6 +126,13 @@ impl Vcpu {
             return None;
         }
         let translator = self.translator.as_mut()?;
+        #[cfg(test)]
+        if let Some(mistake) = translator.mistake {
+            for (step, op) in trace.steps.iter_mut().zip(&mut trace.ops) {
+                mistake(&mut step.instruction, op);
+                step.plan = copier.plan(&step.instruction).ok();
+            }
+        }
         let instructions = trace.steps.len();
         let emptied = translator.make_room();
         if emptied {
@@ -157,14 +165,18 @@ impl Vcpu {
         let user = self.mmu.is_user();
         let shared = self.mmu.code.is_global(user, rip);
         self.mmu.jumps.enter_context(self.mmu.data.space(), user);
-        self.mmu.jumps.insert(rip, entry.address, user, shared);
+        if !self.alone {
+            self.mmu.jumps.insert(rip, entry.address, user, shared);
+        }
         self.flags_to_context();
         self.sync_context();
         self.context.vcpu = std::ptr::from_mut(self) as u64;
         let events = if self.brief { &raw const ALWAYS } else { self.handle.events_address() };
         self.context.events = events as u64;
         let Some(translator) = self.translator.as_mut() else { return Err(Abort::EndBlock) };
-        translator.connect(rip, entry.address);
+        if !self.alone {
+            translator.connect(rip, entry.address);
+        }
         translator.counters.entered = translator.counters.entered.wrapping_add(1);
         // SAFETY: the thunk is a function of this convention, made when the translator was.
         let enter = unsafe {
@@ -200,6 +212,8 @@ impl Vcpu {
             translator.pending = Some(number);
         } else if reason == Exit::Machine as u64 {
             return Err(Abort::Exit);
+        } else if reason == Exit::Fault as u64 {
+            return Err(Abort::Fault);
         } else if reason == Exit::Interpret as u64 {
             translator.refused = Some(self.state.rip);
         }
@@ -234,6 +248,11 @@ impl Vcpu {
             Err(Abort::EndBlock) => Err(Exit::Next),
             Err(Abort::Fault) => {
                 self.faulted_at(op);
+                if self.brief || self.lockstep.is_some() {
+                    // Whoever watches wants to see it before it is delivered.
+                    self.flags_to_context();
+                    return Err(Exit::Fault);
+                }
                 match self.take_fault() {
                     None => Err(Exit::Next),
                     Some(exit) => {

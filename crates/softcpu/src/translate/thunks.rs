@@ -22,6 +22,8 @@ pub(super) enum Exit {
     Interpret = 3,
     /// An instruction wants the machine.
     Machine = 4,
+    /// An instruction has faulted, which is for the run loop to deliver.
+    Fault = 5,
 }
 
 /// Addresses of the thunks.

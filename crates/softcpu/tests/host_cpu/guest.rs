@@ -2,13 +2,13 @@
 
 use std::sync::{Arc, Mutex, PoisonError};
 
-use softcpu::Exception;
 use softcpu::state::VcpuState;
 use softcpu::state::control::{Cr0, Cr4, Efer};
 use softcpu::state::segment::{DescriptorTable, SegReg, Segment};
 use softcpu::testing::TestMachine;
 use softcpu::trace::{Event, Tracer};
 use softcpu::translate::Config;
+use softcpu::{Exception, Exit};
 
 use crate::layout::{AREA, CODE, CODE_LEN, DATA, DATA_LEN, GDT, LDT, Mode, segment};
 use crate::oracle::{End, Placed};
@@ -113,6 +113,19 @@ impl Guest {
         Self { machine: machine.translating_as(runs, config), raised, memory, translates: true }
     }
 
+    /// The same in lockstep.
+    pub(crate) fn in_lockstep() -> Self {
+        let Self { machine, raised, memory, .. } = Self::new();
+        let mut machine = machine.in_lockstep();
+        machine.vcpu.set_tracer(Some(Box::new(Watch(Arc::clone(&raised)))));
+        Self { machine, raised, memory, translates: true }
+    }
+
+    /// What lockstep did.
+    pub(crate) fn lockstep_counters(&self) -> softcpu::lockstep::Counters {
+        self.machine.vcpu.lockstep_counters().unwrap_or_default()
+    }
+
     /// What the translator did.
     pub(crate) fn counters(&self) -> softcpu::translate::Counters {
         self.machine.vcpu.translator_counters().unwrap_or_default()
@@ -189,7 +202,9 @@ impl Guest {
         vcpu.state_changed();
         self.raised.lock().unwrap_or_else(PoisonError::into_inner).take();
         for _ in 0..most {
-            vcpu.run_one_block();
+            if vcpu.run_one_block() == Some(Exit::Diverged) {
+                panic!("{}", vcpu.divergence().unwrap_or_default());
+            }
             let raised = self.raised.lock().unwrap_or_else(PoisonError::into_inner).take();
             if let Some((exception, at)) = raised {
                 *state = *at;

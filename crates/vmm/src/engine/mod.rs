@@ -18,6 +18,8 @@ pub enum Engine {
     Soft,
     /// The same without its translator.
     Interpreter,
+    /// The same with both, one checking the other.
+    Lockstep,
 }
 
 impl Engine {
@@ -26,6 +28,7 @@ impl Engine {
         match self {
             Self::Soft => softcpu::Engine::Translator,
             Self::Interpreter => softcpu::Engine::Interpreter,
+            Self::Lockstep => softcpu::Engine::Lockstep,
         }
     }
 }
@@ -35,6 +38,7 @@ impl fmt::Display for Engine {
         f.write_str(match self {
             Self::Soft => "soft",
             Self::Interpreter => "interpreter",
+            Self::Lockstep => "lockstep",
         })
     }
 }
@@ -49,6 +53,8 @@ pub enum EngineChoice {
     Soft,
     /// The CPU in software, every instruction interpreted.
     Interpreter,
+    /// The CPU in software, translated and interpreted side by side.
+    Lockstep,
     /// The host's /dev/kvm.
     Kvm,
 }
@@ -59,6 +65,12 @@ pub enum EngineError {
     /// Using /dev/kvm is not built yet.
     #[error("this build has no kvm engine: give --engine soft, or leave it out")]
     NoKvm,
+    /// Another vCPU's stores would come between what is compared.
+    #[error("--engine lockstep follows one vCPU: give --cpus 1 with it")]
+    LockstepCpus,
+    /// What such a platform does for its guest is not done twice.
+    #[error("--engine lockstep is for guests of a PC: leave it out for those of lguest")]
+    LockstepPlatform,
 }
 
 impl EngineChoice {
@@ -70,6 +82,7 @@ impl EngineChoice {
         match self {
             Self::Auto | Self::Soft => Ok(Engine::Soft),
             Self::Interpreter => Ok(Engine::Interpreter),
+            Self::Lockstep => Ok(Engine::Lockstep),
             Self::Kvm => Err(EngineError::NoKvm),
         }
     }
@@ -84,6 +97,7 @@ mod tests {
         assert_eq!(EngineChoice::Auto.select(), Ok(Engine::Soft));
         assert_eq!(EngineChoice::Soft.select(), Ok(Engine::Soft));
         assert_eq!(EngineChoice::Interpreter.select(), Ok(Engine::Interpreter));
+        assert_eq!(EngineChoice::Lockstep.select(), Ok(Engine::Lockstep));
         assert_eq!(EngineChoice::Kvm.select(), Err(EngineError::NoKvm));
     }
 }

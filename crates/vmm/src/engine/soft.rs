@@ -168,6 +168,10 @@ impl Runner {
                     }
                     Exit::Stopped => {}
                     Exit::Failed => self.thread.ending.failed(self.thread.index, &self.vcpu),
+                    Exit::Diverged => {
+                        let report = self.vcpu.divergence().unwrap_or_default().to_owned();
+                        self.thread.ending.end(End::Diverged(report));
+                    }
                     Exit::Shutdown => {
                         let (vcpu, rip) = (self.thread.index, self.vcpu.state.rip);
                         tracing::debug!(
@@ -181,6 +185,9 @@ impl Runner {
             }
         }
         self.vcpu.publish_stats();
+        if let Some(counters) = self.vcpu.lockstep_counters() {
+            tracing::info!(?counters, "lockstep");
+        }
         self.thread.inspector.answer(self.thread.index, || self.describe());
     }
 

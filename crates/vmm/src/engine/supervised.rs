@@ -92,8 +92,8 @@ impl SupervisedThread {
                     answer(&mut vcpu);
                 },
                 Exit::Attention => answer(&mut vcpu),
-                // Whoever stopped it has said why.
-                Exit::Stopped => {}
+                // Whoever stopped it has said why; no guest with a supervisor runs in lockstep.
+                Exit::Stopped | Exit::Diverged => {}
                 Exit::Failed => self.ending.failed(VCPU, &vcpu),
                 Exit::Shutdown => {
                     self.ending.end(End::TripleFault { vcpu: VCPU, rip: vcpu.state.rip });

@@ -41,6 +41,8 @@ pub enum Outcome {
     Exited(u8),
     /// The guest wrote this value to the debug-exit port.
     DebugExit(u8),
+    /// Translator and interpreter differ, and this is the report.
+    Diverged(String),
     /// The configured time is over.
     TimedOut,
     /// [`Controller::stop`](super::Controller::stop) was called.
@@ -63,6 +65,8 @@ pub(crate) enum End {
         /// Where.
         rip: u64,
     },
+    /// See [`Outcome::Diverged`].
+    Diverged(String),
     /// The host refused the engine something.
     Failed(io::Error),
     /// The translator has made what must not be run.
@@ -197,6 +201,7 @@ impl End {
             Self::Requested(Request::Reset) => Outcome::Reset,
             Self::TripleFault { .. } if panicked => Outcome::Panicked,
             Self::TripleFault { vcpu, rip } => Outcome::TripleFault { vcpu, rip },
+            Self::Diverged(report) => Outcome::Diverged(report),
             Self::Failed(reason) => return Err(MachineError::Vcpu(reason)),
             Self::Translation { vcpu, reason } => {
                 return Err(MachineError::Translation { vcpu, reason });

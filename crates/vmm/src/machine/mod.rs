@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use crate::engine::Engine;
+use crate::engine::{Engine, EngineError};
 use crate::loader::{KernelError, LoadError, PlatformKind, platform_of};
 
 mod config;
@@ -116,6 +116,17 @@ fn choose(config: &MachineConfig) -> Result<PlatformKind, MachineError> {
     })
 }
 
+/// Whether one vCPU's stores are all there is between translator and interpreter.
+fn check_lockstep(platform: PlatformKind, cpus: u32) -> Result<(), EngineError> {
+    if platform != PlatformKind::Pc {
+        return Err(EngineError::LockstepPlatform);
+    }
+    if cpus != 1 {
+        return Err(EngineError::LockstepCpus);
+    }
+    Ok(())
+}
+
 impl Machine {
     /// Builds the machine and loads the guest.
     ///
@@ -124,6 +135,9 @@ impl Machine {
     pub fn new(config: MachineConfig) -> Result<Self, MachineError> {
         let engine = config.engine.select()?;
         let platform = choose(&config)?;
+        if engine == Engine::Lockstep {
+            check_lockstep(platform, config.cpus)?;
+        }
         tracing::info!(%platform, %engine, "building the machine");
         let (timeout, sandbox) = (config.timeout, config.sandbox.clone());
         let built = match platform {

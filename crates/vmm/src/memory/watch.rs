@@ -42,7 +42,7 @@ impl CodeWatch {
             let frame = self.first_frame.saturating_add(offset >> PAGE_SHIFT);
             // Memory has at most 2^32 frames, and frames beyond it are nobody's code.
             if let Ok(frame) = u32::try_from(frame) {
-                self.code.written(RamFrame(frame), offset & (PAGE_SIZE - 1), chunk);
+                self.code.written_from_outside(RamFrame(frame), offset & (PAGE_SIZE - 1), chunk);
             }
             offset = page_end;
         }

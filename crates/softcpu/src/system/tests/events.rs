@@ -104,11 +104,16 @@ fn misaligned_user_accesses_fault_once_alignment_is_checked() {
     let misaligned: &[u8] = &[0x8b, 0x44, 0x24, 0xfd]; // mov eax, [rsp-3]
     let aligned: &[u8] = &[0x8b, 0x44, 0x24, 0xfc]; // mov eax, [rsp-4]
     let byte: &[u8] = &[0x8a, 0x44, 0x24, 0xfd]; // mov al, [rsp-3]
+    // lea rsi, [rsp-0x43]; lea rdi, [rsp-0x63]; mov ecx, 20; rep movsb
+    let bytes: &[u8] = &[
+        0x48, 0x8d, 0x74, 0x24, 0xbd, 0x48, 0x8d, 0x7c, 0x24, 0x9d, 0xb9, 20, 0, 0, 0, 0xf3, 0xa4,
+    ];
     let check = || End::Vector(17, Some(0));
     for (am, ac, code, end) in [
         (true, true, misaligned, check()),
         (true, true, aligned, UD),
         (true, true, byte, UD),
+        (true, true, bytes, UD),
         (false, true, misaligned, UD),
         (true, false, misaligned, UD),
     ] {
