@@ -254,8 +254,8 @@ impl Look<'_> {
             (_, VALUE, R::None) => match &self.value {
                 Known::Entry(_) => {
                     let stores = i64::from(TLB_STORES);
-                    let at =
-                        if displacement >= stores { displacement - stores } else { displacement };
+                    let at = displacement.wrapping_sub(stores);
+                    let at = if at >= 0 { at } else { displacement };
                     reads && size == 8 && (0..=i64::from(TLB_ADDEND)).contains(&at)
                 }
                 Known::Tables => {
@@ -506,7 +506,8 @@ fn goes_by_the_jump_cache(it: &Instruction) -> bool {
         && it.memory_base() == R::None
         && match it.memory_index() {
             R::None => {
-                (u64::from(hosts)..end).contains(&at) && at % entry == u64::from(hosts) % entry
+                (u64::from(hosts)..end).contains(&at)
+                    && at.wrapping_sub(u64::from(hosts)).is_multiple_of(entry)
             }
             _ => at == u64::from(hosts),
         }
