@@ -15,17 +15,12 @@ use super::cold::{Cold, Fix, keep_flags, load_flags, require};
 use super::copy::{self, FlagUse};
 use super::fields;
 use super::flags::{Flags, Producer};
-use super::jumps;
-use super::registers::{ADDRESS, Home, STACK, VALUE, home, part};
+use super::registers::{ADDRESS, Home, VALUE, home, part};
+use super::stack::{Pushed, RBP, RSP};
 use super::thunks::Thunks;
 use super::trace::{Step, Then, Trace};
-use crate::addr::{GuestVirtAddr, PAGE_SHIFT};
 use crate::decode::op::Op;
-use crate::state::{GPR_ZERO, SEG_FLAT};
-
-/// RSP's number.
-const RSP: u8 = 4;
-const RBP: u8 = 5;
+use crate::state::GPR_ZERO;
 
 /// A jump that can be made to go straight to another block.
 #[derive(Clone, Copy, Debug)]
@@ -48,39 +43,39 @@ pub(super) struct Translated {
 
 /// Code that is rarely run, and lies behind the rest.
 #[derive(Clone, Copy, Debug)]
-struct Apart {
-    at: Label,
+pub(super) struct Apart {
+    pub(super) at: Label,
     /// What is done about flags first.
-    fix: Fix,
-    what: Cold,
+    pub(super) fix: Fix,
+    pub(super) what: Cold,
 }
 
 /// A place that the trace jumps back to.
 #[derive(Clone, Copy, Debug)]
-struct Head {
-    label: Label,
+pub(super) struct Head {
+    pub(super) label: Label,
     /// Whether the context must have the flags there.
-    wants_flags: bool,
+    pub(super) wants_flags: bool,
 }
 
 /// One trace on its way.
 pub(super) struct Block<'a> {
     pub(super) code: Assembler,
-    flags: Flags,
+    pub(super) flags: Flags,
     /// What can make the flags again.
-    producer: Option<Producer>,
+    pub(super) producer: Option<Producer>,
     thunks: &'a Thunks,
-    cold: VecDeque<Apart>,
-    links: Vec<Link>,
-    first_link: u32,
+    pub(super) cold: VecDeque<Apart>,
+    pub(super) links: Vec<Link>,
+    pub(super) first_link: u32,
     /// Where it begins.
-    rip: u64,
+    pub(super) rip: u64,
     /// The step that is being translated, and where it is in the guest's code.
     step: usize,
-    here: u64,
+    pub(super) here: u64,
     /// What the steps do to flags and registers.
     effects: Vec<Effects>,
-    heads: HashMap<u64, Head>,
+    pub(super) heads: HashMap<u64, Head>,
 }
 
 /// What translating a step may do to flags and registers.
@@ -292,7 +287,7 @@ impl Block<'_> {
     }
 
     /// The host's flags are about to be destroyed.
-    fn lose_flags(&mut self) -> Result<(), NotCopied> {
+    pub(super) fn lose_flags(&mut self) -> Result<(), NotCopied> {
         self.flags = match self.flags {
             Flags::Host if self.worth_deferring() => Flags::Deferred,
             Flags::Host => {
@@ -357,7 +352,7 @@ impl Block<'_> {
     }
 
     /// Makes sure that the context has the flags. Uses [`VALUE`].
-    fn save_flags(&mut self) -> Result<(), NotCopied> {
+    pub(super) fn save_flags(&mut self) -> Result<(), NotCopied> {
         if self.flags == Flags::Deferred {
             self.make_flags()?;
             self.flags = Flags::Host;
@@ -395,7 +390,7 @@ impl Block<'_> {
     }
 
     /// Puts `what` behind the rest. What jumps there does so with the flags as they are now.
-    fn apart(&mut self, what: Cold) -> Label {
+    pub(super) fn apart(&mut self, what: Cold) -> Label {
         let at = self.code.label();
         let fix = self.fix();
         self.cold.push_back(Apart { at, fix, what });
@@ -429,14 +424,19 @@ impl Block<'_> {
     }
 
     /// As [`Block::check`], for the instruction that ends the block.
-    fn check_last(&mut self, op: &Op, operand: &Op, access: Access) -> Result<Place, NotCopied> {
+    pub(super) fn check_last(
+        &mut self,
+        op: &Op,
+        operand: &Op,
+        access: Access,
+    ) -> Result<Place, NotCopied> {
         self.lose_flags()?;
         let at = self.last(op);
         self.code.check(operand, access, at)
     }
 
     /// Where the last op is interpreted.
-    fn last(&mut self, op: &Op) -> Label {
+    pub(super) fn last(&mut self, op: &Op) -> Label {
         self.apart(Cold::Last { op: address_of(op) })
     }
 
@@ -453,57 +453,6 @@ impl Block<'_> {
         self.save_flags()?;
         self.code.constant(VALUE, address_of(op));
         self.code.call(self.thunks.interpret_last);
-        Ok(())
-    }
-
-    fn push(&mut self, op: &Op, what: Pushed) -> Result<(), NotCopied> {
-        let place = self.check(op, &stack_operand(op, RSP, -8), Access::STORE_WORD)?;
-        let from = match what {
-            Pushed::Register(register) => match home(register.number() as u8) {
-                Home::Host(host) => host,
-                Home::Memory => {
-                    self.code.fetch(VALUE, register.number() as u8);
-                    VALUE
-                }
-            },
-            Pushed::Constant(value) => {
-                self.code.constant(VALUE, value);
-                VALUE
-            }
-        };
-        self.code.store_at(place, from)?;
-        self.moved_stack(-8)?;
-        self.resume_here();
-        Ok(())
-    }
-
-    fn pop(&mut self, op: &Op, register: u8) -> Result<(), NotCopied> {
-        let place = self.check(op, &stack_operand(op, RSP, 0), Access::LOAD_WORD)?;
-        self.overwrite(1 << RSP | 1 << (register & 15))?;
-        match home(register) {
-            Home::Host(host) if host != STACK => self.code.load_at(host, place)?,
-            _ => self.code.load_at(VALUE, place)?,
-        }
-        self.code.lea(STACK, STACK, R::None, 1, 8)?;
-        if register == RSP || home(register) == Home::Memory {
-            self.code.put(register, VALUE);
-        }
-        self.resume_here();
-        Ok(())
-    }
-
-    /// RSP changes by `by`.
-    fn moved_stack(&mut self, by: i64) -> Result<(), NotCopied> {
-        self.overwrite(1 << RSP)?;
-        self.code.lea(STACK, STACK, R::None, 1, by)
-    }
-
-    fn leave(&mut self, op: &Op) -> Result<(), NotCopied> {
-        let place = self.check(op, &stack_operand(op, RBP, 0), Access::LOAD_WORD)?;
-        self.overwrite(1 << RSP | 1 << RBP)?;
-        self.code.lea(STACK, R::RBP, R::None, 1, 8)?;
-        self.code.load_at(R::RBP, place)?;
-        self.resume_here();
         Ok(())
     }
 
@@ -537,181 +486,6 @@ impl Block<'_> {
         Ok(())
     }
 
-    /// The trace goes on where `op` jumps to.
-    fn followed(&mut self, op: &Op) -> Result<(), NotCopied> {
-        if op.imm <= op.rip { self.poll(op.imm) } else { Ok(()) }
-    }
-
-    /// The trace goes on behind a conditional jump or at its target, and leaves for `exit` if
-    /// the condition holds (`taken`), or if it does not.
-    fn unless(
-        &mut self,
-        instruction: &Instruction,
-        op: &Op,
-        taken: bool,
-        exit: u64,
-    ) -> Result<(), NotCopied> {
-        self.want_flags()?;
-        let condition = Condition(copy::condition(instruction)?);
-        let condition = if taken { condition } else { condition.negated() };
-        if self.heads.contains_key(&exit) {
-            // A loop: this is the likely way.
-            let onwards = self.code.label();
-            self.code.jump_if(condition.negated(), onwards);
-            let (flags, producer) = (self.flags, self.producer);
-            self.edge(exit)?;
-            (self.flags, self.producer) = (flags, producer);
-            self.code.bind(onwards);
-        } else {
-            let at = self.code.label();
-            let (flags, producer, from) = (self.flags, self.producer, op.rip);
-            let what = Cold::Exit { target: exit, from, flags, producer };
-            self.cold.push_back(Apart { at, fix: Fix::None, what });
-            self.code.jump_if(condition, at);
-        }
-        if !taken && op.imm <= op.rip { self.poll(op.imm) } else { Ok(()) }
-    }
-
-    fn branch(&mut self, instruction: &Instruction, op: &Op) -> Result<(), NotCopied> {
-        self.save_flags()?;
-        match instruction.code() {
-            Code::Call_rel32_64 if canonical(op.imm) => {
-                let place = self.check_last(op, &stack_operand(op, RSP, -8), Access::STORE_WORD)?;
-                self.code.constant(VALUE, op.next_rip());
-                self.code.store_at(place, VALUE)?;
-                self.code.lea(STACK, STACK, R::None, 1, -8)?;
-                self.edge(op.imm)
-            }
-            Code::Retnq | Code::Retnq_imm16 => {
-                let place = self.check_last(op, &stack_operand(op, RSP, 0), Access::LOAD_WORD)?;
-                self.code.load_at(VALUE, place)?;
-                let miss = self.last(op);
-                self.find(miss);
-                self.code.lea(STACK, STACK, R::None, 1, 8_i64.wrapping_add(op.imm as i64))?;
-                self.go();
-                Ok(())
-            }
-            Code::Jmp_rm64 => {
-                self.target(instruction, op)?;
-                let miss = self.last(op);
-                self.find(miss);
-                self.go();
-                Ok(())
-            }
-            Code::Call_rm64 => {
-                self.target(instruction, op)?;
-                let unusual = self.last(op);
-                // mov r13, rax; sar r13, 47; inc r13; cmp r13, 1
-                self.code.copy(ADDRESS, VALUE);
-                self.code.bytes(&[0x49, 0xc1, 0xfd, 47, 0x49, 0xff, 0xc5, 0x49, 0x83, 0xfd, 1]);
-                self.code.jump_if(Condition::ABOVE, unusual);
-                self.code.store(fields::SPARE, VALUE);
-                let place =
-                    self.code.check(&stack_operand(op, RSP, -8), Access::STORE_WORD, unusual)?;
-                self.code.constant(VALUE, op.next_rip());
-                self.code.store_at(place, VALUE)?;
-                self.code.lea(STACK, STACK, R::None, 1, -8)?;
-                self.code.load(VALUE, fields::SPARE);
-                let miss = self.apart(Cold::LeaveByKey);
-                self.find(miss);
-                self.go();
-                Ok(())
-            }
-            _ => Err(NotCopied),
-        }
-    }
-
-    /// The target of an indirect branch in [`VALUE`].
-    fn target(&mut self, instruction: &Instruction, op: &Op) -> Result<(), NotCopied> {
-        if instruction.op0_kind() == iced_x86::OpKind::Register {
-            self.lose_flags()?;
-            self.code.fetch(VALUE, instruction.op0_register().number() as u8);
-        } else {
-            let place = self.check_last(op, op, Access::LOAD_WORD)?;
-            self.code.load_at(VALUE, place)?;
-        }
-        Ok(())
-    }
-
-    /// Looks for the block at [`VALUE`]: its slot is in [`ADDRESS`] if there is one.
-    fn find(&mut self, miss: Label) {
-        // mov r13d, eax; shr r13d, 10; xor r13d, eax; and r13d, mask: entries have two words
-        self.code.bytes(&[0x41, 0x89, 0xc5, 0x41, 0xc1, 0xed, 10, 0x41, 0x31, 0xc5]);
-        self.code.bytes(&[0x41, 0x81, 0xe5]);
-        self.code.bytes(&jumps::MASK.to_le_bytes());
-        self.code.xor(VALUE, fields::JUMP_CONTEXT);
-        // cmp rax, gs:[r13 * 8 + keys]
-        self.code.bytes(&[0x65, 0x4a, 0x3b, 0x04, 0xed]);
-        self.code.bytes(&fields::JUMP_KEYS.0.to_le_bytes());
-        self.code.jump_if(Condition::NOT_EQUAL, miss);
-    }
-
-    /// Goes to the block whose slot is in [`ADDRESS`], or leaves there.
-    fn go(&mut self) {
-        let at = self.apart(Cold::LeaveBySlot);
-        self.look_for_events(at);
-        // jmp gs:[r13 * 8 + hosts]
-        self.code.bytes(&[0x65, 0x42, 0xff, 0x24, 0xed]);
-        self.code.bytes(&fields::JUMP_HOSTS.0.to_le_bytes());
-    }
-
-    /// Goes on at `target`.
-    fn edge(&mut self, target: u64) -> Result<(), NotCopied> {
-        if let Some(head) = self.heads.get(&target).copied() {
-            if head.wants_flags {
-                self.save_flags()?;
-            }
-            self.poll(target)?;
-            self.code.jump(head.label);
-            return Ok(());
-        }
-        self.save_flags()?;
-        if target <= self.here {
-            self.poll(target)?;
-        }
-        if target >> PAGE_SHIFT == self.rip >> PAGE_SHIFT {
-            // The mapping under this block is the target's too.
-            let number = self.first_link.wrapping_add(self.links.len() as u32);
-            let at = self.code.label();
-            self.code.jump(at);
-            self.links.push(Link { at: self.code.len().saturating_sub(4), target });
-            self.cold.push_back(Apart { at, fix: Fix::None, what: Cold::Link { number } });
-            return Ok(());
-        }
-        let (key, host) = fields::jump_entry(target);
-        self.lose_flags()?;
-        self.code.constant(VALUE, target);
-        self.code.xor(VALUE, fields::JUMP_CONTEXT);
-        self.code.compare(VALUE, key);
-        let miss = self.apart(Cold::Leave { rip: target });
-        self.code.jump_if(Condition::NOT_EQUAL, miss);
-        // jmp gs:[host]
-        self.code.bytes(&[0x65, 0xff, 0x24, 0x25]);
-        self.code.bytes(&host.0.to_le_bytes());
-        Ok(())
-    }
-
-    /// Leaves with RIP at `rip` if an event is waiting. Every cycle of blocks has a jump
-    /// backwards or an indirect one, and those come by here.
-    fn poll(&mut self, rip: u64) -> Result<(), NotCopied> {
-        if self.flags == Flags::Host && self.producer.is_some() {
-            self.flags = Flags::Deferred;
-        }
-        self.lose_flags()?;
-        let at = self.apart(Cold::Leave { rip });
-        self.look_for_events(at);
-        Ok(())
-    }
-
-    /// Goes to `at` if an event is waiting. Uses [`VALUE`].
-    fn look_for_events(&mut self, at: Label) {
-        self.code.load(VALUE, fields::EVENTS);
-        // mov eax, [rax]; test [event_mask], eax
-        self.code.bytes(&[0x8b, 0x00, 0x65, 0x85, 0x04, 0x25]);
-        self.code.bytes(&fields::EVENT_MASK.0.to_le_bytes());
-        self.code.jump_if(Condition::NOT_EQUAL, at);
-    }
-
     /// The block uses `need` of the vector unit.
     fn vectors(&mut self, need: u8) {
         let resume = self.code.label();
@@ -741,12 +515,6 @@ impl Block<'_> {
     }
 }
 
-/// What is pushed.
-enum Pushed {
-    Register(R),
-    Constant(u64),
-}
-
 /// The host register of guest register `to`, if an address of `op`'s registers can be
 /// computed in it: where they are in host registers too, none is overwritten too early.
 fn direct(to: u8, op: &Op) -> Option<R> {
@@ -757,23 +525,7 @@ fn direct(to: u8, op: &Op) -> Option<R> {
     }
 }
 
-/// The word at `displacement` from `register`.
-fn stack_operand(op: &Op, register: u8, displacement: i64) -> Op {
-    Op {
-        base: register,
-        index: GPR_ZERO,
-        disp: displacement as u64,
-        addr_mask: u64::MAX,
-        seg: SEG_FLAT,
-        ..*op
-    }
-}
-
 /// The op is the translator's own, and stays where it is for as long as the code.
 fn address_of(op: &Op) -> u64 {
     std::ptr::from_ref(op) as u64
-}
-
-fn canonical(target: u64) -> bool {
-    GuestVirtAddr(target).is_canonical()
 }

@@ -16,6 +16,7 @@
 mod access;
 mod assembler;
 mod block;
+mod branch;
 mod cache;
 mod cold;
 mod config;
@@ -26,6 +27,7 @@ mod flags;
 pub(crate) mod jumps;
 mod registers;
 mod run;
+mod stack;
 #[cfg(test)]
 mod tests;
 mod thunks;
