@@ -3,16 +3,16 @@
 //!
 //! Guest code is run in *stretches*. The vCPU (the *leader*) runs one as it always does, in
 //! translated code, interpreted code or both. Meanwhile each page is copied before it is
-//! first stored to ([`Copies`]), and whatever the machine or the clock answers is recorded
-//! ([`tape`]). A stretch ends before anything else than running code happens: before an event
+//! first stored to (`memory::copies`), and whatever the machine or the clock answers is recorded
+//! (`tape`). A stretch ends before anything else than running code happens: before an event
 //! is taken, an exception delivered, an exit returned. Then a second vCPU (the *follower*)
 //! starts from where the stretch started, on an overlay that shows memory as it was, and
-//! interprets ([`chase`]) until it is where the leader is and has the same registers, flags,
+//! interprets (`chase`) until it is where the leader is and has the same registers, flags,
 //! pages and answers used. So nothing is asked of the translator but that it gets somewhere:
 //! not how it cuts code into blocks, nor how it goes from one to the next. If the follower
 //! never gets there, the stretch is done again in small steps, both on memory that stands
-//! still ([`replay`]), to find the block at fault and to tell a difference from a device's
-//! store that came between the two runs; and [`report`] says what was found.
+//! still (`replay`), to find the block at fault and to tell a difference from a device's
+//! store that came between the two runs; and `report` says what was found.
 //!
 //! Devices store to real memory only, which the follower never does, so nothing is lost or
 //! done twice. One vCPU only: another's stores would come between all the time.
