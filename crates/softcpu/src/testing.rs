@@ -103,6 +103,7 @@ impl TestMachine {
     pub fn in_lockstep(self) -> Self {
         let mut machine = self.another(Engine::Lockstep);
         machine.vcpu.mmu.pdpte = self.vcpu.mmu.pdpte;
+        machine.vcpu.threshold = 1;
         machine
     }
 

@@ -214,7 +214,8 @@ impl Vcpu {
             cpuid = cpuid.without_random();
             let (follower, taped) =
                 Lockstep::new(&config.memory, &cpuid, env, config.handle.clone())?;
-            (env, lockstep, threshold) = (taped, Some(Box::new(follower)), 1);
+            (env, lockstep) = (taped, Some(Box::new(follower)));
+            threshold = translate::EARLY;
         }
         let mut vcpu = Box::new(Self {
             state: VcpuState::at_reset(),

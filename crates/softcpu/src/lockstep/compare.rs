@@ -19,6 +19,11 @@ pub(super) fn same_registers(a: &Vcpu, b: &Vcpu) -> bool {
         && a.mmu.pdpte == b.mmu.pdpte
 }
 
+/// Whether both are at the same place with the same in registers, flags aside.
+pub(super) fn alike(a: &VcpuState, b: &VcpuState) -> bool {
+    a.rip == b.rip && a.gpr == b.gpr && a.vec == b.vec
+}
+
 /// How many of what most code works with differ: general-purpose registers, flags, vectors.
 pub(super) fn registers(a: &VcpuState, b: &VcpuState) -> usize {
     let gprs = a.gpr.iter().zip(&b.gpr).filter(|(a, b)| a != b).count();

@@ -3,7 +3,7 @@
 //!
 //! Guest code is run in *stretches*. The vCPU (the *leader*) runs one as it always does, in
 //! translated code, interpreted code or both. Meanwhile each page is copied before it is
-//! first stored to (`Copies`), and whatever the machine or the clock answers is recorded
+//! first stored to (`memory::copies`), and whatever the machine or the clock answers is recorded
 //! (`tape`). A stretch ends before anything else than running code happens: before an event
 //! is taken, an exception delivered, an exit returned. Then a second vCPU (the *follower*)
 //! starts from where the stretch started, on an overlay that shows memory as it was, and

@@ -147,10 +147,7 @@ impl Lockstep {
                     return Found::Difference(report::write(&step, &self.before));
                 }
             }
-            if leader_ended != Ended::Between
-                || compare::registers(&leader.state, &end.state) == 0
-                    && leader.state.rip == end.state.rip
-            {
+            if leader_ended != Ended::Between || compare::alike(&leader.state, &end.state) {
                 return alike(notes.undefined);
             }
             undefined = notes.undefined;
