@@ -125,6 +125,8 @@ impl Apt {
         // copy, because apt keeps its locks beside it.
         fs::copy("/var/lib/dpkg/status", self.status())?;
         let archives = self.root.join("cache/archives");
+        // What lies there from another time would be taken for part of these.
+        self.run("apt-get", &["clean"])?;
         let mut arguments =
             vec!["install", "-qq", "-y", "--download-only", "--no-install-recommends"];
         arguments.extend(packages);

@@ -99,6 +99,20 @@ pub(crate) fn for_tests() -> Result<PathBuf> {
     make(&options, &default_path(options.suite))
 }
 
+/// The image that `cargo xtask compare rows` takes programs from, made if it is not here yet.
+pub(crate) fn for_programs() -> Result<PathBuf> {
+    let include = ["gcc", "libc6-dev", "luajit", "python3"].map(str::to_owned).to_vec();
+    let options = Options {
+        out: None,
+        size: 2 << 30,
+        suite: Suite::Bookworm,
+        include,
+        for_tests: false,
+        force: false,
+    };
+    make(&options, &home().join("programs.img"))
+}
+
 fn default_path(suite: Suite) -> PathBuf {
     home().join(format!("{}.img", suite.name()))
 }

@@ -9,24 +9,34 @@ use std::path::{Path, PathBuf};
 
 /// Builds the statically linked smoke test and returns its path.
 pub(crate) fn smoke() -> Result<PathBuf> {
+    program("smoke", "the guests' smoke test")
+}
+
+/// Builds the statically linked program of `cargo xtask compare rows` and returns its path.
+pub(crate) fn rows() -> Result<PathBuf> {
+    program("rows", "what measures in guests")
+}
+
+/// Builds a program of `guests/`, `what` for people, statically linked.
+fn program(name: &str, what: &str) -> Result<PathBuf> {
     const TARGET: &str = "x86_64-unknown-linux-gnu";
     let target_directory = paths::guests().join("build");
     let build = || {
         paths::cargo()
             .args(["build", "--quiet", "--release", "--locked", "--target", TARGET])
             .arg("--manifest-path")
-            .arg(paths::workspace().join("guests/smoke/Cargo.toml"))
+            .arg(paths::workspace().join("guests").join(name).join("Cargo.toml"))
             .arg("--target-dir")
             .arg(&target_directory)
             // glibc can be linked statically: libc6-dev brings libc.a.
             .env("CARGO_ENCODED_RUSTFLAGS", "-Ctarget-feature=+crt-static")
             .status()
     };
-    let status = progress::step("building the guests' smoke test", build)?;
+    let status = progress::step(&format!("building {what}"), build)?;
     if !status.success() {
-        bail!("the guests' smoke test does not build");
+        bail!("{what} does not build: guests/{name}");
     }
-    Ok(target_directory.join(TARGET).join("release/smoke"))
+    Ok(target_directory.join(TARGET).join("release").join(name))
 }
 
 /// Makes the initial RAM disk, anew each time since that takes no time, and returns its path.
@@ -46,6 +56,13 @@ pub(crate) fn with_job(kernel: &Path, job: &str, path: &Path) -> Result<()> {
     archive.file("job", 0o644, job.as_bytes());
     store(archive, path)?;
     Ok(())
+}
+
+/// Makes the same with the program that [`rows`] has built.
+pub(crate) fn with_rows(kernel: &Path) -> Result<PathBuf> {
+    let mut archive = contents_with_modules(kernel)?;
+    archive.file("bin/rows", 0o755, &fs::read(rows()?)?);
+    store(archive, &kernel.with_file_name("rows-initrd.cpio"))
 }
 
 fn contents_with_modules(kernel: &Path) -> Result<Archive> {

@@ -26,6 +26,7 @@ mod qemu;
 mod running;
 mod soak;
 mod test_failures;
+mod uml;
 mod verify;
 mod xen_check;
 

@@ -73,6 +73,15 @@ impl Qemu {
         command
     }
 
+    /// A raw image as a virtio disk with the serial number `name`.
+    pub(crate) fn disk(command: &mut Command, image: &Path, name: &str, read_only: bool) {
+        let more = if read_only { ",readonly=on" } else { "" };
+        command
+            .arg("-drive")
+            .arg(format!("if=none,id={name},format=raw,file={}{more}", image.display()))
+            .args(["-device", &format!("virtio-blk-pci,drive={name},serial={name}")]);
+    }
+
     /// What all machines have: one vCPU in software, and a serial console on stdin and stdout.
     fn booting(&self, kernel: &Path, initrd: &Path, mem_mib: u64, append: &str) -> Command {
         let mut command = self.command();

@@ -130,7 +130,7 @@ impl Running {
     }
 
     /// Its last words, for an error.
-    fn quote(&self) -> String {
+    pub(crate) fn quote(&self) -> String {
         let first = self.said.len().saturating_sub(QUOTED);
         let last = self.said.iter().skip(first);
         last.fold("; it said last:".to_owned(), |all, line| format!("{all}\n    {line}"))

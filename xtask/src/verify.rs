@@ -24,8 +24,9 @@ pub(crate) struct Options {
 }
 
 /// Packages that are workspaces of their own: the guests' programs and the fuzz targets.
-const OUTLYING: [&str; 4] = [
+const OUTLYING: [&str; 5] = [
     "guests/smoke/Cargo.toml",
+    "guests/rows/Cargo.toml",
     "guests/xen-pv/Cargo.toml",
     "guests/puppy/Cargo.toml",
     "fuzz/Cargo.toml",
@@ -163,7 +164,7 @@ fn test() -> Result<()> {
 }
 
 /// Tests that need the guests: they are ignored in an ordinary `cargo test`.
-const BOOTS: [&str; 4] = ["boot", "disks", "nets", "consoles"];
+const BOOTS: [&str; 5] = ["boot", "disks", "nets", "consoles", "engine"];
 /// The one that needs the Debian image, which not every user can make.
 const DISTRIBUTION: &str = "distribution";
 

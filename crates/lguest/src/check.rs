@@ -28,6 +28,7 @@ pub(crate) fn check(_options: &CheckOptions) -> Result<Status, Error> {
         ("memory", memory()),
         ("huge pages", huge_pages()),
         ("limits", limits()),
+        ("seccomp", seccomp()),
         ("cpu model", format!("{} unless --cpu says otherwise", CpuModel::best_for_host())),
         ("engine", format!("{engine}, the CPU in software: needs no /dev/kvm and no privileges")),
     ];
@@ -193,6 +194,16 @@ fn limits() -> String {
     )
 }
 
+/// What this kernel says it does to a filtered system call.
+fn seccomp() -> String {
+    match fs::read_to_string("/proc/sys/kernel/seccomp/actions_avail") {
+        Ok(actions) if actions.split_whitespace().any(|action| action == "trap") => {
+            "there: system calls are filtered while a guest runs, unless --seccomp off".into()
+        }
+        _ => "not there: a guest runs without a filter on system calls".into(),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     #[test]
@@ -204,6 +215,7 @@ mod tests {
             super::memory(),
             super::huge_pages(),
             super::limits(),
+            super::seccomp(),
         ] {
             assert!(!text.is_empty() && !text.contains('\n'), "{text:?}");
         }

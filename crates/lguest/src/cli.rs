@@ -1,6 +1,7 @@
 //! The command line. Option names and their defaults are the interface: they change only
 //! with `docs/specification.md`. Help texts are kept so short that each fits an 80x24 screen.
 
+use crate::engine_options::EngineOptions;
 use crate::status::Status;
 use crate::{Error, size};
 use clap::error::ErrorKind;
@@ -26,6 +27,7 @@ impl Cli {
             Command::Run(options) => options.verbose,
             Command::Demo(options) => options.verbose,
             Command::Check(options) => options.verbose,
+            Command::Top(options) => options.verbose,
         }
     }
 }
@@ -38,6 +40,8 @@ pub(crate) enum Command {
     Demo(DemoOptions),
     /// Say what this host offers, and which engine would be used
     Check(CheckOptions),
+    /// Show what your running guests are doing
+    Top(TopOptions),
 }
 
 /// The order of `lguest run --help`: there are too many options for headings.
@@ -98,15 +102,20 @@ pub(crate) struct RunOptions {
     /// How devices' work is done
     #[arg(long, value_name = "HOW", default_value = "threads=1")]
     pub(crate) io: IoChoice,
+    /// System-call filter: on (default), log or off
+    #[arg(long, value_name = "HOW", hide_possible_values = true)]
+    pub(crate) seccomp: Option<SeccompChoice>,
     /// End the run after so many seconds
     #[arg(long, value_name = "SECONDS", allow_negative_numbers = true)]
     pub(crate) timeout: Option<f64>,
     /// Let the guest end the run by port 0xf4 (test kernels)
     #[arg(long)]
     pub(crate) debug_exit: bool,
-    /// Write what every vCPU does to a file (slow)
-    #[arg(long, value_name = "FILE")]
-    pub(crate) trace: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) engine_options: EngineOptions,
+    /// List the options for looking at the engine
+    #[arg(long)]
+    pub(crate) help_engine: bool,
     /// Say more on stderr; -vv even more
     #[arg(short, action = ArgAction::Count)]
     pub(crate) verbose: u8,
@@ -166,6 +175,17 @@ pub(crate) struct CheckOptions {
     pub(crate) verbose: u8,
 }
 
+/// Show what your running guests are doing
+#[derive(Args, Debug)]
+pub(crate) struct TopOptions {
+    /// The process of the guest whose vCPUs to show
+    #[arg(value_name = "PID")]
+    pub(crate) pid: Option<u32>,
+    /// Say more on stderr; -vv even more
+    #[arg(short, action = ArgAction::Count)]
+    pub(crate) verbose: u8,
+}
+
 /// What executes vCPUs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum EngineChoice {
@@ -201,6 +221,17 @@ pub(crate) enum CpuChoice {
     V3,
     /// The best the host can run.
     Max,
+}
+
+/// What becomes of system calls that a running guest has no need of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum SeccompChoice {
+    /// They end the run.
+    On,
+    /// The kernel logs them and lets them pass.
+    Log,
+    /// Nobody looks.
+    Off,
 }
 
 /// How devices' work is done.
@@ -280,6 +311,7 @@ mod tests {
             &["lguest", "run", "--help"],
             &["lguest", "demo", "--help"],
             &["lguest", "check", "-h"],
+            &["lguest", "top", "--help"],
         ] {
             let help = Cli::try_parse_from(words).unwrap_err().to_string();
             assert!(help.lines().count() <= 24, "{words:?} has {} lines", help.lines().count());

@@ -5,12 +5,13 @@
 
 use std::sync::Arc;
 
-use vmm::devices::virtio::block::{Block, DiskContents};
-use vmm::devices::virtio::net::{Net, NetError};
+use vmm::devices::virtio::block::{Block, DiskContents, DiskError};
+use vmm::devices::virtio::net::{Net, NetBackend, NetError};
 use vmm::devices::virtio::{Console, Entropy, IoThreads, VirtioDevice};
 
 use crate::Error;
 use crate::cli::RunOptions;
+use crate::sandbox::Needs;
 
 /// The most queues a disk gets; more vCPUs share them.
 const MAX_DISK_QUEUES: u32 = 4;
@@ -33,6 +34,8 @@ pub(crate) struct Devices {
     pub(crate) all: Vec<Box<dyn VirtioDevice>>,
     /// What is on the first disk, and its name.
     pub(crate) first_disk: Option<(DiskContents, String)>,
+    /// What they need of the host while the guest runs.
+    pub(crate) needs: Needs,
 }
 
 /// Opens all devices.
@@ -46,6 +49,7 @@ pub(crate) fn open(
 ) -> Result<Devices, Error> {
     let mut devices: Vec<Box<dyn VirtioDevice>> = Vec::new();
     let mut first_disk = None;
+    let mut needs = Needs { disk: !options.disk.is_empty(), ..Needs::default() };
     // Network cards first: their slots, and so their names, stay when disks come and go.
     for net in &options.net {
         let pairs = options.cpus.min(MAX_NET_PAIRS) as u16;
@@ -54,12 +58,17 @@ pub(crate) fn open(
             error => Error::Input(error.to_string()),
         })?;
         tracing::info!(net = %net, "a network card");
+        needs.children.extend(card.child());
+        needs.tap |= matches!(net.backend, NetBackend::Tap { .. });
+        needs.unix |= matches!(net.backend, NetBackend::Unix { .. });
         devices.push(Box::new(card));
     }
     for disk in &options.disk {
         let queues = options.cpus.min(MAX_DISK_QUEUES) as usize;
-        let block = Block::open(disk, Arc::clone(io), queues)
-            .map_err(|error| Error::Input(error.to_string()))?;
+        let block = Block::open(disk, Arc::clone(io), queues).map_err(|error| match error {
+            DiskError::Thread(_) => Error::Host(error.to_string()),
+            error => Error::Input(error.to_string()),
+        })?;
         tracing::info!(disk = %disk, bytes = block.size(), "a disk");
         first_disk.get_or_insert_with(|| (block.contents(), disk.path.display().to_string()));
         devices.push(Box::new(block));
@@ -69,5 +78,5 @@ pub(crate) fn open(
     }
     // Always there: a guest that boots without entropy waits for it, or does worse.
     devices.push(Box::new(Entropy::new(Arc::clone(io))));
-    Ok(Devices { all: devices, first_disk })
+    Ok(Devices { all: devices, first_disk, needs })
 }

@@ -9,13 +9,17 @@ mod check;
 mod cli;
 mod console;
 mod devices;
+mod engine_options;
 mod escape;
 mod logging;
 mod old_syntax;
 mod ports;
+mod profile;
 mod run;
+mod sandbox;
 mod signals;
 mod size;
+mod stats;
 mod status;
 mod terminal;
 
@@ -40,6 +44,7 @@ fn main() -> ExitCode {
                     Err(error) => cli::explain(&error),
                 },
                 Command::Check(options) => check::check(&options),
+                Command::Top(options) => stats::top::top(&options),
             }
         }
         Err(error) => cli::explain(&error),

@@ -6,22 +6,25 @@
 
 use crate::cli::{self, CpuChoice, EngineChoice, RunOptions};
 use crate::console;
+use crate::engine_options::{self, TraceChoice};
 use crate::escape::{self, EscapeKeys, Key};
 use crate::logging::say;
 use crate::ports::{Input, Ports};
+use crate::profile::{self, Profile};
 use crate::signals::{self, Request};
+use crate::stats::{Board, OnBoard};
 use crate::status::Status;
-use crate::{Error, boot, devices, size, terminal};
+use crate::{Error, boot, devices, sandbox, size, terminal};
 use softcpu::cpuid::CpuModel;
 use std::fs::File;
 use std::io::{self, Read};
-use std::path::Path;
-use std::sync::mpsc::{self, SyncSender};
+use std::sync::mpsc::{self, Sender, SyncSender};
 use std::sync::{Arc, OnceLock};
 use std::thread;
 use std::time::Duration;
 use vmm::engine::Engine;
-use vmm::engine::trace::TraceOutput;
+use vmm::engine::trace::{TraceOutput, TracedBlocks};
+use vmm::engine::watch::Watcher;
 use vmm::machine::{Controller, Machine, MachineConfig, MachineError, Outcome};
 
 /// The most vCPUs a machine gets: each is a thread of this process.
@@ -38,6 +41,12 @@ const STOP_PATIENCE: Duration = Duration::from_secs(5);
 /// # Errors
 /// Bad input, or a host that refuses something the machine needs.
 pub(crate) fn run(options: &RunOptions) -> Result<Status, Error> {
+    if options.help_engine {
+        engine_options::print_help();
+        return Ok(Status::PoweredOff);
+    }
+    let translation = options.engine_options.translation()?;
+    let symbols = profile::symbols(&options.engine_options)?;
     let timeout = options.timeout.map(check_timeout).transpose()?;
     check_cpus(options.cpus)?;
     check_memory(options.mem)?;
@@ -45,6 +54,14 @@ pub(crate) fn run(options: &RunOptions) -> Result<Status, Error> {
     let (ports, console) = Ports::open(options, &io)?;
     let devices = devices::open(options, console, &io)?;
     let source = boot::source(options, devices.first_disk)?;
+    let profile = Profile::open(&options.engine_options, symbols)?;
+    let wants_report = options.engine_options.stats;
+    let board = Board::new(source.kernel.name(), options.cpus, options.mem, wants_report);
+    let mut watchers: Vec<Arc<dyn Watcher>> = profile.watchers().collect();
+    watchers.push(Arc::new(OnBoard(Arc::clone(&board))));
+    if let Some(choice) = &options.engine_options.trace {
+        watchers.push(Arc::new(open_trace(choice)?));
+    }
     tracing::info!(
         cpus = options.cpus,
         memory = size::display(options.mem),
@@ -66,12 +83,14 @@ pub(crate) fn run(options: &RunOptions) -> Result<Status, Error> {
         devices: devices.all,
         debug_exit: options.debug_exit,
         timeout,
-        trace: options.trace.as_deref().map(open_trace).transpose()?,
+        sandbox: sandbox::choose(options.seccomp, &devices.needs)?,
+        translation,
+        watchers: watchers.into_iter().collect(),
     })
     .map_err(machine_error)?;
     tracing::info!(engine = %machine.engine(), "starting the guest");
 
-    let ender = Ender { controller: machine.controller(), reason: Arc::default() };
+    let ender = Ender::new(machine.controller(), Arc::clone(&board))?;
     listen_to_signals(&ender, &ports)?;
     let raw = match ports.input(&ender.controller) {
         // When a script has said all it had to, puppy is told to end.
@@ -82,6 +101,9 @@ pub(crate) fn run(options: &RunOptions) -> Result<Status, Error> {
     let outcome = machine.run();
     ports.finish();
     drop(raw);
+    profile.finish();
+    board.close();
+    board.report().iter().flat_map(|report| report.lines()).for_each(say);
     let status = conclude(outcome.map_err(machine_error)?, &ender, ports.panic_message());
     tracing::info!(status = status.code(), "the run is over");
     Ok(status)
@@ -158,12 +180,14 @@ fn check_memory(bytes: u64) -> Result<(), Error> {
     )))
 }
 
-fn open_trace(path: &Path) -> Result<TraceOutput, Error> {
+fn open_trace(choice: &TraceChoice) -> Result<TraceOutput, Error> {
+    let path = &choice.path;
     let file = File::create(path).map_err(|error| {
         let remedy = "give --trace a file that can be written";
         Error::Input(format!("{}: {error}: {remedy}", path.display()))
     })?;
-    Ok(TraceOutput::new(io::BufWriter::new(file)))
+    let blocks = if choice.translations { TracedBlocks::Translated } else { TracedBlocks::Run };
+    Ok(TraceOutput::new(io::BufWriter::new(file), blocks))
 }
 
 pub(crate) fn machine_error(error: MachineError) -> Error {
@@ -175,9 +199,22 @@ pub(crate) fn machine_error(error: MachineError) -> Error {
 struct Ender {
     controller: Controller,
     reason: Arc<OnceLock<Status>>,
+    last_resort: Sender<Status>,
+    board: Arc<Board>,
 }
 
 impl Ender {
+    /// # Errors
+    /// The host refuses a thread.
+    fn new(controller: Controller, board: Arc<Board>) -> Result<Self, Error> {
+        let (last_resort, ended) = mpsc::channel();
+        thread::Builder::new()
+            .name("last-resort".into())
+            .spawn(move || ended.recv().map(leave_without_the_machine))
+            .map_err(thread_refused)?;
+        Ok(Self { controller, reason: Arc::default(), last_resort, board })
+    }
+
     fn end(&self, reason: Status) {
         if self.reason.set(reason).is_err() {
             return;
@@ -185,22 +222,28 @@ impl Ender {
         self.controller.stop();
         // The machine stops within milliseconds. Should it not, the user still gets the
         // terminal back.
-        let last_resort = thread::Builder::new().spawn(move || {
-            thread::sleep(STOP_PATIENCE);
-            terminal::restore();
-            say("the machine does not stop; leaving without it");
-            std::process::exit(reason.code().into());
-        });
-        if let Err(error) = last_resort {
-            tracing::warn!(%error, "no thread to watch over the end of the machine");
+        if self.last_resort.send(reason).is_err() {
+            tracing::warn!("no thread to watch over the end of the machine");
         }
     }
 
     fn show(&self) {
-        for line in self.controller.dump().lines() {
-            say(line);
-        }
+        self.controller.dump().lines().for_each(say);
+        // Those who have answered have published, too.
+        self.board.report().iter().flat_map(|report| report.lines()).for_each(say);
     }
+}
+
+/// Ends the process if the machine has not done so after a while.
+fn leave_without_the_machine(reason: Status) {
+    thread::sleep(STOP_PATIENCE);
+    terminal::restore();
+    say("the machine does not stop; leaving without it");
+    std::process::exit(reason.code().into());
+}
+
+fn thread_refused(error: io::Error) -> Error {
+    Error::Host(format!("the host refuses a thread: {error}"))
 }
 
 fn listen_to_signals(ender: &Ender, ports: &Ports) -> Result<(), Error> {
@@ -239,7 +282,7 @@ fn listen_to_stdin(
     } else {
         console::read_input(io::stdin().chain(last), feed)
     };
-    started.map_err(|error| Error::Host(format!("the host refuses a thread: {error}")))?;
+    started.map_err(thread_refused)?;
     Ok(raw)
 }
 

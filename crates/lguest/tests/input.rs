@@ -91,6 +91,20 @@ fn engines_and_models() {
 }
 
 #[test]
+fn looks_at_the_engine() {
+    let with = |words: &[&str], wanted: &[&str]| {
+        refused(&[&["--kernel", "/etc/passwd"], words].concat(), wanted);
+    };
+    with(&["--code-cache", "64K"], &["--code-cache 64 KiB", "256K to 1G"]);
+    with(&["--code-cache", "2G"], &["--code-cache 2 GiB", "256K to 1G"]);
+    with(&["--code-cache", "lots"], &["lots", "--code-cache", "512M"]);
+    with(&["--symbols", "/etc/passwd"], &["--symbols", "--perf-map or --jitdump"]);
+    let symbols = ["--perf-map", "--symbols"];
+    with(&[&symbols[..], &["/etc/passwd"]].concat(), &["/etc/passwd", "System.map"]);
+    with(&[&symbols[..], &["/nonexistent/map"]].concat(), &["/nonexistent/map", "No such file"]);
+}
+
+#[test]
 fn places_for_the_console() {
     refused(&["--kernel", "/etc/passwd", "--serial", "/"], &["--serial"]);
     refused(&["--kernel", "/etc/passwd", "--serial", "/nonexistent/log"], &["/nonexistent/log"]);

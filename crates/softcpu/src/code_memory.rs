@@ -1,8 +1,9 @@
 //! Memory for generated code, never writable and executable through one mapping.
 //!
-//! One anonymous file is mapped twice: once to write, once to execute. Whoever finds
+//! Anonymous shared memory is mapped twice: once to write, once to execute. Whoever finds
 //! a way to write through the first cannot run what lies there without knowing where
-//! the second is, and nothing is ever remapped while code runs. The stubs of
+//! the second is, and nothing is ever remapped while code runs. It is no file of memfd_create,
+//! because perf(1) looks for the names of code only where no file is. The stubs of
 //! [`crate::native`] and the blocks of [`crate::translate`] live in such memory.
 
 use std::io;
@@ -25,29 +26,33 @@ impl CodeMemory {
     /// # Errors
     /// The host's, when it has no memory or forbids executable mappings.
     pub(crate) fn new(capacity: usize) -> io::Result<Self> {
-        let file = anonymous_file(capacity)?;
-        let map = |protection| {
-            // SAFETY: a fresh shared mapping of our own file at an address of the
-            // kernel's choice touches nobody's memory.
-            let at = unsafe {
-                libc::mmap(ptr::null_mut(), capacity, protection, libc::MAP_SHARED, file.0, 0)
-            };
-            if at == libc::MAP_FAILED {
-                Err(io::Error::last_os_error())
-            } else {
-                Ok(at.cast::<u8>())
-            }
-        };
-        let writable = map(libc::PROT_READ | libc::PROT_WRITE)?;
-        let executable = match map(libc::PROT_READ | libc::PROT_EXEC) {
+        let flags = libc::MAP_SHARED | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
+        // SAFETY: a fresh mapping at an address of the kernel's choice touches nobody's memory.
+        let first = unsafe { libc::mmap(ptr::null_mut(), capacity, libc::PROT_READ, flags, -1, 0) };
+        let writable = mapped(first)?;
+        // SAFETY: the mapping just made. Moving none of its bytes elsewhere leaves it where it
+        // is and maps the pages a second time (mremap(2) on shareable mappings).
+        let second = unsafe { libc::mremap(first, 0, capacity, libc::MREMAP_MAYMOVE) };
+        let executable = match mapped(second) {
             Ok(at) => at,
             Err(error) => {
-                // SAFETY: the mapping made two lines up, of which no pointer is left.
-                unsafe { libc::munmap(writable.cast(), capacity) };
+                // SAFETY: the mapping made above, of which no pointer is left.
+                unsafe { libc::munmap(first, capacity) };
                 return Err(error);
             }
         };
-        Ok(Self { writable, executable, capacity })
+        // From here on both are given back when this value is dropped.
+        let memory = Self { writable, executable, capacity };
+        for (at, protection) in [
+            (first, libc::PROT_READ | libc::PROT_WRITE),
+            (second, libc::PROT_READ | libc::PROT_EXEC),
+        ] {
+            // SAFETY: our own mapping, into which nobody has a pointer yet.
+            if unsafe { libc::mprotect(at, capacity, protection) } != 0 {
+                return Err(io::Error::last_os_error());
+            }
+        }
+        Ok(memory)
     }
 
     /// Bytes reserved.
@@ -58,6 +63,16 @@ impl CodeMemory {
     /// Where the byte at `offset` is executed.
     pub(crate) fn address(&self, offset: usize) -> *mut u8 {
         self.executable.wrapping_add(offset)
+    }
+
+    /// The `len` bytes at `offset`; none if they are not all there.
+    pub(crate) fn read(&self, offset: usize, len: usize) -> &[u8] {
+        if offset.checked_add(len).is_none_or(|end| end > self.capacity) {
+            return &[];
+        }
+        // SAFETY: the range was just found to lie within the readable mapping, which lives
+        // as long as this value; nobody writes to its pages while the value is borrowed.
+        unsafe { std::slice::from_raw_parts(self.executable.add(offset), len) }
     }
 
     /// Writes `code` at `offset`; says whether there was room.
@@ -86,32 +101,39 @@ impl Drop for CodeMemory {
     }
 }
 
-/// A file descriptor that is closed when done with: mappings keep the file alive.
-struct Descriptor(libc::c_int);
-
-impl Drop for Descriptor {
-    fn drop(&mut self) {
-        // SAFETY: our own descriptor, closed once.
-        unsafe { libc::close(self.0) };
-    }
+/// What mmap and mremap have returned.
+fn mapped(at: *mut libc::c_void) -> io::Result<*mut u8> {
+    if at == libc::MAP_FAILED { Err(io::Error::last_os_error()) } else { Ok(at.cast()) }
 }
 
-fn anonymous_file(len: usize) -> io::Result<Descriptor> {
-    let name = c"lguest-code";
-    // Newer kernels want to be told that the file is for code; older ones do not know
-    // the flag and answer EINVAL.
-    for flags in [libc::MFD_CLOEXEC | libc::MFD_EXEC, libc::MFD_CLOEXEC] {
-        // SAFETY: a valid C string and flags; makes a new descriptor.
-        let fd = unsafe { libc::memfd_create(name.as_ptr(), flags) };
-        if fd < 0 {
-            continue;
-        }
-        let file = Descriptor(fd);
-        // SAFETY: our own descriptor.
-        if unsafe { libc::ftruncate(file.0, len as libc::off_t) } != 0 {
-            return Err(io::Error::last_os_error());
-        }
-        return Ok(file);
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_written_at_one_address_is_executed_at_another() {
+        let mut memory = CodeMemory::new(1 << 16).unwrap();
+        // mov eax, edi; inc eax; ret
+        let code = [0x89, 0xf8, 0xff, 0xc0, 0xc3];
+        assert!(memory.write(8, &code) && !memory.write((1 << 16) - 4, &code));
+        assert_eq!(memory.read(8, 5), code);
+        assert!(memory.read(usize::MAX, 5).is_empty() && memory.read(1 << 16, 1).is_empty());
+        // SAFETY: a function of this convention, just written.
+        let next: extern "sysv64" fn(u32) -> u32 =
+            unsafe { std::mem::transmute(memory.address(8)) };
+        assert_eq!(next(41), 42);
     }
-    Err(io::Error::last_os_error())
+
+    #[test]
+    fn nothing_is_both_writable_and_executable() {
+        let memory = CodeMemory::new(1 << 16).unwrap();
+        let maps = std::fs::read_to_string("/proc/self/maps").unwrap();
+        let permissions = |at: *mut u8| {
+            let start = format!("{:x}-", at as usize);
+            let line = maps.lines().find(|line| line.starts_with(&start)).unwrap().to_owned();
+            line.split(' ').nth(1).unwrap().to_owned()
+        };
+        assert_eq!(permissions(memory.writable), "rw-s");
+        assert_eq!(permissions(memory.executable), "r-xs");
+    }
 }

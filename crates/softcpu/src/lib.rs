@@ -39,6 +39,7 @@ pub mod memory;
 pub mod mmu;
 pub mod native;
 pub mod state;
+pub mod stats;
 pub mod supervisor;
 pub mod system;
 #[doc(hidden)]
@@ -53,5 +54,6 @@ pub use exception::Exception;
 pub use handle::{Event, VcpuHandle};
 pub use memory::{PhysMemory, RamRegion};
 pub use state::VcpuState;
+pub use stats::{Stats, StatsSink};
 pub use supervisor::{Supervisor, Trap, Verdict};
 pub use vcpu::{Engine, Exit, Vcpu, VcpuConfig};

@@ -18,6 +18,7 @@ use crate::handle::VcpuHandle;
 use crate::memory::{CodeMap, PhysMemory, RamRegion};
 use crate::state::control::{Cr0, Cr4, Efer};
 use crate::state::segment::{SegReg, Segment};
+use crate::translate;
 use crate::vcpu::{Engine, Vcpu, VcpuConfig};
 
 /// RAM of a [`TestMachine`], bytes. Its page tables take the last 32 KiB.
@@ -71,6 +72,7 @@ impl TestMachine {
             .expect("the best model for this host is one it can run"),
             env: Box::new(NoDevices { log: Arc::clone(&devices), apic_base: APIC_BASE }),
             engine,
+            translation: translate::Config::default(),
             handle: VcpuHandle::new(),
         })
         .expect("the host has memory for code");
@@ -82,8 +84,17 @@ impl TestMachine {
     /// # Panics
     /// When the host has no memory for code.
     #[must_use]
-    pub fn translating(mut self, runs: u32) -> Self {
-        self.vcpu.translate_after(runs).expect("the host has memory for code");
+    pub fn translating(self, runs: u32) -> Self {
+        self.translating_as(runs, translate::Config::default())
+    }
+
+    /// The same with another configuration of the translator.
+    ///
+    /// # Panics
+    /// When the host has no memory for code.
+    #[must_use]
+    pub fn translating_as(mut self, runs: u32, config: translate::Config) -> Self {
+        self.vcpu.translate_after(runs, config).expect("the host has memory for code");
         self
     }
 

@@ -1,7 +1,8 @@
 //! Watching a vCPU run: for guests that do not boot, and for lockstep comparison.
 //!
 //! A [`Tracer`] is told of every block before it runs, of every exception and every
-//! interrupt. Without one the cost is a single test per block.
+//! interrupt, and of what the translator makes and drops. Without one the cost is a single
+//! test per block.
 
 use iced_x86::{Decoder, DecoderOptions, Formatter, Instruction, NasmFormatter};
 
@@ -40,6 +41,33 @@ pub enum Event<'a> {
         /// Its vector.
         vector: u8,
     },
+    /// The thunks of the vCPU's translated code, told of once.
+    Thunks {
+        /// Where they are executed.
+        host: u64,
+        /// What they are.
+        code: &'a [u8],
+    },
+    /// A block has been translated.
+    Translated {
+        /// RIP of its first instruction.
+        rip: u64,
+        /// Whether it is user mode's.
+        user: bool,
+        /// How many instructions it holds.
+        instructions: usize,
+        /// Where it is executed.
+        host: u64,
+        /// What it has become.
+        code: &'a [u8],
+    },
+    /// The code of the translated block at `rip` has changed: it is not entered any more.
+    Dropped {
+        /// RIP of its first instruction.
+        rip: u64,
+    },
+    /// The code memory was full: none of the blocks before is there any more.
+    Emptied,
 }
 
 /// Somebody who watches.
@@ -57,6 +85,10 @@ impl Vcpu {
     /// Puts a tracer in place, or takes it away.
     pub fn set_tracer(&mut self, tracer: Option<Box<dyn Tracer>>) {
         self.tracer = tracer;
+        if let (Some(tracer), Some(translator)) = (&mut self.tracer, &self.translator) {
+            let code = translator.thunk_code();
+            tracer.event(Event::Thunks { host: code.as_ptr() as u64, code });
+        }
     }
 
     /// Disassembles up to `count` instructions at RIP, one line each, without

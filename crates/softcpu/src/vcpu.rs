@@ -23,9 +23,10 @@ use crate::mmu::{Mmu, PagingMode};
 use crate::native::NativeCache;
 use crate::state::rflags::RFlags;
 use crate::state::{CodeSize, VcpuState};
+use crate::stats::Meter;
 use crate::trace::Tracer;
 use crate::translate::context::Context;
-use crate::translate::{self, Translator};
+use crate::translate::{self, BadTranslation, Translator};
 
 /// Why [`Vcpu::run`] returned.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -42,6 +43,9 @@ pub enum Exit {
     /// [`Event::ATTENTION`] was raised (and taken): INIT, SIPI or whatever the machine
     /// wants of this thread.
     Attention,
+    /// The engine has found a bug of its own: [`Vcpu::failure`] says which. The vCPU must
+    /// not run again.
+    Failed,
 }
 
 /// Why an instruction did not complete.
@@ -95,6 +99,8 @@ pub struct VcpuConfig {
     pub env: Box<dyn Environment>,
     /// What runs its code.
     pub engine: Engine,
+    /// How its code is translated, if it is.
+    pub translation: translate::Config,
     /// How others get its attention; made first, because the environment wants it too.
     pub handle: VcpuHandle,
 }
@@ -114,8 +120,17 @@ pub struct Counters {
     pub ops: u64,
     /// Blocks decoded.
     pub decoded: u64,
-    /// Page walks.
+    /// Accesses to memory that the TLB's fast path did not do: misses, and what crosses
+    /// pages, goes to devices or stores to pages with code on them.
+    pub slow_accesses: u64,
+    /// Page walks for loads and stores that missed the TLB.
     pub walks: u64,
+    /// Page walks for fetches of code.
+    pub fetch_walks: u64,
+    /// Misses that a global page's entry of another address space did for.
+    pub retagged: u64,
+    /// Times an event was looked after.
+    pub events: u64,
     /// Exceptions delivered.
     pub exceptions: u64,
     /// External interrupts delivered.
@@ -152,6 +167,8 @@ pub struct Vcpu {
     pub(crate) env: Box<dyn Environment>,
     pub(crate) handle: VcpuHandle,
     pub(crate) counters: Counters,
+    /// How long everything takes.
+    pub(crate) meter: Meter,
     /// Whoever watches.
     pub(crate) tracer: Option<Box<dyn Tracer>>,
     /// What system instructions keep besides the architectural registers.
@@ -217,13 +234,14 @@ impl Vcpu {
             env,
             handle: config.handle,
             counters: Counters::default(),
+            meter: Meter::start(),
             tracer: None,
             system: crate::system::SystemExtras::default(),
             supervision: crate::supervisor::Supervision::default(),
             context: Context::new(),
             translator: match config.engine {
                 Engine::Interpreter => None,
-                Engine::Translator | Engine::Lockstep => Some(Translator::new()?),
+                Engine::Translator | Engine::Lockstep => Some(Translator::new(config.translation)?),
             },
             threshold,
             brief: false,
@@ -246,6 +264,12 @@ impl Vcpu {
     #[must_use]
     pub fn counters(&self) -> Counters {
         self.counters
+    }
+
+    /// Why [`Vcpu::run`] returned [`Exit::Failed`].
+    #[must_use]
+    pub fn failure(&self) -> Option<&BadTranslation> {
+        self.translator.as_ref()?.bad.as_ref()
     }
 
     /// Must be called after [`Vcpu::state`] was changed from outside: everything

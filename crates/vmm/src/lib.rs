@@ -24,3 +24,4 @@ pub mod loader;
 pub mod machine;
 pub mod memory;
 pub mod platform;
+pub mod sandbox;

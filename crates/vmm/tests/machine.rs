@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use softcpu::cpuid::CpuModel;
 use vmm::devices::virtio::IoThreads;
 use vmm::engine::EngineChoice;
+use vmm::engine::watch::Watchers;
 use vmm::loader::Image;
 use vmm::machine::{Machine, MachineConfig, MachineError, Outcome, PlatformChoice};
 
@@ -114,9 +115,11 @@ fn config(kernel: &[u8], cpus: u32, seconds: f64) -> (MachineConfig, Console) {
         serial_output: Box::new(console.clone()),
         devices: Vec::new(),
         io: IoThreads::start(1).unwrap(),
+        sandbox: None,
         debug_exit: true,
         timeout: Some(Duration::from_secs_f64(seconds)),
-        trace: None,
+        translation: softcpu::translate::Config::default(),
+        watchers: Watchers::default(),
     };
     (config, console)
 }

@@ -6,13 +6,11 @@
 //! The last line, `smoke: all N passed`, is what the boot tests look for. It passes on any
 //! x86-64 Linux, so it can be tried on the host as well.
 //!
-//! `smoke child STATUS` is the program's other life: the `exec` check runs it. `smoke rows`
-//! measures instead of checking ([`rows`]).
+//! `smoke child STATUS` is the program's other life: the `exec` check runs it.
 
 mod float;
 mod memory;
 mod process;
-mod rows;
 mod signal;
 mod system;
 mod threads;
@@ -65,16 +63,9 @@ const CHECKS: &[Check] = &[
 
 fn main() -> ExitCode {
     let mut arguments = std::env::args().skip(1);
-    match arguments.next().as_deref() {
-        Some("child") => {
-            let status = arguments.next().and_then(|s| s.parse().ok()).unwrap_or(99);
-            return ExitCode::from(status);
-        }
-        Some("rows") => {
-            rows::measure();
-            return ExitCode::SUCCESS;
-        }
-        _ => {}
+    if arguments.next().as_deref() == Some("child") {
+        let status = arguments.next().and_then(|s| s.parse().ok()).unwrap_or(99);
+        return ExitCode::from(status);
     }
 
     let mut failed = 0;

@@ -153,13 +153,8 @@ fn with_qemu(
         .arg("-initrd")
         .arg(initrd)
         .args(["-append", "console=ttyS0 panic=-1 lguest.mode=job quiet"]);
-    let drives = [(place.debian.as_path(), "debian", ",readonly=on"), (scratch, "scratch", "")];
-    for (path, name, more) in drives {
-        command
-            .arg("-drive")
-            .arg(format!("if=none,id={name},format=raw,file={}{more}", path.display()))
-            .args(["-device", &format!("virtio-blk-pci,drive={name},serial={name}")]);
-    }
+    Qemu::disk(&mut command, &place.debian, "debian", true);
+    Qemu::disk(&mut command, scratch, "scratch", false);
     command
         .arg("-netdev")
         .arg(format!("stream,id=net,server=off,addr.type=unix,addr.path={}", socket.display()))

@@ -6,12 +6,12 @@
 //! it starts (`measured init 0 s`), and then powers off or resets.
 
 use std::path::PathBuf;
-use std::process::{Command, Stdio};
+use std::process::Command;
 
 use anyhow::{Context, Result, bail};
 use clap::Args;
 
-use super::measured::{self, Measured};
+use super::measured::{self, Measured, Value};
 use crate::qemu::Qemu;
 use crate::{paths, progress};
 
@@ -50,20 +50,19 @@ pub(super) fn compare(options: &Options) -> Result<()> {
         let mut command = Command::new(&lguest);
         command.args(["run", "--platform", "lguest", "--mem", &format!("{}M", options.mem)]);
         command.arg("--kernel").arg(kernel).arg("--initrd").arg(initrd);
-        command.args(["--append", &options.append]).stdin(Stdio::null());
+        command.args(["--append", &options.append]);
         let name = format!("lguest, run {round}/{}", options.runs);
-        ours.push(progress::step(&name, || measured::run(command))?);
+        ours.push(progress::step(&name, || measured::run(command, &name, &[]))?);
         let append = format!("console=ttyS0 panic=-1 {}", options.append);
         let command = qemu.pc(kernel, initrd, options.mem, &append);
         let name = format!("QEMU, run {round}/{}", options.runs);
-        theirs.push(progress::step(&name, || measured::run(command))?);
+        theirs.push(progress::step(&name, || measured::run(command, &name, &[]))?);
     }
     println!("| | lguest | QEMU TCG | ratio |\n|---|---|---|---|");
     let first = ours.first().context("no run was made")?;
-    for (name, _, unit) in first {
+    for Value { name, unit, .. } in &first.values {
         let best = |runs: &[Measured]| {
-            let values = runs.iter().flatten().filter(|(other, ..)| other == name);
-            values.map(|(_, value, _)| *value).fold(f64::INFINITY, f64::min)
+            runs.iter().filter_map(|run| run.value(name)).fold(f64::INFINITY, f64::min)
         };
         let [ours, theirs] = [&ours, &theirs].map(|runs| best(runs));
         println!("| {name} | {ours:.2} {unit} | {theirs:.2} {unit} | {:.2} |", ours / theirs);

@@ -156,12 +156,7 @@ impl Run {
 
     /// Starts it with `stdin`.
     pub(crate) fn start_with(self, stdin: Stdio) -> Running {
-        let mut command = self.command();
-        let child = command.stdin(stdin).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn();
-        let mut child = child.unwrap_or_else(|error| panic!("{command:?}: {error}"));
-        let console = collect(child.stdout.take().unwrap());
-        let messages = collect(child.stderr.take().unwrap());
-        Running { child, console, messages, started: Instant::now() }
+        Running::of(self.command().stdin(stdin))
     }
 
     /// Starts it and waits for its end.
@@ -211,6 +206,15 @@ pub(crate) struct Running {
 }
 
 impl Running {
+    /// Starts the command.
+    pub(crate) fn of(command: &mut Command) -> Self {
+        let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn();
+        let mut child = child.unwrap_or_else(|error| panic!("{command:?}: {error}"));
+        let console = collect(child.stdout.take().unwrap());
+        let messages = collect(child.stderr.take().unwrap());
+        Self { child, console, messages, started: Instant::now() }
+    }
+
     /// The process.
     pub(crate) fn pid(&self) -> u32 {
         self.child.id()

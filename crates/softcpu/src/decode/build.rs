@@ -211,7 +211,7 @@ fn goto(last: &Op) -> Op {
         rip: next,
         imm: next,
         len: 0,
-        flags: last.flags & OpFlags::LEGACY,
+        flags: last.flags & OpFlags::LEGACY | OpFlags::IMM_MOVES,
         ..*last
     }
 }
@@ -241,6 +241,25 @@ fn head_mut(bytes: &mut [u8], len: usize) -> &mut [u8] {
 }
 
 impl Block {
+    /// The same code at another address: programs are loaded where chance has it, and
+    /// libraries by many.
+    pub(crate) fn at(&self, linear: u64) -> Box<Self> {
+        let distance = linear.wrapping_sub(self.linear);
+        Box::new(Self {
+            linear,
+            rip: self.rip.wrapping_add(distance),
+            size: self.size,
+            frame: self.frame,
+            version: self.version,
+            tail: None,
+            unsettled: None,
+            ops: self.ops.iter().map(|op| op.moved(distance)).collect(),
+            // What was hot there will be here, if it runs more than once.
+            runs: Cell::new(self.runs.get() / 2),
+            entry: Cell::default(),
+        })
+    }
+
     /// Whether the bytes at `host` (and, for a straddler, those in the tail) are still
     /// the ones this block was decoded from.
     pub(crate) fn unchanged(&self, host: u64, tail_host: u64) -> bool {

@@ -14,14 +14,17 @@
 use std::cell::Cell;
 
 use super::op::Op;
+use crate::addr::PAGE_OFFSET;
 use crate::memory::ram::RamFrame;
 use crate::state::CodeSize;
 use crate::translate::Entry;
 
 /// Slots of the cache; direct-mapped.
-const SLOTS: usize = 1 << 15;
+const SLOTS: usize = 1 << 17;
+/// Places to remember where the block for some code is.
+const BY_CODE: usize = 1 << 17;
 /// Places for displaced blocks.
-const DISPLACED: usize = 1 << 14;
+const DISPLACED: usize = 1 << 16;
 
 /// The part of a block that reaches into the next page: the single instruction of a
 /// block may straddle.
@@ -66,18 +69,20 @@ pub(crate) struct Unsettled {
 pub(crate) struct BlockCache {
     slots: Box<[Option<Box<Block>>]>,
     displaced: Box<[Option<Box<Block>>]>,
+    /// The slot of the last block that was made of some code, by where in RAM that is.
+    by_code: Box<[u32]>,
 }
 
 impl BlockCache {
     pub(crate) fn new() -> Self {
         let empty = |places: usize| (0..places).map(|_| None).collect();
-        Self { slots: empty(SLOTS), displaced: empty(DISPLACED) }
+        Self { slots: empty(SLOTS), displaced: empty(DISPLACED), by_code: vec![0; BY_CODE].into() }
     }
 
     /// The slot of the block at `linear`.
     #[inline(always)]
     pub(crate) fn slot(linear: u64) -> usize {
-        ((linear ^ linear >> 15) as usize) & (SLOTS - 1)
+        ((linear ^ linear >> 17) as usize) & (SLOTS - 1)
     }
 
     /// Whatever block is in `slot`.
@@ -91,12 +96,23 @@ impl BlockCache {
     pub(crate) fn put(&mut self, slot: usize, block: Box<Block>) {
         let Some(place) = self.slots.get_mut(slot) else { return };
         let (linear, frame) = (block.linear, block.frame);
+        if let Some(known) = self.by_code.get_mut(code_slot(linear, frame)) {
+            *known = slot as u32;
+        }
         if let Some(old) = place.replace(block)
             && (old.linear != linear || old.frame != frame)
             && let Some(place) = self.displaced.get_mut(displaced_slot(old.linear))
         {
             *place = Some(old);
         }
+    }
+
+    /// A block for the same code at another address.
+    pub(crate) fn twin(&self, linear: u64, frame: RamFrame) -> Option<&Block> {
+        let slot = *self.by_code.get(code_slot(linear, frame))?;
+        let same =
+            |block: &&Block| block.frame == frame && (block.linear ^ linear) & PAGE_OFFSET == 0;
+        self.get(slot as usize).filter(same)
     }
 
     /// Brings the block for this code back into `slot`, if it was displaced. Whether it is
@@ -115,6 +131,13 @@ impl BlockCache {
         self.slots.fill_with(|| None);
         self.displaced.fill_with(|| None);
     }
+}
+
+/// Where it is remembered that there is a block for the code at `linear`, which is in `frame`.
+fn code_slot(linear: u64, frame: RamFrame) -> usize {
+    // Frames that follow one another must not share places, so they are scattered.
+    let scattered = u64::from(frame.0).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 40;
+    ((linear & PAGE_OFFSET) ^ scattered) as usize & (BY_CODE - 1)
 }
 
 /// Where the block at `linear` goes when it is displaced: not by the bits that decide about
@@ -143,9 +166,18 @@ mod tests {
     }
 
     #[test]
+    fn the_same_code_is_found_by_where_it_is_in_memory() {
+        let mut cache = BlockCache::new();
+        cache.put(BlockCache::slot(0x1234), block(0x1234, 1));
+        assert_eq!(cache.twin(0x55_5234, RamFrame(1)).unwrap().linear, 0x1234);
+        assert!(cache.twin(0x55_5235, RamFrame(1)).is_none());
+        assert!(cache.twin(0x55_5234, RamFrame(2)).is_none());
+    }
+
+    #[test]
     fn blocks_that_share_a_slot_take_turns_in_it() {
         let mut cache = BlockCache::new();
-        let (a, b) = (0x1234, 0x1234 ^ 0x8001_8000 ^ 0x3);
+        let (a, b) = (0x1234, 0x1234 ^ 0x4_0002_0001);
         let slot = BlockCache::slot(a);
         assert_eq!(slot, BlockCache::slot(b));
         assert_ne!(displaced_slot(a), displaced_slot(b));

@@ -194,6 +194,7 @@ fn operands(instruction: &Instruction, code_size: CodeSize) -> Op {
             }
             OpKind::NearBranch16 | OpKind::NearBranch32 | OpKind::NearBranch64 => {
                 op.imm = instruction.near_branch_target();
+                op.flags |= OpFlags::IMM_MOVES;
             }
             OpKind::Memory => memory_operand(instruction, long, &mut op),
             OpKind::MemorySegSI | OpKind::MemorySegDI | OpKind::MemoryESDI => {
@@ -240,6 +241,7 @@ fn memory_operand(instruction: &Instruction, long: bool, op: &mut Op) {
     }
     op.seg = segment_slot(instruction.memory_segment(), long);
     op.disp = instruction.memory_displacement64();
+    op.flags.set(OpFlags::DISP_MOVES, instruction.is_ip_rel_memory_operand());
     let width = match (base, index) {
         (Register::RIP | Register::EIP, _) => base.size(),
         (Register::None, Register::None) => instruction.memory_displ_size() as usize,

@@ -38,6 +38,10 @@ bitflags::bitflags! {
         const LONG = 1 << 5;
         /// The r/m operand is memory.
         const MEM = 1 << 6;
+        /// `disp` is where the instruction is and a distance: RIP-relative.
+        const DISP_MOVES = 1 << 7;
+        /// `imm` is an address in the code.
+        const IMM_MOVES = 1 << 8;
     }
 }
 
@@ -87,6 +91,19 @@ impl Op {
     pub fn next_rip(&self) -> u64 {
         let next = self.rip.wrapping_add(u64::from(self.len));
         if self.flags.contains(OpFlags::LEGACY) { next & 0xffff_ffff } else { next }
+    }
+
+    /// The same instruction, `distance` further on.
+    #[must_use]
+    pub fn moved(mut self, distance: u64) -> Self {
+        self.rip = self.rip.wrapping_add(distance);
+        if self.flags.contains(OpFlags::DISP_MOVES) {
+            self.disp = self.disp.wrapping_add(distance);
+        }
+        if self.flags.contains(OpFlags::IMM_MOVES) {
+            self.imm = self.imm.wrapping_add(distance);
+        }
+        self
     }
 
     /// The effective address: the offset within the segment.

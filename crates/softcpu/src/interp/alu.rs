@@ -42,9 +42,10 @@ pub(crate) trait Alu: Scalar {
     /// Signed product: low half, high half.
     fn imul(a: Self, b: Self) -> (Self, Self, u64);
     /// Unsigned quotient and remainder of `high:low`; `None` where the CPU raises `#DE`.
-    fn div(low: Self, high: Self, by: Self) -> Option<(Self, Self, u64)>;
+    /// Flags are undefined after a division, which is to say that ours leaves them alone.
+    fn div(low: Self, high: Self, by: Self) -> Option<(Self, Self)>;
     /// Signed quotient and remainder, likewise.
-    fn idiv(low: Self, high: Self, by: Self) -> Option<(Self, Self, u64)>;
+    fn idiv(low: Self, high: Self, by: Self) -> Option<(Self, Self)>;
 }
 
 macro_rules! two {
@@ -139,22 +140,22 @@ macro_rules! wide {
             (low as $t, high as $t, status(ax as u16))
         }
 
-        fn div(low: Self, high: Self, by: Self) -> Option<(Self, Self, u64)> {
+        fn div(low: Self, high: Self, by: Self) -> Option<(Self, Self)> {
             if high >= by {
                 return None;
             }
             // The divisor is not zero and the quotient fits, because high < by: no #DE.
-            let (quotient, remainder, ax) = wide!(@run "div", $m, low, high, by);
-            Some((quotient as $t, remainder as $t, status(ax as u16)))
+            let (quotient, remainder, _) = wide!(@run "div", $m, low, high, by);
+            Some((quotient as $t, remainder as $t))
         }
 
-        fn idiv(low: Self, high: Self, by: Self) -> Option<(Self, Self, u64)> {
+        fn idiv(low: Self, high: Self, by: Self) -> Option<(Self, Self)> {
             let dividend = (<$wide>::from(high) << <$t>::BITS | <$wide>::from(low)) as $wide_signed;
             let fits = dividend.checked_div(<$wide_signed>::from(by as $signed))?;
             <$signed>::try_from(fits).ok()?;
             // The divisor is not zero and the quotient fits, as just computed: no #DE.
-            let (quotient, remainder, ax) = wide!(@run "idiv", $m, low, high, by);
-            Some((quotient as $t, remainder as $t, status(ax as u16)))
+            let (quotient, remainder, _) = wide!(@run "idiv", $m, low, high, by);
+            Some((quotient as $t, remainder as $t))
         }
     };
     (@run $name:literal, $m:literal, $low:expr, $high:expr, $by:expr) => {{
@@ -217,29 +218,29 @@ impl Alu for u8 {
         (product as u8, (product >> 8) as u8, status(flags))
     }
 
-    fn div(low: Self, high: Self, by: Self) -> Option<(Self, Self, u64)> {
+    fn div(low: Self, high: Self, by: Self) -> Option<(Self, Self)> {
         if high >= by {
             return None;
         }
-        let (result, flags): (u16, u16);
+        let result: u16;
         // SAFETY: the divisor is not zero and the quotient fits, because high < by.
         unsafe {
-            asm!("div {b}", "mov {r:x}, ax", "lahf", "seto al", b = in(reg_byte) by, r = lateout(reg) result,
-                 inout("ax") u16::from_le_bytes([low, high]) => flags, options(pure, nomem, nostack));
+            asm!("div {b}", b = in(reg_byte) by, inout("ax") u16::from_le_bytes([low, high]) => result,
+                 options(pure, nomem, nostack));
         }
-        Some((result as u8, (result >> 8) as u8, status(flags)))
+        Some((result as u8, (result >> 8) as u8))
     }
 
-    fn idiv(low: Self, high: Self, by: Self) -> Option<(Self, Self, u64)> {
+    fn idiv(low: Self, high: Self, by: Self) -> Option<(Self, Self)> {
         let dividend = i16::from_le_bytes([low, high]);
         i8::try_from(dividend.checked_div(i16::from(by as i8))?).ok()?;
-        let (result, flags): (u16, u16);
+        let result: u16;
         // SAFETY: the divisor is not zero and the quotient fits, as just computed.
         unsafe {
-            asm!("idiv {b}", "mov {r:x}, ax", "lahf", "seto al", b = in(reg_byte) by, r = lateout(reg) result,
-                 inout("ax") u16::from_le_bytes([low, high]) => flags, options(pure, nomem, nostack));
+            asm!("idiv {b}", b = in(reg_byte) by, inout("ax") u16::from_le_bytes([low, high]) => result,
+                 options(pure, nomem, nostack));
         }
-        Some((result as u8, (result >> 8) as u8, status(flags)))
+        Some((result as u8, (result >> 8) as u8))
     }
 }
 
@@ -275,12 +276,12 @@ mod tests {
     fn division_refuses_what_the_cpu_would_fault_on() {
         assert_eq!(u8::div(7, 0, 0), None);
         assert_eq!(u8::div(0, 2, 2), None);
-        assert!(matches!(u16::div(7, 0, 2), Some((3, 1, _))));
+        assert!(matches!(u16::div(7, 0, 2), Some((3, 1))));
         assert_eq!(u32::idiv(0x8000_0000, u32::MAX, u32::MAX), None);
         assert_eq!(u64::idiv(1 << 63, u64::MAX, u64::MAX), None);
         assert_eq!(u64::idiv(0, 1 << 63, u64::MAX), None);
         assert!(
-            matches!(u64::idiv((-7_i64) as u64, u64::MAX, 2), Some((q, r, _)) if q as i64 == -3 && r as i64 == -1)
+            matches!(u64::idiv((-7_i64) as u64, u64::MAX, 2), Some((q, r)) if q as i64 == -3 && r as i64 == -1)
         );
     }
 

@@ -34,11 +34,10 @@ pub(crate) fn divide<T: Alu, const SIGNED: bool, S: Source>(cpu: &mut Vcpu, op: 
     let low = read_reg::<T>(&cpu.state, 0);
     let high = read_reg::<T>(&cpu.state, high_register);
     let done = if SIGNED { T::idiv(low, high, by) } else { T::div(low, high, by) };
-    let Some((quotient, remainder, flags)) = done else {
+    let Some((quotient, remainder)) = done else {
         return Err(cpu.raise(Exception::divide_error()));
     };
     write_reg(&mut cpu.state, 0, quotient);
     write_reg(&mut cpu.state, high_register, remainder);
-    cpu.state.rflags = cpu.state.rflags.with_status(flags);
     Ok(())
 }

@@ -3,16 +3,20 @@
 use crate::decode::cache::{Block, BlockCache};
 use crate::decode::op::{Op, OpFlags};
 use crate::handle::Event;
+use crate::memory::ram::RamFrame;
 use crate::state::CodeSize;
 use crate::state::rflags::RFlags;
 use crate::state::segment::SegReg;
 use crate::supervisor::Trap;
+use crate::system::tsc::host_tsc;
 use crate::trace;
+use crate::translate::Translation;
 use crate::vcpu::{Abort, Exit, Shadow, Vcpu};
 
 impl Vcpu {
     /// Runs guest code until something needs the machine.
     pub fn run(&mut self) -> Exit {
+        self.meter.resume();
         self.enter_guest();
         self.set_base();
         let exit = if self.lockstep.is_some() {
@@ -21,6 +25,8 @@ impl Vcpu {
             self.with_blocks(Self::run_blocks)
         };
         self.memory.code().leave(&self.observer);
+        self.meter.pause(exit);
+        self.publish_stats_if_due();
         exit
     }
 
@@ -124,6 +130,8 @@ impl Vcpu {
     /// Takes the events that may be taken now.
     #[cold]
     pub(crate) fn service_events(&mut self) -> Option<Exit> {
+        self.counters.events = self.counters.events.wrapping_add(1);
+        self.publish_stats_if_due();
         let pending = self.handle.pending();
         if pending.contains(Event::CODE_PAGES) {
             self.handle.take(Event::CODE_PAGES);
@@ -168,11 +176,27 @@ impl Vcpu {
         None
     }
 
-    /// Whether the next instruction must be run alone: single step, an interrupt
-    /// shadow, or breakpoints in force.
+    /// Whether the next instruction must be run alone: single step, an interrupt that is held
+    /// off for one instruction, or breakpoints in force.
     #[inline(always)]
-    pub(crate) fn stepping(&self) -> bool {
-        self.shadow != Shadow::None || self.state.rflags.contains(RFlags::TF) || self.debug_active()
+    pub(crate) fn stepping(&mut self) -> bool {
+        self.state.rflags.contains(RFlags::TF)
+            || self.debug_active()
+            || self.shadow != Shadow::None && self.holds_off()
+    }
+
+    /// Whether what the shadow of `sti` or of a load of SS holds off is waiting. If it is not,
+    /// the shadow is over: nobody looks for events before the next instruction has run.
+    #[cold]
+    pub(crate) fn holds_off(&mut self) -> bool {
+        let held = std::mem::take(&mut self.shadow);
+        self.update_event_mask();
+        if held != Shadow::MovSs && self.handle.pending().bits() & self.event_mask == 0 {
+            return false;
+        }
+        self.shadow = held;
+        self.update_event_mask();
+        true
     }
 
     /// Finds (or makes) the block at RIP.
@@ -204,12 +228,30 @@ impl Vcpu {
         let found = blocks.get(slot).is_some_and(&mut good)
             || blocks.bring_back(slot, linear, frame) && blocks.get(slot).is_some_and(&mut good);
         if !found {
-            let block = self.build_block(blocks, rip, linear, host, frame)?;
+            let since = host_tsc();
+            let block = match self.twin(blocks, linear, frame) {
+                Some(block) => block,
+                None => self.build_block(blocks, rip, linear, host, frame)?,
+            };
+            self.meter.decoding.add_since(since);
             self.code_hit = false;
             blocks.put(slot, block);
         }
         // There is one now, whichever way it came.
         blocks.get(slot).ok_or(Abort::EndBlock)
+    }
+
+    /// The block at `linear`, made of one for the same code at another address.
+    fn twin(&self, blocks: &BlockCache, linear: u64, frame: RamFrame) -> Option<Box<Block>> {
+        let twin = blocks.twin(linear, frame)?;
+        let good = twin.version == self.memory.code().version(frame)
+            && twin.size == self.code_size
+            && self.code_size == CodeSize::Bits64
+            && twin.tail.is_none()
+            && twin.unsettled.as_ref().is_none_or(|unsettled| {
+                self.memory.code().settled(&self.observer, unsettled.epoch)
+            });
+        good.then(|| twin.at(linear))
     }
 
     /// The checks that few blocks need: the second page, and bytes that another vCPU
@@ -239,13 +281,31 @@ impl Vcpu {
     #[inline(always)]
     fn run_block(&mut self, blocks: &mut BlockCache) -> Result<(), Abort> {
         let block = self.find_block(blocks)?;
-        if self.tracer.as_ref().is_some_and(|tracer| tracer.wants_blocks()) {
+        let block = if self.traces_blocks() {
             self.trace_block(block.ops.len());
-        } else if block.size == CodeSize::Bits64
-            && let Some(entry) = self.translated(block)
-        {
-            return self.run_translated(entry);
-        }
+            block
+        } else if block.size == CodeSize::Bits64 {
+            match self.translated(block) {
+                Translation::None => block,
+                Translation::Known(entry) => return self.run_translated(entry),
+                Translation::Wanted => {
+                    let slot = BlockCache::slot(block.linear);
+                    let since = host_tsc();
+                    let entry = self.translate(blocks, slot);
+                    self.meter.translating.add_since(since);
+                    if self.failure().is_some() {
+                        self.exit = Exit::Failed;
+                        return Err(Abort::Exit);
+                    }
+                    if let Some(entry) = entry {
+                        return self.run_translated(entry);
+                    }
+                    blocks.get(slot).ok_or(Abort::EndBlock)?
+                }
+            }
+        } else {
+            block
+        };
         self.counters.blocks = self.counters.blocks.wrapping_add(1);
         let mut outcome = Ok(());
         let mut done = 0_usize;
@@ -271,6 +331,11 @@ impl Vcpu {
         outcome
     }
 
+    #[inline(always)]
+    pub(crate) fn traces_blocks(&self) -> bool {
+        self.tracer.as_ref().is_some_and(|tracer| tracer.wants_blocks())
+    }
+
     #[cold]
     fn trace_block(&mut self, instructions: usize) {
         if let Some(tracer) = &mut self.tracer {
@@ -290,7 +355,7 @@ impl Vcpu {
         }
         self.check_code_breakpoint(self.state.rip)?;
         let block = self.find_block(blocks)?;
-        if self.tracer.is_some() {
+        if self.traces_blocks() {
             self.trace_block(1);
         }
         let outcome = match block.ops.first() {

@@ -202,6 +202,7 @@ fn follower(
         cpuid: cpuid.clone(),
         env: Box::new(Taped::new(tape.clone(), None)),
         engine: Engine::Interpreter,
+        translation: crate::translate::Config::default(),
         handle: VcpuHandle::new(),
     })?;
     vcpu.tape = Some(tape);

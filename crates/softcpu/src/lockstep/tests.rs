@@ -150,7 +150,7 @@ impl Environment for Device {
     fn port_read(&mut self, port: u16, data: &mut [u8]) {
         self.1 = self.1.wrapping_add(1);
         data.fill(self.1);
-        if port == STORES.into() {
+        if port == u16::from(STORES) {
             self.store(9);
         }
     }

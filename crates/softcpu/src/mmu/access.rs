@@ -200,6 +200,7 @@ impl Vcpu {
 
     /// Translates an access that may cross into a second page.
     fn places(&mut self, view: View, addr: u64, len: u64, access: Access) -> Result<Places, Abort> {
+        self.counters.slow_accesses = self.counters.slow_accesses.wrapping_add(1);
         // With breakpoints in force nothing is cached, so every access comes by here.
         if self.debug_active() {
             self.note_data_access(addr, len, access);
@@ -238,9 +239,11 @@ impl Vcpu {
     }
 
     fn place(&mut self, view: View, addr: u64, access: Access) -> Result<Place, Abort> {
-        self.mmu.data.lookup_slow(view, addr);
+        if self.mmu.data.lookup_slow(view, addr) {
+            self.counters.retagged = self.counters.retagged.wrapping_add(1);
+        }
         if let Some(host) = self.mmu.data.lookup(view, addr, 1, access) {
-            return Ok(Place::Ram { host, frame: self.mmu.data.frame(view, addr) });
+            return Ok(Place::Ram { host, frame: self.mmu.data.frame(view, addr, access) });
         }
         let addr = GuestVirtAddr(addr);
         if self.state.long_mode() && !addr.is_canonical() {
@@ -265,7 +268,7 @@ impl Vcpu {
             if writable {
                 self.note_grant(view, addr.0);
             }
-            self.mmu.fill_data(view, addr.0, &fill);
+            self.mmu.fill_data(view, addr.0, access, &fill);
         }
         Ok(Place::Ram { host: page.wrapping_add(addr.offset() as usize), frame })
     }
@@ -292,7 +295,7 @@ impl Vcpu {
         if self.state.long_mode() && !addr.is_canonical() {
             return Err(self.gp(0));
         }
-        self.counters.walks = self.counters.walks.wrapping_add(1);
+        self.counters.fetch_walks = self.counters.fetch_walks.wrapping_add(1);
         let view = if user { View::User } else { View::Kernel };
         let found = match self.mmu.walk(&self.memory, addr, view, Access::Fetch) {
             Ok(found) => found,

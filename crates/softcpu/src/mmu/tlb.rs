@@ -21,14 +21,12 @@ const DATA_ENTRIES: usize = 1024;
 const CODE_ENTRIES: usize = 512;
 /// A tag that no canonical address has.
 const INVALID: u64 = 1 << 62;
-/// One cached translation for loads and stores.
+/// One cached translation for loads, or for stores.
 #[derive(Clone, Copy, Debug)]
 #[repr(C, align(32))]
 pub(crate) struct DataEntry {
-    /// Page and address space for which loads are allowed.
-    pub(crate) read: u64,
-    /// The same for stores; invalid where stores must be looked at one by one.
-    pub(crate) write: u64,
+    /// Page and address space for which the access is allowed.
+    pub(crate) tag: u64,
     /// Host address minus guest address.
     pub(crate) addend: u64,
     pub(crate) frame: RamFrame,
@@ -36,7 +34,27 @@ pub(crate) struct DataEntry {
 }
 
 const EMPTY_DATA: DataEntry =
-    DataEntry { read: INVALID, write: INVALID, addend: 0, frame: RamFrame(0), global: false };
+    DataEntry { tag: INVALID, addend: 0, frame: RamFrame(0), global: false };
+
+/// The entries of one view: loads, and stores that need not be looked at one by one. Two
+/// tables, because what is copied is often a multiple of their reach away from its copy.
+#[derive(Debug)]
+#[repr(C)]
+pub(crate) struct DataTables {
+    pub(crate) read: [DataEntry; DATA_ENTRIES],
+    pub(crate) write: [DataEntry; DATA_ENTRIES],
+}
+
+impl DataTables {
+    #[inline(always)]
+    fn of(&self, access: Access) -> &[DataEntry; DATA_ENTRIES] {
+        if matches!(access, Access::Write) { &self.write } else { &self.read }
+    }
+
+    fn both(&mut self) -> [&mut [DataEntry; DATA_ENTRIES]; 2] {
+        [&mut self.read, &mut self.write]
+    }
+}
 
 /// One cached translation for instruction fetches.
 #[derive(Clone, Copy, Debug)]
@@ -54,7 +72,9 @@ const EMPTY_CODE: CodeEntry =
 /// Translations for loads and stores.
 #[derive(Debug)]
 pub(crate) struct DataTlb {
-    entries: Box<[[DataEntry; DATA_ENTRIES]; 4]>,
+    views: Box<[DataTables; 4]>,
+    /// What was filled last: its tag.
+    last: u64,
     pub(super) space: u64,
 }
 
@@ -68,7 +88,9 @@ pub(crate) struct CodeTlb {
 impl Mmu {
     /// Forgets every translation, global ones too.
     pub(crate) fn flush_all(&mut self) {
-        self.data.entries.as_flattened_mut().fill(EMPTY_DATA);
+        for table in self.data.views.iter_mut().flat_map(DataTables::both) {
+            table.fill(EMPTY_DATA);
+        }
         self.code.entries.as_flattened_mut().fill(EMPTY_CODE);
         self.large.clear();
         self.jumps.clear();
@@ -89,9 +111,9 @@ impl Mmu {
     }
 
     /// Keeps a translation for loads and stores.
-    pub(crate) fn fill_data(&mut self, view: View, addr: u64, fill: &Fill) {
+    pub(crate) fn fill_data(&mut self, view: View, addr: u64, access: Access, fill: &Fill) {
         self.large.note(addr, fill.size);
-        self.data.fill(view, addr, fill);
+        self.data.fill(view, addr, access, fill);
     }
 
     /// Keeps a translation for fetches.
@@ -128,8 +150,8 @@ impl DataTlb {
 
     /// The entries of `view`.
     #[expect(clippy::indexing_slicing, reason = "a view is below 4")]
-    pub(crate) fn table(&mut self, view: View) -> *mut DataEntry {
-        self.entries[view as usize].as_mut_ptr()
+    pub(crate) fn tables(&mut self, view: View) -> *mut DataTables {
+        &raw mut self.views[view as usize]
     }
 
     /// The current address space, as tags have it.
@@ -138,23 +160,19 @@ impl DataTlb {
     }
 
     pub(crate) fn new() -> Self {
-        Self { entries: Box::new([[EMPTY_DATA; DATA_ENTRIES]; 4]), space: 1 }
+        let tables =
+            || DataTables { read: [EMPTY_DATA; DATA_ENTRIES], write: [EMPTY_DATA; DATA_ENTRIES] };
+        Self { views: Box::new([tables(), tables(), tables(), tables()]), last: INVALID, space: 1 }
     }
 
     /// The entry that `addr` has to itself and its aliases.
     #[inline(always)]
     #[expect(
         clippy::indexing_slicing,
-        reason = "a view is below 3 and a slot is masked to the table"
+        reason = "a view is below 4 and a slot is masked to the table"
     )]
-    fn entry(&self, view: View, addr: u64) -> &DataEntry {
-        &self.entries[view as usize][data_slot(addr)]
-    }
-
-    #[inline(always)]
-    #[expect(clippy::indexing_slicing, reason = "as above")]
-    fn entry_mut(&mut self, view: View, addr: u64) -> &mut DataEntry {
-        &mut self.entries[view as usize][data_slot(addr)]
+    fn entry(&self, view: View, addr: u64, access: Access) -> &DataEntry {
+        &self.views[view as usize].of(access)[data_slot(addr)]
     }
 
     /// The host address of `len` bytes at `addr`, if they lie in one page that is
@@ -167,78 +185,97 @@ impl DataTlb {
         len: u64,
         access: Access,
     ) -> Option<*mut u8> {
-        let entry = self.entry(view, addr);
-        let tag = if matches!(access, Access::Write) { entry.write } else { entry.read };
-        let hit = tag == (addr & !PAGE_OFFSET) | self.space && len <= room_in_page(addr);
+        let entry = self.entry(view, addr, access);
+        let hit = entry.tag == (addr & !PAGE_OFFSET) | self.space && len <= room_in_page(addr);
         hit.then(|| addr.wrapping_add(entry.addend) as *mut u8)
     }
 
     /// Looks again after a miss: a global page's entry from another address space is
     /// taken over.
     pub(crate) fn lookup_slow(&mut self, view: View, addr: u64) -> bool {
-        let space = self.space;
-        let entry = self.entry_mut(view, addr);
-        let page = addr & !PAGE_OFFSET;
-        if !entry.global || entry.read & !PAGE_OFFSET != page || entry.read == page | space {
-            return false;
+        let tag = addr & !PAGE_OFFSET | self.space;
+        let mut taken = false;
+        for entry in self.entries_of(view, addr) {
+            if entry.global && entry.tag != tag && (entry.tag ^ addr) >> PAGE_SHIFT == 0 {
+                entry.tag = tag;
+                taken = true;
+            }
         }
-        entry.read = page | space;
-        if entry.write != INVALID {
-            entry.write = page | space;
-        }
-        true
+        taken
+    }
+
+    /// The entries for loads and for stores.
+    fn entries_of(&mut self, view: View, addr: u64) -> impl Iterator<Item = &mut DataEntry> {
+        let tables = self.views.get_mut(view as usize).into_iter();
+        tables.flat_map(DataTables::both).filter_map(move |table| table.get_mut(data_slot(addr)))
     }
 
     /// The frame of the entry that [`DataTlb::lookup`] would hit.
-    pub(crate) fn frame(&self, view: View, addr: u64) -> RamFrame {
-        self.entry(view, addr).frame
+    pub(crate) fn frame(&self, view: View, addr: u64, access: Access) -> RamFrame {
+        self.entry(view, addr, access).frame
     }
 
-    /// Keeps a translation.
-    fn fill(&mut self, view: View, addr: u64, fill: &Fill) {
+    /// Keeps a translation that `access` wanted. The other kind of access gets it too, unless
+    /// that would take the place of the page that was filled just before: one is copied to
+    /// the other.
+    fn fill(&mut self, view: View, addr: u64, access: Access, fill: &Fill) {
         let page = addr & !PAGE_OFFSET;
         let tag = page | self.space;
-        *self.entry_mut(view, addr) = DataEntry {
-            read: tag,
-            write: if fill.writable { tag } else { INVALID },
+        let last = std::mem::replace(&mut self.last, tag);
+        let new = DataEntry {
+            tag,
             addend: fill.host.wrapping_sub(page),
             frame: fill.frame,
             global: fill.global,
         };
+        let stores = matches!(access, Access::Write);
+        let [Some(read), Some(write)] = ({
+            let mut entries = self.entries_of(view, addr);
+            [entries.next(), entries.next()]
+        }) else {
+            return;
+        };
+        let free = |entry: &DataEntry| entry.tag != last;
+        if !(stores && fill.writable) || free(read) {
+            *read = new;
+        }
+        if fill.writable && (stores || free(write)) {
+            *write = new;
+        } else if !fill.writable && (write.tag ^ addr) >> PAGE_SHIFT == 0 {
+            *write = EMPTY_DATA;
+        }
     }
 
     /// Takes away every permission to store unseen.
     pub(crate) fn drop_writes(&mut self) {
-        for entry in self.entries.as_flattened_mut() {
-            entry.write = INVALID;
+        for tables in self.views.iter_mut() {
+            tables.write.fill(EMPTY_DATA);
         }
     }
 
     /// Takes away the permission to store unseen to the page at `addr`.
     pub(crate) fn drop_write(&mut self, view: View, addr: u64) {
-        self.entry_mut(view, addr).write = INVALID;
+        let tables = self.views.get_mut(view as usize);
+        if let Some(entry) = tables.and_then(|tables| tables.write.get_mut(data_slot(addr))) {
+            *entry = EMPTY_DATA;
+        }
     }
 
     /// Takes away the permission to store unseen to `frame`.
     pub(crate) fn drop_writes_to(&mut self, frame: RamFrame) {
-        for entry in self.entries.as_flattened_mut() {
+        for entry in self.views.iter_mut().flat_map(|tables| &mut tables.write) {
             if entry.frame == frame {
-                entry.write = INVALID;
+                *entry = EMPTY_DATA;
             }
         }
     }
 
     fn invalidate(&mut self, addr: u64, span: u32) {
-        if span > PAGE_SHIFT {
-            for entry in self.entries.as_flattened_mut() {
-                if (entry.read ^ addr) >> span == 0 {
-                    *entry = EMPTY_DATA;
-                }
-            }
-            return;
-        }
-        for entry in self.entries.iter_mut().filter_map(|view| view.get_mut(data_slot(addr))) {
-            if (entry.read ^ addr) >> PAGE_SHIFT == 0 {
+        let matches = |entry: &DataEntry| (entry.tag ^ addr) >> span == 0;
+        for table in self.views.iter_mut().flat_map(DataTables::both) {
+            if span > PAGE_SHIFT {
+                table.iter_mut().filter(|entry| matches(entry)).for_each(|it| *it = EMPTY_DATA);
+            } else if let Some(entry) = table.get_mut(data_slot(addr)).filter(|it| matches(it)) {
                 *entry = EMPTY_DATA;
             }
         }

@@ -183,7 +183,7 @@ fn exec_elsewhere(cpu: &mut Vcpu, stub: &Stub, addr: u64) -> Step {
         // instructions stay atomic.
         let view = cpu.mmu.view;
         if let Some(host) = cpu.mmu.data.lookup(view, addr, size, Access::Read) {
-            let frame = cpu.mmu.data.frame(view, addr);
+            let frame = cpu.mmu.data.frame(view, addr, Access::Read);
             call(stub, &mut cpu.state, host);
             cpu.stored(frame, addr & PAGE_OFFSET, size);
             return Ok(());

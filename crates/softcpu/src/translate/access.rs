@@ -1,15 +1,18 @@
 //! Memory accesses: the check against the data TLB, in line.
 //!
-//! A hit costs ten instructions and leaves the host address in [`ADDRESS`]; anything else
-//! (a miss, a page crossing, a device, a page with code on it, a fault) goes to the
-//! interpreter, which runs that one instruction and knows all of it. Flags are lost: the
-//! caller keeps them first.
+//! A hit costs nine instructions or so and leaves in [`ADDRESS`] what makes a guest address a
+//! host address; anything else (a miss, a page crossing, a device, a page with code on it, a
+//! fault) goes to the interpreter, which runs that one instruction and knows all of it.
+//! Flags are lost: the caller keeps them first.
+
+use iced_x86::{Code, Instruction, MemoryOperand, Register as R};
 
 use super::assembler::{Assembler, Condition, Label, NotCopied};
-use super::fields::{self, TLB_ADDEND, TLB_READ, TLB_WRITE};
-use super::registers::{ADDRESS, VALUE};
-use crate::addr::PAGE_SHIFT;
+use super::fields::{self, TLB_ADDEND, TLB_STORES, TLB_TAG};
+use super::registers::{ADDRESS, Home, VALUE, home};
+use crate::addr::{PAGE_OFFSET, PAGE_SHIFT, room_in_page};
 use crate::decode::op::Op;
+use crate::state::{GPR_ZERO, SEG_FLAT};
 
 /// An access to memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -27,17 +30,60 @@ impl Access {
     pub(super) const STORE_WORD: Self = Self { len: 8, stores: true, align_mask: 0 };
 }
 
+/// Where in host memory a checked operand is: at [`ADDRESS`] plus these. Holds until one of
+/// the registers changes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Place {
+    index: R,
+    displacement: i64,
+}
+
+impl Place {
+    /// At [`ADDRESS`] itself.
+    const HERE: Self = Self { index: R::None, displacement: 0 };
+
+    /// The memory operand of an instruction that works on it.
+    pub(super) fn operand(self) -> MemoryOperand {
+        let size = u32::from(self.displacement != 0);
+        MemoryOperand::with_base_index_scale_displ_size(
+            ADDRESS,
+            self.index,
+            1,
+            self.displacement,
+            size,
+        )
+    }
+
+    /// Makes it the memory operand of `instruction`.
+    pub(super) fn give_to(self, instruction: &mut Instruction) {
+        instruction.set_memory_base(ADDRESS);
+        instruction.set_memory_index(self.index);
+        instruction.set_memory_index_scale(1);
+        instruction.set_memory_displacement64(self.displacement as u64);
+        instruction.set_memory_displ_size(1);
+    }
+}
+
 /// Bits of an address that choose the entry, shifted to its distance in the table.
 const SHIFT: u8 = PAGE_SHIFT as u8 - 5;
 const MASK: u32 = 0x3ff << 5;
 
 impl Assembler {
-    /// Leaves the host address of `op`'s memory operand in [`ADDRESS`], or goes to `slow`.
-    /// Uses [`VALUE`] too.
+    /// Checks that `op`'s memory operand may be accessed in place, or goes to `slow`. Says
+    /// where it is then. Uses [`VALUE`] and [`ADDRESS`].
     ///
     /// # Errors
-    /// As [`Assembler::effective`].
-    pub(super) fn check(&mut self, op: &Op, access: Access, slow: Label) -> Result<(), NotCopied> {
+    /// As [`Assembler::effective`], and for constant addresses that must be looked at.
+    pub(super) fn check(
+        &mut self,
+        op: &Op,
+        access: Access,
+        slow: Label,
+    ) -> Result<Place, NotCopied> {
+        let table = if access.stores { TLB_STORES } else { 0 };
+        if op.base == GPR_ZERO && op.index == GPR_ZERO && op.seg == SEG_FLAT {
+            return self.check_constant(op.disp & op.addr_mask, access, table, slow);
+        }
         self.linear(VALUE, op, 0)?;
         if access.align_mask != 0 {
             // test al, mask
@@ -52,14 +98,90 @@ impl Assembler {
         self.linear(ADDRESS, op, u64::from(access.len.saturating_sub(1)))?;
         // and r13, -4096
         self.bytes(&[0x49, 0x81, 0xe5, 0x00, 0xf0, 0xff, 0xff]);
-        self.or(ADDRESS, fields::SPACE);
-        // cmp r13, [rax + tag]
-        let tag = if access.stores { TLB_WRITE } else { TLB_READ };
-        self.bytes(&[0x4c, 0x3b, 0x68, tag]);
-        self.jump_if(Condition::NOT_EQUAL, slow);
+        self.compare_tag(table, slow);
+        if let Some(place) = by_register(op) {
+            self.with_entry(MOV, table.wrapping_add(TLB_ADDEND));
+            return Ok(place);
+        }
         self.linear(ADDRESS, op, 0)?;
-        // add r13, [rax + addend]
-        self.bytes(&[0x4c, 0x03, 0x68, TLB_ADDEND]);
-        Ok(())
+        self.with_entry(ADD, table.wrapping_add(TLB_ADDEND));
+        Ok(Place::HERE)
+    }
+
+    /// The same for an address that is known now.
+    fn check_constant(
+        &mut self,
+        address: u64,
+        access: Access,
+        table: u32,
+        slow: Label,
+    ) -> Result<Place, NotCopied> {
+        let unaligned = address & u64::from(access.align_mask) != 0;
+        if unaligned || room_in_page(address) < u64::from(access.len) {
+            return Err(NotCopied);
+        }
+        let entry = (address >> SHIFT) as u32 & MASK;
+        self.load(VALUE, fields::TLB);
+        self.constant(ADDRESS, address & !PAGE_OFFSET);
+        self.compare_tag(table.wrapping_add(entry), slow);
+        self.with_entry(MOV, table.wrapping_add(entry).wrapping_add(TLB_ADDEND));
+        if i32::try_from(address as i64).is_ok() {
+            return Ok(Place { index: R::None, displacement: address as i64 });
+        }
+        self.constant(VALUE, address);
+        // add r13, rax
+        self.bytes(&[0x49, 0x01, 0xc5]);
+        Ok(Place::HERE)
+    }
+
+    /// Compares the page in [`ADDRESS`] with the tag of the entry that lies `at` bytes behind
+    /// what [`VALUE`] points to.
+    fn compare_tag(&mut self, at: u32, slow: Label) {
+        self.or(ADDRESS, fields::SPACE);
+        self.with_entry(CMP, at.wrapping_add(TLB_TAG));
+        self.jump_if(Condition::NOT_EQUAL, slow);
+    }
+
+    /// `opcode r13, [rax + at]`
+    fn with_entry(&mut self, opcode: u8, at: u32) {
+        match u8::try_from(at) {
+            Ok(at @ 0..=0x7f) => self.bytes(&[0x4c, opcode, 0x68, at]),
+            _ => {
+                self.bytes(&[0x4c, opcode, 0xa8]);
+                self.bytes(&at.to_le_bytes());
+            }
+        }
+    }
+
+    /// `mov [place], register`
+    ///
+    /// # Errors
+    /// None, unless iced-x86 changes.
+    pub(super) fn store_at(&mut self, place: Place, register: R) -> Result<(), NotCopied> {
+        let store = Instruction::with2(Code::Mov_rm64_r64, place.operand(), register);
+        self.emit(&store.map_err(|_| NotCopied)?)
+    }
+
+    /// `mov register, [place]`
+    ///
+    /// # Errors
+    /// None, unless iced-x86 changes.
+    pub(super) fn load_at(&mut self, register: R, place: Place) -> Result<(), NotCopied> {
+        let load = Instruction::with2(Code::Mov_r64_rm64, register, place.operand());
+        self.emit(&load.map_err(|_| NotCopied)?)
+    }
+}
+
+const ADD: u8 = 0x03;
+const CMP: u8 = 0x3b;
+const MOV: u8 = 0x8b;
+
+/// Where `op`'s operand is once [`ADDRESS`] has what is added to guest addresses, if the
+/// operand is one register and a distance.
+fn by_register(op: &Op) -> Option<Place> {
+    let plain = op.index == GPR_ZERO && op.seg == SEG_FLAT && op.addr_mask == u64::MAX;
+    match home(op.base) {
+        Home::Host(index) if plain => Some(Place { index, displacement: op.disp as i64 }),
+        _ => None,
     }
 }

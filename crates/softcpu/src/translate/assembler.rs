@@ -20,6 +20,7 @@ pub(super) struct Label(usize);
 pub(super) struct Condition(pub(super) u8);
 
 impl Condition {
+    pub(super) const BELOW: Self = Self(2);
     pub(super) const EQUAL: Self = Self(4);
     pub(super) const NOT_EQUAL: Self = Self(5);
     pub(super) const ABOVE: Self = Self(7);
@@ -228,6 +229,40 @@ impl Assembler {
         );
         let lea = Instruction::with2(Code::Lea_r64_m, to, operand).map_err(|_| NotCopied)?;
         self.emit(&lea)
+    }
+
+    /// Divides the guest's RDX:RAX by R13, whole or their lower halves, and goes to `unusual`
+    /// where the quotient might not fit. Uses RAX.
+    pub(super) fn divide(&mut self, wide: bool, signed: bool, unusual: Label) {
+        // REX for R13 as the operand that the first field of ModRM names, and the second.
+        let (reg, rm) = if wide { (0x4c, 0x49) } else { (0x44, 0x41) };
+        let copy = |code: &mut Self| code.bytes(&[reg, 0x89, 0xd8]);
+        if signed {
+            // The dividend is a single word, and the divisor neither 0 nor -1:
+            // mov rax, r11; sar rax, 63; cmp rax, rdx
+            copy(self);
+            if wide {
+                self.bytes(&[0x48, 0xc1, 0xf8, 63, 0x48, 0x39, 0xd0]);
+            } else {
+                self.bytes(&[0xc1, 0xf8, 31, 0x39, 0xd0]);
+            }
+            self.jump_if(Condition::NOT_EQUAL, unusual);
+            // lea rax, [r13 + 1]; cmp rax, 1
+            self.bytes(&[rm, 0x8d, 0x45, 0x01]);
+            if wide {
+                self.bytes(&[0x48]);
+            }
+            self.bytes(&[0x83, 0xf8, 0x01]);
+            self.jump_if(Condition::ABOVE.negated(), unusual);
+        } else {
+            // cmp rdx, r13
+            self.bytes(&[reg, 0x39, 0xea]);
+            self.jump_if(Condition::BELOW.negated(), unusual);
+        }
+        // mov rax, r11; div r13 or idiv r13; mov r11, rax
+        copy(self);
+        self.bytes(&[rm, 0xf7, if signed { 0xfd } else { 0xf5 }]);
+        self.bytes(&[rm, 0x89, 0xc3]);
     }
 
     /// Puts the guest register `number` into `to`.

@@ -5,34 +5,22 @@
 //! blocks the guest's status flags are in the context; within one they are in the host's
 //! flags for as long as nothing (a TLB check, above all) destroys them.
 
-use iced_x86::{Code, FlowControl, Instruction, Register as R};
+use std::collections::{HashMap, VecDeque};
 
-use super::access::Access;
+use iced_x86::{Code, Instruction, Register as R};
+
+use super::access::{Access, Place};
 use super::assembler::{Assembler, Condition, Label, NotCopied};
-use super::cold::{Cold, load_flags, require};
-use super::copy::Copier;
+use super::cold::{Cold, Fix, keep_flags, load_flags, require};
+use super::copy::{self, FlagUse};
 use super::fields;
-use super::jumps;
-use super::registers::{ADDRESS, STACK, VALUE};
+use super::flags::{Flags, Producer};
+use super::registers::{ADDRESS, Home, VALUE, home, part};
+use super::stack::{Pushed, RBP, RSP};
 use super::thunks::Thunks;
-use crate::addr::{GuestVirtAddr, PAGE_SHIFT};
+use super::trace::{Step, Then, Trace};
 use crate::decode::op::Op;
-use crate::state::{GPR_ZERO, SEG_FLAT};
-
-/// RSP's number.
-const RSP: u8 = 4;
-const RBP: u8 = 5;
-
-/// Where the guest's status flags are.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Flags {
-    /// In the context only.
-    Context,
-    /// In the host's flags only.
-    Host,
-    /// In both.
-    Both,
-}
+use crate::state::GPR_ZERO;
 
 /// A jump that can be made to go straight to another block.
 #[derive(Clone, Copy, Debug)]
@@ -43,7 +31,7 @@ pub(super) struct Link {
     pub(super) target: u64,
 }
 
-/// What came of a block.
+/// What came of a trace.
 #[derive(Debug)]
 pub(super) struct Translated {
     pub(super) code: Vec<u8>,
@@ -53,105 +41,220 @@ pub(super) struct Translated {
     pub(super) way_out: usize,
 }
 
-/// One block on its way.
+/// Code that is rarely run, and lies behind the rest.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Apart {
+    pub(super) at: Label,
+    /// What is done about flags first.
+    pub(super) fix: Fix,
+    pub(super) what: Cold,
+}
+
+/// A place that the trace jumps back to.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Head {
+    pub(super) label: Label,
+    /// Whether the context must have the flags there.
+    pub(super) wants_flags: bool,
+}
+
+/// One trace on its way.
 pub(super) struct Block<'a> {
     pub(super) code: Assembler,
     pub(super) flags: Flags,
+    /// What can make the flags again.
+    pub(super) producer: Option<Producer>,
     thunks: &'a Thunks,
-    /// Code that is rarely run, and lies behind the rest.
-    cold: Vec<(Label, Cold)>,
-    links: Vec<Link>,
-    first_link: u32,
-    rip: u64,
+    pub(super) cold: VecDeque<Apart>,
+    pub(super) links: Vec<Link>,
+    pub(super) first_link: u32,
+    /// Where it begins.
+    pub(super) rip: u64,
+    /// The step that is being translated, and where it is in the guest's code.
+    step: usize,
+    pub(super) here: u64,
+    /// What the steps do to flags and registers.
+    effects: Vec<Effects>,
+    pub(super) heads: HashMap<u64, Head>,
 }
 
-/// Translates `instructions`, decoded as `ops` (which may have one synthetic op more), for
-/// code memory at `base`. Links get numbers from `first_link`.
+/// What translating a step may do to flags and registers.
+#[derive(Clone, Copy, Debug)]
+struct Effects {
+    /// It must find the flags as they are: it reads them, or may fault or leave.
+    wants: bool,
+    /// It makes all of them.
+    makes: bool,
+    /// Guest registers it changes, a bit each.
+    writes: u16,
+}
+
+impl Effects {
+    const ANYTHING: Self = Self { wants: true, makes: false, writes: u16::MAX };
+
+    fn of(step: &Step) -> Self {
+        let bit = |register: R| 1_u16 << (register.full_register().number() & 15);
+        let stack = 1 << RSP;
+        let it = &step.instruction;
+        let leaves = Self { wants: true, makes: false, writes: stack };
+        match (step.then, it.code()) {
+            // One backwards looks for events, and may leave.
+            (Then::Followed, _) => {
+                Self { wants: it.near_branch_target() <= it.ip(), writes: 0, ..leaves }
+            }
+            (Then::Unless { .. }, _) => Self { writes: 0, ..Self::ANYTHING },
+            (Then::Last, _) => Self::ANYTHING,
+            (Then::Next, Code::Push_r64 | Code::Pushq_imm8 | Code::Pushq_imm32) => leaves,
+            (Then::Next, Code::Pop_r64) => {
+                Self { writes: stack | bit(it.op0_register()), ..leaves }
+            }
+            (Then::Next, Code::Leaveq) => Self { writes: stack | 1 << RBP, ..leaves },
+            (Then::Next, Code::Lea_r64_m | Code::Lea_r32_m) => {
+                Self { wants: false, writes: bit(it.op0_register()), ..leaves }
+            }
+            (Then::Next, Code::VEX_Vzeroupper) => Self { wants: false, writes: 0, ..leaves },
+            (Then::Next, _) if copy::is_nothing(it) => Self { wants: false, writes: 0, ..leaves },
+            (Then::Next, _) => match &step.plan {
+                None => Self::ANYTHING,
+                Some(plan) => {
+                    let flags = FlagUse::of(plan);
+                    Self {
+                        wants: flags.wants || plan.size != 0,
+                        makes: flags.changes && !flags.wants,
+                        writes: copy::written(plan),
+                    }
+                }
+            },
+        }
+    }
+}
+
+/// Translates `trace` for code memory at `base`. Links get numbers from `first_link`.
 ///
 /// # Errors
 /// None, unless the assembler is wrong.
 pub(super) fn translate(
-    instructions: &[Instruction],
-    ops: &[Op],
-    copier: &mut Copier<'_>,
+    trace: &Trace,
     thunks: &Thunks,
     base: u64,
     first_link: u32,
 ) -> Result<Translated, NotCopied> {
-    let rip = ops.first().map_or(0, |op| op.rip);
+    let rip = trace.ops.first().map_or(0, |op| op.rip);
     let mut block = Block {
         code: Assembler::new(base),
         flags: Flags::Context,
+        producer: None,
         thunks,
-        cold: Vec::new(),
+        cold: VecDeque::new(),
         links: Vec::new(),
         first_link,
         rip,
+        step: 0,
+        here: rip,
+        effects: trace.steps.iter().map(Effects::of).collect(),
+        heads: HashMap::new(),
     };
-    let need = instructions.iter().fold(0, |need, it| need | copier.vector_need(it));
+    block.find_heads(trace);
+    let need = trace
+        .steps
+        .iter()
+        .fold(0, |need, step| need | copy::vector_need(&step.instruction, &step.plan));
     if need != 0 {
         block.vectors(need);
     }
-    // The op behind the last instruction, if there is one, goes on with the next block.
-    let synthetic = ops.len() > instructions.len();
-    let mut ended = false;
-    for (n, (instruction, op)) in instructions.iter().zip(ops).enumerate() {
-        let last = !synthetic && n.saturating_add(1) == instructions.len();
-        let branches = instruction.flow_control() != FlowControl::Next;
-        let before = (block.code.len(), block.flags, block.cold.len());
-        let done = match (branches, last) {
-            (false, _) => block.next(instruction, op, copier),
-            (true, true) => block.branch(instruction, op),
-            (true, false) => Err(NotCopied),
+    let mut open = true;
+    for (n, (step, op)) in trace.steps.iter().zip(&trace.ops).enumerate() {
+        (block.step, block.here) = (n, op.rip);
+        block.arrive(op.rip)?;
+        let before = (block.code.len(), block.flags, block.producer, block.cold.len());
+        let done = match step.then {
+            Then::Next => block.next(step, op),
+            Then::Followed => block.followed(op),
+            Then::Unless { taken, exit } => block.unless(&step.instruction, op, taken, exit),
+            Then::Last => block.branch(&step.instruction, op),
         };
-        ended = last && (branches || done.is_err());
+        open = step.then != Then::Last;
         if done.is_err() {
             block.code.take_back(before.0);
-            block.flags = before.1;
-            block.cold.truncate(before.2);
-            if last {
-                block.interpret_last(op);
-            } else {
-                block.interpret(op);
+            (block.flags, block.producer) = (before.1, before.2);
+            block.cold.truncate(before.3);
+            match step.then {
+                Then::Next => block.interpret(op)?,
+                // It says itself where it goes on.
+                _ => {
+                    block.interpret_last(op)?;
+                    open = false;
+                    break;
+                }
             }
         }
     }
-    if !ended {
-        let target = ops.last().map_or(rip, |op| if synthetic { op.imm } else { op.next_rip() });
-        block.save_flags();
-        block.edge(target);
+    if open {
+        let last = trace.ops.last();
+        block.step = trace.steps.len();
+        let target = trace.goes_on.unwrap_or_else(|| last.map_or(rip, Op::next_rip));
+        block.edge(target)?;
     }
     block.finish()
 }
 
 impl Block<'_> {
-    fn next(
-        &mut self,
-        instruction: &Instruction,
-        op: &Op,
-        copier: &mut Copier<'_>,
-    ) -> Result<(), NotCopied> {
-        match instruction.code() {
-            Code::Push_r64 => {
-                let register = instruction.op0_register().number() as u8;
-                self.push(op, |code| {
-                    code.fetch(VALUE, register);
-                    Ok(())
-                })
+    /// Finds the places that the trace jumps back to.
+    fn find_heads(&mut self, trace: &Trace) {
+        let exits = trace.steps.iter().filter_map(|step| match step.then {
+            Then::Unless { exit, .. } => Some(exit),
+            _ => None,
+        });
+        let targets: Vec<u64> = exits.chain(trace.goes_on).collect();
+        for (n, op) in trace.ops.iter().enumerate() {
+            if targets.contains(&op.rip) && !self.heads.contains_key(&op.rip) {
+                let label = self.code.label();
+                self.heads.insert(op.rip, Head { label, wants_flags: self.wanted_from(n) });
             }
+        }
+    }
+
+    /// The step at `rip` comes next; the trace may jump here too.
+    fn arrive(&mut self, rip: u64) -> Result<(), NotCopied> {
+        let Some(head) = self.heads.get(&rip).copied() else { return Ok(()) };
+        if head.wants_flags {
+            self.save_flags()?;
+            self.flags = Flags::Context;
+        } else {
+            self.flags = Flags::Dead;
+        }
+        self.producer = None;
+        self.code.bind(head.label);
+        Ok(())
+    }
+
+    /// Whether somebody may want the flags that step `n` finds.
+    fn wanted_from(&self, n: usize) -> bool {
+        for effects in self.effects.iter().skip(n) {
+            if effects.wants {
+                return true;
+            }
+            if effects.makes {
+                return false;
+            }
+        }
+        true
+    }
+
+    fn next(&mut self, step: &Step, op: &Op) -> Result<(), NotCopied> {
+        let instruction = &step.instruction;
+        match instruction.code() {
+            Code::Push_r64 => self.push(op, Pushed::Register(instruction.op0_register())),
             Code::Pushq_imm8 | Code::Pushq_imm32 => {
-                let value = instruction.immediate(0);
-                self.push(op, |code| {
-                    code.constant(VALUE, value);
-                    Ok(())
-                })
+                self.push(op, Pushed::Constant(instruction.immediate(0)))
             }
             Code::Pop_r64 => self.pop(op, instruction.op0_register().number() as u8),
             Code::Leaveq => self.leave(op),
             Code::Lea_r64_m | Code::Lea_r32_m => {
                 let to = instruction.op0_register();
-                self.keep_flags_for_address(op);
+                self.keep_flags_for_address(op)?;
                 let number = to.number() as u8;
+                self.overwrite(1 << (number & 15))?;
                 if let Some(host) = direct(number, op)
                     && to.size() == 8
                 {
@@ -166,268 +269,227 @@ impl Block<'_> {
                 Ok(())
             }
             Code::VEX_Vzeroupper => self.code.emit(instruction),
-            _ if copier.is_nothing(instruction) => Ok(()),
-            _ => copier.copy(self, instruction, op),
+            Code::Div_rm32 | Code::Div_rm64 | Code::Idiv_rm32 | Code::Idiv_rm64 => {
+                self.divide(instruction, op)
+            }
+            _ if copy::is_nothing(instruction) => Ok(()),
+            _ => copy::copy(self, step.plan.as_ref().ok_or(NotCopied)?, op),
         }
     }
 
     /// Addresses may take an addition, which changes flags.
-    fn keep_flags_for_address(&mut self, op: &Op) {
-        use super::registers::{Home, home};
+    fn keep_flags_for_address(&mut self, op: &Op) -> Result<(), NotCopied> {
         let in_memory = |number| number != GPR_ZERO && home(number) == Home::Memory;
         if in_memory(op.base) && in_memory(op.index) {
-            self.lose_flags();
+            self.lose_flags()?;
         }
+        Ok(())
     }
 
-    /// Flags are about to be destroyed.
-    pub(super) fn lose_flags(&mut self) {
-        self.save_flags();
-        self.flags = Flags::Context;
+    /// The host's flags are about to be destroyed.
+    pub(super) fn lose_flags(&mut self) -> Result<(), NotCopied> {
+        self.flags = match self.flags {
+            Flags::Host if self.worth_deferring() => Flags::Deferred,
+            Flags::Host => {
+                self.save_flags()?;
+                Flags::Context
+            }
+            Flags::Both => Flags::Context,
+            elsewhere => elsewhere,
+        };
+        Ok(())
     }
 
-    /// Makes sure that the context has the flags.
-    pub(super) fn save_flags(&mut self) {
+    /// Whether making the flags again when they are wanted is better than keeping them now:
+    /// their makings must last until they are wanted no more.
+    fn worth_deferring(&self) -> bool {
+        let Some(producer) = &self.producer else { return false };
+        let mut lost = false;
+        for effects in self.effects.iter().skip(self.step) {
+            if lost && effects.wants {
+                return false;
+            }
+            if effects.makes {
+                return true;
+            }
+            lost |= effects.writes & producer.reads != 0;
+        }
+        !lost
+    }
+
+    /// The step is about to change `registers` of the guest's, and leaves flags alone or has
+    /// what it reads of them.
+    pub(super) fn overwrite(&mut self, registers: u16) -> Result<(), NotCopied> {
+        let Some(producer) = self.producer else { return Ok(()) };
+        if producer.reads & registers == 0 {
+            return Ok(());
+        }
+        if self.flags == Flags::Deferred {
+            if self.wanted_from(self.step.saturating_add(1)) {
+                self.save_flags()?;
+                self.flags = Flags::Context;
+            } else {
+                self.flags = Flags::Dead;
+            }
+        }
+        self.producer = None;
+        Ok(())
+    }
+
+    /// The step has made all flags, or all that it changes and kept the others.
+    pub(super) fn made_flags(&mut self, producer: Option<Producer>) {
+        self.flags = Flags::Host;
+        self.producer = producer;
+    }
+
+    fn make_flags(&mut self) -> Result<(), NotCopied> {
+        if let Some(producer) = self.producer {
+            for step in producer.steps() {
+                self.code.emit(step)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Makes sure that the context has the flags. Uses [`VALUE`].
+    pub(super) fn save_flags(&mut self) -> Result<(), NotCopied> {
+        if self.flags == Flags::Deferred {
+            self.make_flags()?;
+            self.flags = Flags::Host;
+        }
         if self.flags == Flags::Host {
-            // lahf; seto al; mov [flags], ax
-            self.code.bytes(&[0x9f, 0x0f, 0x90, 0xc0, 0x65, 0x66, 0x89, 0x04, 0x25]);
-            self.code.bytes(&fields::FLAGS.0.to_le_bytes());
+            keep_flags(&mut self.code);
             self.flags = Flags::Both;
         }
+        Ok(())
     }
 
     /// Makes sure that the host's flags are the guest's. Uses [`VALUE`].
-    pub(super) fn want_flags(&mut self) {
-        if self.flags == Flags::Context {
-            load_flags(&mut self.code);
-            self.flags = Flags::Both;
+    pub(super) fn want_flags(&mut self) -> Result<(), NotCopied> {
+        match self.flags {
+            Flags::Deferred => {
+                self.make_flags()?;
+                self.flags = Flags::Host;
+            }
+            Flags::Context | Flags::Dead => {
+                load_flags(&mut self.code);
+                self.flags = Flags::Both;
+            }
+            Flags::Host | Flags::Both => {}
         }
+        Ok(())
+    }
+
+    /// What a piece of code must do about flags that is jumped to now.
+    fn fix(&self) -> Fix {
+        match (self.flags, self.producer) {
+            (Flags::Host, _) => Fix::Keep,
+            (Flags::Deferred, Some(producer)) => Fix::Make(producer),
+            _ => Fix::None,
+        }
+    }
+
+    /// Puts `what` behind the rest. What jumps there does so with the flags as they are now.
+    pub(super) fn apart(&mut self, what: Cold) -> Label {
+        let at = self.code.label();
+        let fix = self.fix();
+        self.cold.push_back(Apart { at, fix, what });
+        at
     }
 
     /// Checks the access to `op`'s memory operand; the interpreter runs `op` where it does
     /// not hold, and goes on behind it (see [`Block::resume_here`]).
-    pub(super) fn check(&mut self, op: &Op, operand: &Op, access: Access) -> Result<(), NotCopied> {
-        self.lose_flags();
-        let (at, resume) = (self.code.label(), self.code.label());
-        self.cold.push((at, Cold::Interpret { op: address_of(op), resume, to_host: false }));
+    pub(super) fn check(
+        &mut self,
+        op: &Op,
+        operand: &Op,
+        access: Access,
+    ) -> Result<Place, NotCopied> {
+        self.lose_flags()?;
+        let resume = self.code.label();
+        let at = self.apart(Cold::Interpret { op: address_of(op), resume, to_host: false });
         self.code.check(operand, access, at)
     }
 
     /// The instruction is done: what interpreted it goes on here.
     pub(super) fn resume_here(&mut self) {
-        let flags = self.flags;
-        if let Some((_, Cold::Interpret { resume, to_host, .. })) = self.cold.last_mut() {
-            *to_host = flags != Flags::Context;
+        let in_host = matches!(self.flags, Flags::Host | Flags::Both);
+        if let Some(Apart { what: Cold::Interpret { resume, to_host, .. }, .. }) =
+            self.cold.back_mut()
+        {
+            *to_host = in_host;
             let resume = *resume;
             self.code.bind(resume);
         }
     }
 
     /// As [`Block::check`], for the instruction that ends the block.
-    fn check_last(&mut self, op: &Op, operand: &Op, access: Access) -> Result<(), NotCopied> {
-        self.lose_flags();
+    pub(super) fn check_last(
+        &mut self,
+        op: &Op,
+        operand: &Op,
+        access: Access,
+    ) -> Result<Place, NotCopied> {
+        self.lose_flags()?;
         let at = self.last(op);
         self.code.check(operand, access, at)
     }
 
     /// Where the last op is interpreted.
-    fn last(&mut self, op: &Op) -> Label {
-        let at = self.code.label();
-        self.cold.push((at, Cold::Last { op: address_of(op) }));
-        at
+    pub(super) fn last(&mut self, op: &Op) -> Label {
+        self.apart(Cold::Last { op: address_of(op) })
     }
 
-    fn interpret(&mut self, op: &Op) {
-        self.lose_flags();
+    fn interpret(&mut self, op: &Op) -> Result<(), NotCopied> {
+        self.save_flags()?;
+        self.flags = Flags::Context;
+        self.producer = None;
         self.code.constant(VALUE, address_of(op));
         self.code.call(self.thunks.interpret);
+        Ok(())
     }
 
-    fn interpret_last(&mut self, op: &Op) {
-        self.lose_flags();
+    fn interpret_last(&mut self, op: &Op) -> Result<(), NotCopied> {
+        self.save_flags()?;
         self.code.constant(VALUE, address_of(op));
         self.code.call(self.thunks.interpret_last);
-    }
-
-    fn push(
-        &mut self,
-        op: &Op,
-        value: impl FnOnce(&mut Assembler) -> Result<(), NotCopied>,
-    ) -> Result<(), NotCopied> {
-        self.check(op, &stack_operand(op, RSP, -8), Access::STORE_WORD)?;
-        value(&mut self.code)?;
-        store_value(&mut self.code);
-        self.code.lea(STACK, STACK, R::None, 1, -8)?;
-        self.resume_here();
         Ok(())
     }
 
-    fn pop(&mut self, op: &Op, register: u8) -> Result<(), NotCopied> {
-        self.check(op, &stack_operand(op, RSP, 0), Access::LOAD_WORD)?;
-        load_value(&mut self.code);
-        self.code.lea(STACK, STACK, R::None, 1, 8)?;
-        self.code.put(register, VALUE);
-        self.resume_here();
-        Ok(())
-    }
-
-    fn leave(&mut self, op: &Op) -> Result<(), NotCopied> {
-        self.check(op, &stack_operand(op, RBP, 0), Access::LOAD_WORD)?;
-        load_value(&mut self.code);
-        self.code.lea(STACK, R::RBP, R::None, 1, 8)?;
-        self.code.put(RBP, VALUE);
-        self.resume_here();
-        Ok(())
-    }
-
-    fn branch(&mut self, instruction: &Instruction, op: &Op) -> Result<(), NotCopied> {
-        match instruction.code() {
-            Code::Jmp_rel8_64 | Code::Jmp_rel32_64 if canonical(op.imm) => {
-                self.save_flags();
-                self.edge(op.imm);
-                Ok(())
-            }
-            Code::Call_rel32_64 if canonical(op.imm) => {
-                self.check_last(op, &stack_operand(op, RSP, -8), Access::STORE_WORD)?;
-                self.code.constant(VALUE, op.next_rip());
-                store_value(&mut self.code);
-                self.code.lea(STACK, STACK, R::None, 1, -8)?;
-                self.edge(op.imm);
-                Ok(())
-            }
-            Code::Retnq | Code::Retnq_imm16 => {
-                self.check_last(op, &stack_operand(op, RSP, 0), Access::LOAD_WORD)?;
-                load_value(&mut self.code);
-                let miss = self.last(op);
-                self.find(miss);
-                self.code.lea(STACK, STACK, R::None, 1, 8_i64.wrapping_add(op.imm as i64))?;
-                self.go();
-                Ok(())
-            }
-            Code::Jmp_rm64 => {
-                self.target(instruction, op)?;
-                let miss = self.last(op);
-                self.find(miss);
-                self.go();
-                Ok(())
-            }
-            Code::Call_rm64 => {
-                self.target(instruction, op)?;
-                let unusual = self.last(op);
-                // mov r13, rax; sar r13, 47; inc r13; cmp r13, 1
-                self.code.copy(ADDRESS, VALUE);
-                self.code.bytes(&[0x49, 0xc1, 0xfd, 47, 0x49, 0xff, 0xc5, 0x49, 0x83, 0xfd, 1]);
-                self.code.jump_if(Condition::ABOVE, unusual);
-                self.code.store(fields::SPARE, VALUE);
-                self.code.check(&stack_operand(op, RSP, -8), Access::STORE_WORD, unusual)?;
-                self.code.constant(VALUE, op.next_rip());
-                store_value(&mut self.code);
-                self.code.lea(STACK, STACK, R::None, 1, -8)?;
-                self.code.load(VALUE, fields::SPARE);
-                let miss = self.code.label();
-                self.cold.push((miss, Cold::LeaveByKey));
-                self.find(miss);
-                self.go();
-                Ok(())
-            }
-            _ if instruction.is_jcc_short_or_near() && canonical(op.imm) => {
-                self.want_flags();
-                self.save_flags();
-                let condition = Condition(super::copy::condition(instruction)?);
-                let not_taken = self.code.label();
-                self.code.jump_if(condition.negated(), not_taken);
-                self.edge(op.imm);
-                self.code.bind(not_taken);
-                self.edge(op.next_rip());
-                Ok(())
-            }
-            _ => Err(NotCopied),
-        }
-    }
-
-    /// The target of an indirect branch in [`VALUE`].
-    fn target(&mut self, instruction: &Instruction, op: &Op) -> Result<(), NotCopied> {
+    /// A division, where it cannot fault: what might is interpreted.
+    fn divide(&mut self, instruction: &Instruction, op: &Op) -> Result<(), NotCopied> {
+        let (wide, signed) = match instruction.code() {
+            Code::Div_rm32 => (false, false),
+            Code::Idiv_rm32 => (false, true),
+            code => (true, code == Code::Idiv_rm64),
+        };
+        self.save_flags()?;
+        self.flags = Flags::Context;
+        self.producer = None;
+        let resume = self.code.label();
+        let unusual = self.apart(Cold::Interpret { op: address_of(op), resume, to_host: false });
         if instruction.op0_kind() == iced_x86::OpKind::Register {
-            self.lose_flags();
-            self.code.fetch(VALUE, instruction.op0_register().number() as u8);
+            self.code.fetch(ADDRESS, instruction.op0_register().number() as u8);
         } else {
-            self.check_last(op, op, Access::LOAD_WORD)?;
-            load_value(&mut self.code);
+            let access = Access { len: if wide { 8 } else { 4 }, ..Access::LOAD_WORD };
+            let place = self.code.check(op, access, unusual)?;
+            let (load, to) = if wide {
+                (Code::Mov_r64_rm64, ADDRESS)
+            } else {
+                (Code::Mov_r32_rm32, part(ADDRESS, R::EAX))
+            };
+            let load = Instruction::with2(load, to, place.operand()).map_err(|_| NotCopied)?;
+            self.code.emit(&load)?;
         }
+        self.code.divide(wide, signed, unusual);
+        self.code.bind(resume);
         Ok(())
-    }
-
-    /// Looks for the block at [`VALUE`]: its slot is in [`ADDRESS`] if there is one.
-    fn find(&mut self, miss: Label) {
-        // mov r13d, eax; shr r13d, 10; xor r13d, eax; and r13d, mask
-        self.code.bytes(&[0x41, 0x89, 0xc5, 0x41, 0xc1, 0xed, 10, 0x41, 0x31, 0xc5]);
-        self.code.bytes(&[0x41, 0x81, 0xe5]);
-        self.code.bytes(&jumps::MASK.to_le_bytes());
-        self.code.xor(VALUE, fields::JUMP_CONTEXT);
-        // cmp rax, gs:[r13 * 8 + keys]
-        self.code.bytes(&[0x65, 0x4a, 0x3b, 0x04, 0xed]);
-        self.code.bytes(&fields::JUMP_KEYS.0.to_le_bytes());
-        self.code.jump_if(Condition::NOT_EQUAL, miss);
-    }
-
-    /// Goes to the block whose slot is in [`ADDRESS`], or leaves there.
-    fn go(&mut self) {
-        let at = self.code.label();
-        self.cold.push((at, Cold::LeaveBySlot));
-        self.look_for_events(at);
-        // jmp gs:[r13 * 8 + hosts]
-        self.code.bytes(&[0x65, 0x42, 0xff, 0x24, 0xed]);
-        self.code.bytes(&fields::JUMP_HOSTS.0.to_le_bytes());
-    }
-
-    /// Goes on at `target`, with flags in the context.
-    fn edge(&mut self, target: u64) {
-        if target <= self.rip {
-            self.poll(target);
-        }
-        if target >> PAGE_SHIFT == self.rip >> PAGE_SHIFT {
-            // The mapping under this block is the target's too.
-            let number = self.first_link.wrapping_add(self.links.len() as u32);
-            let at = self.code.label();
-            self.code.jump(at);
-            self.links.push(Link { at: self.code.len().saturating_sub(4), target });
-            self.cold.push((at, Cold::Link { number }));
-            return;
-        }
-        let (key, host) = fields::jump_entry(target);
-        self.code.constant(VALUE, target);
-        self.code.xor(VALUE, fields::JUMP_CONTEXT);
-        self.code.compare(VALUE, key);
-        let miss = self.code.label();
-        self.cold.push((miss, Cold::Leave { rip: target }));
-        self.code.jump_if(Condition::NOT_EQUAL, miss);
-        // jmp gs:[host]
-        self.code.bytes(&[0x65, 0xff, 0x24, 0x25]);
-        self.code.bytes(&host.0.to_le_bytes());
-    }
-
-    /// Leaves with RIP at `rip` if an event is waiting. Every cycle of blocks has a jump
-    /// backwards or an indirect one, and those come by here.
-    fn poll(&mut self, rip: u64) {
-        self.lose_flags();
-        let at = self.code.label();
-        self.cold.push((at, Cold::Leave { rip }));
-        self.look_for_events(at);
-    }
-
-    /// Goes to `at` if an event is waiting. Uses [`VALUE`].
-    fn look_for_events(&mut self, at: Label) {
-        self.code.load(VALUE, fields::EVENTS);
-        // mov eax, [rax]; test [event_mask], eax
-        self.code.bytes(&[0x8b, 0x00, 0x65, 0x85, 0x04, 0x25]);
-        self.code.bytes(&fields::EVENT_MASK.0.to_le_bytes());
-        self.code.jump_if(Condition::NOT_EQUAL, at);
     }
 
     /// The block uses `need` of the vector unit.
     fn vectors(&mut self, need: u8) {
-        let (at, resume) = (self.code.label(), self.code.label());
-        self.cold.push((at, Cold::Vectors { need, resume }));
+        let resume = self.code.label();
+        let at = self.apart(Cold::Vectors { need, resume });
         self.code.load(VALUE, fields::VECTORS);
         require(&mut self.code, need);
         self.code.jump_if(Condition::NOT_EQUAL, at);
@@ -435,12 +497,20 @@ impl Block<'_> {
     }
 
     fn finish(mut self) -> Result<Translated, NotCopied> {
-        for (at, cold) in self.cold {
+        self.step = self.effects.len();
+        while let Some(Apart { at, fix, what }) = self.cold.pop_front() {
             self.code.bind(at);
-            cold.write(&mut self.code, self.thunks, self.rip);
+            fix.write(&mut self.code)?;
+            match what {
+                Cold::Exit { target, from, flags, producer } => {
+                    (self.flags, self.producer, self.here) = (flags, producer, from);
+                    self.edge(target)?;
+                }
+                what => what.write(&mut self.code, self.thunks, self.rip),
+            }
         }
         let way_out = self.code.len();
-        Cold::Leave { rip: self.rip }.write(&mut self.code, self.thunks, self.rip);
+        Cold::Stale { rip: self.rip }.write(&mut self.code, self.thunks, self.rip);
         Ok(Translated { code: self.code.finish()?, links: self.links, way_out })
     }
 }
@@ -448,7 +518,6 @@ impl Block<'_> {
 /// The host register of guest register `to`, if an address of `op`'s registers can be
 /// computed in it: where they are in host registers too, none is overwritten too early.
 fn direct(to: u8, op: &Op) -> Option<R> {
-    use super::registers::{Home, home};
     let in_host = |number| number == GPR_ZERO || matches!(home(number), Home::Host(_));
     match home(to) {
         Home::Host(host) if in_host(op.base) && in_host(op.index) => Some(host),
@@ -456,33 +525,7 @@ fn direct(to: u8, op: &Op) -> Option<R> {
     }
 }
 
-/// `mov [r13], rax`
-fn store_value(code: &mut Assembler) {
-    code.bytes(&[0x49, 0x89, 0x45, 0x00]);
-}
-
-/// `mov rax, [r13]`
-fn load_value(code: &mut Assembler) {
-    code.bytes(&[0x49, 0x8b, 0x45, 0x00]);
-}
-
-/// The word at `displacement` from `register`.
-fn stack_operand(op: &Op, register: u8, displacement: i64) -> Op {
-    Op {
-        base: register,
-        index: GPR_ZERO,
-        disp: displacement as u64,
-        addr_mask: u64::MAX,
-        seg: SEG_FLAT,
-        ..*op
-    }
-}
-
 /// The op is the translator's own, and stays where it is for as long as the code.
 fn address_of(op: &Op) -> u64 {
     std::ptr::from_ref(op) as u64
-}
-
-fn canonical(target: u64) -> bool {
-    GuestVirtAddr(target).is_canonical()
 }

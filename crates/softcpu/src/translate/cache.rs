@@ -6,18 +6,14 @@
 use std::collections::HashMap;
 use std::io;
 
-use iced_x86::Instruction;
-
-use super::copy::Copier;
+use super::config::{BadTranslation, Config};
 use super::thunks::{self, Thunks};
+use super::trace::Trace;
 use super::{block, verify};
 use crate::code_memory::CodeMemory;
 use crate::decode::op::Op;
 use crate::memory::ram::RamFrame;
-use crate::vcpu::Abort;
 
-/// Code memory per vCPU, bytes. Pages are taken from the host as they fill.
-const CAPACITY: usize = 64 << 20;
 /// More than any block takes.
 const LARGEST: usize = 1 << 16;
 /// Blocks start on a boundary that the host's fetch unit likes.
@@ -35,14 +31,17 @@ pub(crate) struct Entry {
 /// A translated block.
 #[derive(Debug)]
 struct Placed {
-    /// Where in the code memory it is.
+    /// Where in the code memory it is, and how long.
     offset: usize,
+    len: usize,
+    /// RIP of the code that it stands for.
+    rip: u64,
     /// Where in its code it leaves to be looked up again.
     way_out: usize,
     /// Its code has changed: nothing may be linked from it any more.
     stale: bool,
     /// What it calls the interpreter with.
-    ops: Box<[Op]>,
+    _ops: Box<[Op]>,
 }
 
 /// A jump in code memory that may go straight to another block.
@@ -69,16 +68,21 @@ pub(crate) struct Translator {
     frames: HashMap<RamFrame, (u32, Vec<u32>)>,
     /// The link that the last block was left by.
     pub(super) pending: Option<u32>,
-    /// What the last interpreted op ended in.
-    pub(super) abort: Abort,
     /// The code map's count of hits that [`Translator::frames`] is up to date with.
     pub(super) seen: u64,
     /// The block at this address must be interpreted this time.
     pub(super) refused: Option<u64>,
     pub(super) counters: Counters,
+    /// Every block is looked at before it may run.
+    verify: bool,
+    /// The block that the last look was not content with.
+    pub(crate) bad: Option<BadTranslation>,
+    /// What a test has put in front of every block.
+    #[cfg(test)]
+    pub(super) smuggled: Vec<u8>,
     /// What a test has done to each instruction before it is translated.
     #[cfg(test)]
-    pub(crate) mistake: Option<fn(&mut Instruction, &mut Op)>,
+    pub(crate) mistake: Option<fn(&mut iced_x86::Instruction, &mut Op)>,
 }
 
 /// What the translator did.
@@ -90,19 +94,41 @@ pub struct Counters {
     pub bytes: u64,
     /// Times translated code was entered from the run loop.
     pub entered: u64,
+    /// Why it was left, by the number of the reason: see [`Counters::EXITS`].
+    pub exits: [u64; 8],
+    /// Those of them for which an event was waiting.
+    pub for_events: u64,
     /// Instructions that translated code had interpreted.
     pub interpreted: u64,
     /// Blocks that became stale.
     pub invalidated: u64,
     /// Times the code memory was full, and emptied.
     pub emptied: u64,
+    /// Bytes of code memory in use now, thunks included.
+    pub used: u64,
+    /// Bytes of code memory there are.
+    pub capacity: u64,
+}
+
+impl Counters {
+    /// What the reasons in [`Counters::exits`] are, by number.
+    pub const EXITS: [&'static str; 8] =
+        ["", "look-up", "new link", "to interpret", "machine", "fault", "", ""];
+
+    /// Translated code was left for `reason`, while an event was waiting or not.
+    pub(super) fn left(&mut self, reason: u64, event: bool) {
+        if let Some(exits) = self.exits.get_mut(reason as usize) {
+            *exits = exits.wrapping_add(1);
+        }
+        self.for_events = self.for_events.wrapping_add(u64::from(event));
+    }
 }
 
 impl Translator {
     /// # Errors
     /// When the host refuses code memory.
-    pub(crate) fn new() -> io::Result<Self> {
-        let mut memory = CodeMemory::new(CAPACITY)?;
+    pub(crate) fn new(config: Config) -> io::Result<Self> {
+        let mut memory = CodeMemory::new(config.code_cache)?;
         let base = memory.address(0) as u64;
         let (code, thunks) =
             thunks::make(base).map_err(|_| io::Error::other("the thunks do not assemble"))?;
@@ -119,10 +145,13 @@ impl Translator {
             links: Vec::new(),
             frames: HashMap::new(),
             pending: None,
-            abort: Abort::EndBlock,
             seen: 0,
             refused: None,
             counters: Counters::default(),
+            verify: config.verify,
+            bad: None,
+            #[cfg(test)]
+            smuggled: Vec::new(),
             #[cfg(test)]
             mistake: None,
         })
@@ -136,24 +165,24 @@ impl Translator {
         Ok(Self {
             #[cfg(test)]
             mistake: self.mistake,
-            ..Self::new()?
+            ..Self::new(Config { code_cache: self.memory.capacity(), verify: self.verify })?
         })
     }
 
     /// Where the code of the block at `rip` is and how long it is, for whoever wants to look
     /// at it.
     pub(crate) fn listing(&self, rip: u64) -> Option<(u64, usize)> {
-        let is_it = |placed: &Placed| placed.ops.first().is_some_and(|op| op.rip == rip);
-        let number = self.blocks.iter().rposition(is_it)?;
-        let start = self.blocks.get(number)?.offset;
-        let next = self.blocks.get(number.saturating_add(1));
-        let end = next.map_or(self.used, |next| next.offset);
-        Some((self.memory.address(start) as u64, end.saturating_sub(start)))
+        let placed = self.blocks.iter().rfind(|placed| placed.rip == rip)?;
+        Some((self.memory.address(placed.offset) as u64, placed.len))
     }
 
     /// What it did so far.
     pub(crate) fn counters(&self) -> Counters {
-        self.counters
+        Counters {
+            used: self.used as u64,
+            capacity: self.memory.capacity() as u64,
+            ..self.counters
+        }
     }
 
     /// Where the link `number` goes.
@@ -182,25 +211,23 @@ impl Translator {
         self.counters.emptied = self.counters.emptied.wrapping_add(1);
     }
 
-    /// Places `ops`, decoded from `instructions`, whose code is in `frame` at `version`.
-    /// `None` when the code memory is full or the block is none for us.
-    pub(super) fn place(
-        &mut self,
-        instructions: &[Instruction],
-        ops: Box<[Op]>,
-        copier: &mut Copier<'_>,
-        frame: RamFrame,
-        version: u32,
-    ) -> Option<Entry> {
+    /// Places `trace`, whose code is in `frame` at `version`. `None` when the code memory is
+    /// full or the trace is none for us.
+    pub(super) fn place(&mut self, trace: Trace, frame: RamFrame, version: u32) -> Option<Entry> {
         let offset = self.used.checked_next_multiple_of(ALIGN)?;
         let address = self.memory.address(offset) as u64;
         let first_link = u32::try_from(self.links.len()).ok()?;
+        let rip = trace.ops.first()?.rip;
+        let made = block::translate(&trace, &self.thunks, address, first_link).ok()?;
+        #[cfg(test)]
         let made =
-            block::translate(instructions, &ops, copier, &self.thunks, address, first_link).ok()?;
-        if cfg!(debug_assertions)
+            block::Translated { code: [self.smuggled.as_slice(), &made.code].concat(), ..made };
+        if (self.verify || cfg!(debug_assertions))
             && let Err(violation) = verify::verify(&made.code, address, &self.thunks)
         {
-            debug_assert!(false, "{violation}");
+            debug_assert!(self.verify, "{violation}");
+            self.bad = Some(BadTranslation::new(rip, &violation));
+            return None;
         }
         if !self.memory.write(offset, &made.code) {
             return None;
@@ -214,7 +241,8 @@ impl Translator {
             target: link.target,
             from: number,
         }));
-        self.blocks.push(Placed { offset, way_out: made.way_out, stale: false, ops });
+        let (len, way_out) = (made.code.len(), made.way_out);
+        self.blocks.push(Placed { offset, len, rip, way_out, stale: false, _ops: trace.ops });
         let (known, blocks) = self.frames.entry(frame).or_insert((version, Vec::new()));
         if *known != version {
             // The others are stale, and about to be found out.
@@ -241,8 +269,23 @@ impl Translator {
         }
     }
 
-    /// Makes sure that no block is entered whose code has changed.
-    pub(super) fn drop_stale(&mut self, version: impl Fn(RamFrame) -> u32) {
+    /// The code that was placed last.
+    pub(super) fn newest(&self) -> &[u8] {
+        self.blocks.last().map_or(&[], |placed| self.memory.read(placed.offset, placed.len))
+    }
+
+    /// The thunks.
+    pub(crate) fn thunk_code(&self) -> &[u8] {
+        self.memory.read(0, self.fixed)
+    }
+
+    /// Makes sure that no block is entered whose code has changed. Those that were are told
+    /// of, by their RIP.
+    pub(super) fn drop_stale(
+        &mut self,
+        version: impl Fn(RamFrame) -> u32,
+        mut dropped: impl FnMut(u64),
+    ) {
         let changed: Vec<RamFrame> = self
             .frames
             .iter()
@@ -258,6 +301,7 @@ impl Translator {
                 let [a, b, c, d] = (placed.way_out as u32).wrapping_sub(5).to_le_bytes();
                 let written = self.memory.write(placed.offset, &[0xe9, a, b, c, d]);
                 debug_assert!(written, "blocks are inside the code memory");
+                dropped(placed.rip);
                 self.counters.invalidated = self.counters.invalidated.wrapping_add(1);
             }
         }

@@ -1,10 +1,45 @@
 //! Code that is rarely run, and lies behind its block: what a TLB check or a look for events
 //! goes to when it does not hold, and the ways out.
 
-use super::assembler::{Assembler, Condition, Label};
+use super::assembler::{Assembler, Condition, Label, NotCopied};
 use super::fields;
+use super::flags::{Flags, Producer};
 use super::registers::VALUE;
 use super::thunks::Thunks;
+
+/// How such a piece brings the flags into the context first.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Fix {
+    /// They are there.
+    None,
+    /// They are in the host's flags.
+    Keep,
+    /// This makes them.
+    Make(Producer),
+}
+
+impl Fix {
+    pub(super) fn write(&self, code: &mut Assembler) -> Result<(), NotCopied> {
+        match self {
+            Self::None => return Ok(()),
+            Self::Keep => {}
+            Self::Make(producer) => {
+                for step in producer.steps() {
+                    code.emit(step)?;
+                }
+            }
+        }
+        keep_flags(code);
+        Ok(())
+    }
+}
+
+/// The host's flags into the context.
+pub(super) fn keep_flags(code: &mut Assembler) {
+    // lahf; seto al; mov [flags], ax
+    code.bytes(&[0x9f, 0x0f, 0x90, 0xc0, 0x65, 0x66, 0x89, 0x04, 0x25]);
+    code.bytes(&fields::FLAGS.0.to_le_bytes());
+}
 
 /// One such piece.
 #[derive(Clone, Copy, Debug)]
@@ -15,10 +50,14 @@ pub(super) enum Cold {
     Last { op: u64 },
     /// Leaves with RIP at `rip`.
     Leave { rip: u64 },
+    /// Leaves with RIP at `rip`, for the run loop to look what is there.
+    Stale { rip: u64 },
     /// Leaves with RIP at what is in RAX, XORed with the jump context.
     LeaveByKey,
     /// Leaves with RIP at the address whose slot is in R13.
     LeaveBySlot,
+    /// Leaves the trace for `target`, from the branch at `from`, with flags as they were there.
+    Exit { target: u64, from: u64, flags: Flags, producer: Option<Producer> },
     /// Leaves by link `number`.
     Link { number: u32 },
     /// Loads the vector unit and goes on at `resume`, if `need` of it may be used.
@@ -45,6 +84,10 @@ impl Cold {
                 code.constant(VALUE, rip);
                 code.jump_to(thunks.leave_at);
             }
+            Self::Stale { rip } => {
+                code.constant(VALUE, rip);
+                code.jump_to(thunks.leave_to_look);
+            }
             Self::LeaveByKey => {
                 code.xor(VALUE, fields::JUMP_CONTEXT);
                 code.jump_to(thunks.leave_at);
@@ -56,6 +99,8 @@ impl Cold {
                 code.xor(VALUE, fields::JUMP_CONTEXT);
                 code.jump_to(thunks.leave_at);
             }
+            // The block writes it, which knows its edges.
+            Self::Exit { .. } => {}
             Self::Link { number } => {
                 code.constant(VALUE, number.into());
                 code.jump_to(thunks.leave_by_link);

@@ -21,7 +21,7 @@ pub(crate) struct Context {
     pub(super) vcpu: u64,
     /// The status flags as `lahf` and `seto al` leave them in AX.
     pub(super) flags: u64,
-    /// The table of the data TLB for the current view.
+    /// The tables of the data TLB for the current view.
     pub(super) tlb: u64,
     /// The current address space, as the data TLB's tags have it.
     pub(super) space: u64,
@@ -67,7 +67,7 @@ impl Vcpu {
             && state.xcr0 & (XCR0_SSE | XCR0_AVX) == XCR0_SSE | XCR0_AVX;
         let (sse, avx) = (if sse { SSE } else { 0 }, if avx { AVX } else { 0 });
         self.context.allowed = u64::from(sse | avx);
-        self.context.tlb = self.mmu.data.table(self.mmu.view) as u64;
+        self.context.tlb = self.mmu.data.tables(self.mmu.view) as u64;
         self.context.space = self.mmu.data.space();
     }
 

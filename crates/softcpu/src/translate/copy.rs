@@ -8,9 +8,10 @@ use iced_x86::{Code, Instruction, InstructionInfoFactory, Mnemonic as M, OpKind,
 
 use super::access::Access;
 use super::assembler::NotCopied;
-use super::block::{Block, Flags};
+use super::block::Block;
 use super::context::{AVX, SSE};
 use super::fields;
+use super::flags::Producer;
 use super::registers::{ACCUMULATOR, ADDRESS, Home, VALUE, home, is_high_byte, part};
 use crate::decode::op::Op;
 use crate::native::features::FeatureSet;
@@ -27,7 +28,11 @@ pub(super) struct Copier<'a> {
 }
 
 impl Copier<'_> {
-    fn plan(&mut self, instruction: &Instruction) -> Result<Plan, NotCopied> {
+    /// How `instruction` is copied.
+    ///
+    /// # Errors
+    /// It must be interpreted.
+    pub(super) fn plan(&mut self, instruction: &Instruction) -> Result<Plan, NotCopied> {
         let mut it = *instruction;
         it.set_code(without_prefix(it.code(), self.features));
         it.set_code(general_form(it.code()));
@@ -43,75 +48,94 @@ impl Copier<'_> {
         }
         Ok(plan)
     }
+}
 
-    /// What of the vector unit `instruction` uses, if it is copied.
-    pub(super) fn vector_need(&mut self, instruction: &Instruction) -> u8 {
-        match self.plan(instruction) {
-            _ if instruction.code() == Code::VEX_Vzeroupper => SSE | AVX,
-            Ok(plan) if plan.traits.contains(Traits::AVX) => SSE | AVX,
-            Ok(plan) if plan.traits.contains(Traits::SSE) => SSE,
-            _ => 0,
-        }
+/// What of the vector unit `instruction` uses, if it is copied as `plan` has it.
+pub(super) fn vector_need(instruction: &Instruction, plan: &Option<Plan>) -> u8 {
+    match plan {
+        _ if instruction.code() == Code::VEX_Vzeroupper => SSE | AVX,
+        Some(plan) if plan.traits.contains(Traits::AVX) => SSE | AVX,
+        Some(plan) if plan.traits.contains(Traits::SSE) => SSE,
+        _ => 0,
     }
+}
 
-    /// Whether `instruction` does nothing a guest can see.
-    pub(super) fn is_nothing(&self, instruction: &Instruction) -> bool {
-        is_hint(instruction) && instruction.mnemonic() != M::Pause
-    }
+/// Whether `instruction` does nothing a guest can see.
+pub(super) fn is_nothing(instruction: &Instruction) -> bool {
+    is_hint(instruction) && instruction.mnemonic() != M::Pause
+}
 
-    /// Copies `instruction` into `block`.
-    ///
-    /// # Errors
-    /// It must be interpreted. `block` may then hold part of it.
-    pub(super) fn copy(
-        &mut self,
-        block: &mut Block<'_>,
-        instruction: &Instruction,
-        op: &Op,
-    ) -> Result<(), NotCopied> {
-        let plan = self.plan(instruction)?;
-        let memory = plan.traits.contains(Traits::MEMORY);
-        let Renamed { instruction, temporaries, accumulator } = rename(&plan, memory)?;
-        if memory {
-            let access = Access {
-                len: u8::try_from(plan.size).map_err(|_| NotCopied)?,
-                stores: plan.traits.contains(Traits::STORES),
-                align_mask: u8::try_from(plan.alignment.saturating_sub(1))
-                    .map_err(|_| NotCopied)?,
-            };
-            block.check(op, op, access)?;
-        }
+/// What copying an instruction does to flags.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct FlagUse {
+    /// It must find them as they are, because it reads some or leaves some alone.
+    pub(super) wants: bool,
+    /// It changes some.
+    pub(super) changes: bool,
+}
+
+impl FlagUse {
+    pub(super) fn of(plan: &Plan) -> Self {
         let status = RFlags::STATUS.bits();
+        let some = plan.flags_out != 0;
         let all = plan.flags_out & status == status;
-        let reads = plan.flags_in && !overwrites_flags(instruction.mnemonic());
-        if reads || plan.flags_out != 0 && !all {
-            block.want_flags();
-        }
-        if accumulator {
-            block.code.copy(VALUE, ACCUMULATOR);
-        }
-        for temporary in &temporaries {
-            if temporary.loaded {
-                block.code.load(temporary.host, fields::gpr(temporary.guest));
-            }
-        }
-        block.code.emit(&instruction)?;
-        for temporary in &temporaries {
-            if temporary.written {
-                block.code.store(fields::gpr(temporary.guest), temporary.host);
-            }
-        }
-        if accumulator {
-            block.code.copy(ACCUMULATOR, VALUE);
-        }
-        if plan.flags_out != 0 {
-            block.flags = Flags::Host;
-        }
-        if memory {
-            block.resume_here();
-        }
-        Ok(())
+        let reads = plan.flags_in && !overwrites_flags(plan.instruction.mnemonic());
+        Self { wants: reads || some && !all, changes: some }
     }
+}
+
+/// Copies an instruction into `block` as `plan` has it.
+///
+/// # Errors
+/// It must be interpreted. `block` may then hold part of it.
+pub(super) fn copy(block: &mut Block<'_>, plan: &Plan, op: &Op) -> Result<(), NotCopied> {
+    let memory = plan.traits.contains(Traits::MEMORY);
+    let Renamed { mut instruction, temporaries, accumulator } = rename(plan, memory)?;
+    if memory {
+        let access = Access {
+            len: u8::try_from(plan.size).map_err(|_| NotCopied)?,
+            stores: plan.traits.contains(Traits::STORES),
+            align_mask: u8::try_from(plan.alignment.saturating_sub(1)).map_err(|_| NotCopied)?,
+        };
+        block.check(op, op, access)?.give_to(&mut instruction);
+    }
+    let flags = FlagUse::of(plan);
+    if flags.wants {
+        block.want_flags()?;
+    }
+    if flags.wants || !flags.changes {
+        block.overwrite(written(plan))?;
+    }
+    if accumulator {
+        block.code.copy(VALUE, ACCUMULATOR);
+    }
+    for temporary in &temporaries {
+        if temporary.loaded {
+            block.code.load(temporary.host, fields::gpr(temporary.guest));
+        }
+    }
+    block.code.emit(&instruction)?;
+    for temporary in &temporaries {
+        if temporary.written {
+            block.code.store(fields::gpr(temporary.guest), temporary.host);
+        }
+    }
+    if accumulator {
+        block.code.copy(ACCUMULATOR, VALUE);
+    }
+    if flags.changes {
+        block.made_flags(if flags.wants { None } else { Producer::of(&plan.instruction) });
+    }
+    if memory {
+        block.resume_here();
+    }
+    Ok(())
+}
+
+/// The guest registers that an instruction changes, a bit each.
+pub(super) fn written(plan: &Plan) -> u16 {
+    let bit = |number: usize| 1_u16.checked_shl(number as u32).unwrap_or(0);
+    plan.gprs.iter().filter(|used| used.written).fold(0, |all, used| all | bit(used.number))
 }
 
 /// Instructions whose flags do not depend on earlier ones: logic clears AF on every CPU,
@@ -176,10 +200,6 @@ fn rename(plan: &Plan, memory: bool) -> Result<Renamed, NotCopied> {
             Home::Memory => temporaries.iter().find(|t| t.guest == number).ok_or(NotCopied)?.host,
         };
         it.try_set_op_register(n, part(host, register)).map_err(|_| NotCopied)?;
-    }
-    if memory {
-        it.set_memory_base(ADDRESS);
-        it.set_memory_displ_size(1);
     }
     Ok(Renamed { instruction: it, temporaries, accumulator })
 }

@@ -9,9 +9,9 @@
 use std::mem::offset_of;
 
 use super::context::Context;
-use super::jumps::{self, JumpCache};
+use super::jumps::{self, Jump, JumpCache};
 use crate::mmu::Mmu;
-use crate::mmu::tlb::{DataEntry, DataTlb};
+use crate::mmu::tlb::{DataEntry, DataTables, DataTlb};
 use crate::state::VcpuState;
 use crate::state::fpu::image;
 use crate::vcpu::Vcpu;
@@ -44,14 +44,16 @@ pub(super) const MXCSR: Field =
 pub(super) const HOST_MXCSR: Field =
     Field((offset_of!(Vcpu, state) + offset_of!(VcpuState, fpu) + image::MXCSR) as u32);
 const JUMPS: usize = offset_of!(Vcpu, mmu) + offset_of!(Mmu, jumps);
-pub(super) const JUMP_KEYS: Field = Field((JUMPS + offset_of!(JumpCache, keys)) as u32);
-pub(super) const JUMP_HOSTS: Field = Field((JUMPS + offset_of!(JumpCache, hosts)) as u32);
+const JUMP_TABLE: usize = JUMPS + offset_of!(JumpCache, jumps);
+pub(super) const JUMP_KEYS: Field = Field((JUMP_TABLE + offset_of!(Jump, key)) as u32);
+pub(super) const JUMP_HOSTS: Field = Field((JUMP_TABLE + offset_of!(Jump, host)) as u32);
 pub(super) const JUMP_CONTEXT: Field = Field((JUMPS + offset_of!(JumpCache, context)) as u32);
 
-/// Where in a TLB entry what is.
-pub(super) const TLB_READ: u8 = offset_of!(DataEntry, read) as u8;
-pub(super) const TLB_WRITE: u8 = offset_of!(DataEntry, write) as u8;
-pub(super) const TLB_ADDEND: u8 = offset_of!(DataEntry, addend) as u8;
+/// Where in a TLB's tables what is, from the entry for loads on.
+pub(super) const TLB_TAG: u32 = offset_of!(DataEntry, tag) as u32;
+pub(super) const TLB_ADDEND: u32 = offset_of!(DataEntry, addend) as u32;
+/// How far the entry for stores lies behind the one for loads.
+pub(super) const TLB_STORES: u32 = offset_of!(DataTables, write) as u32;
 /// The translated check shifts and masks addresses for this table.
 const _: () = assert!(size_of::<DataEntry>() == 32 && DataTlb::ENTRIES == 1024);
 
@@ -77,6 +79,6 @@ pub(super) fn segment_base(slot: u8) -> Field {
 
 /// The key and the code of the jump cache's entry for `rip`.
 pub(super) fn jump_entry(rip: u64) -> (Field, Field) {
-    let slot = jumps::slot(rip) as u32 * 8;
+    let slot = jumps::slot(rip) as u32 * size_of::<Jump>() as u32;
     (Field(JUMP_KEYS.0 + slot), Field(JUMP_HOSTS.0 + slot))
 }

@@ -5,80 +5,126 @@
 //! mapping may change. An entry stands for "this address, in this address space, at this
 //! privilege": all three make its key. The key of a context is a random number, so that no
 //! guest can find an address which, in one context, has the key of another address in
-//! another. Whatever forgets a mapping of code empties the table ([`super::super::mmu`]).
+//! another. What forgets a mapping of code gives all contexts new numbers, which empties
+//! the table at once.
+//!
+//! Behind it is a larger table of the same kind, which is asked before the run loop is.
 
 use std::hash::{BuildHasher, RandomState};
 
 use crate::addr::PAGE_SHIFT;
 
 /// Entries; a power of two.
-pub(crate) const ENTRIES: usize = 4096;
-/// What leaves the number of an entry of a hash.
-pub(super) const MASK: u32 = ENTRIES as u32 - 1;
+pub(crate) const ENTRIES: usize = 8192;
+/// Entries of the table behind it.
+const MORE: usize = 1 << 15;
+/// What leaves an entry's place, in words, of a hash: entries have two.
+pub(super) const MASK: u32 = (ENTRIES as u32 - 1) << 1;
 /// Words of the filter of pages.
 const FILTER: usize = 64;
-/// A key that no entry has had yet. Contexts' keys are random, so an address that happens
-/// to have it is as likely as one that a guest has guessed.
-const NO_KEY: u64 = 0;
+
+/// An address and the translated code for it.
+#[derive(Clone, Copy, Debug)]
+#[repr(C)]
+pub(crate) struct Jump {
+    /// The address XOR the number of its context. Zero in an entry that was never used: an
+    /// address that happens to have that key is as likely as one that a guest has guessed.
+    pub(crate) key: u64,
+    pub(crate) host: u64,
+}
+
+/// Nobody goes to an address that has no entry.
+const NOWHERE: Jump = Jump { key: 0, host: 0 };
 
 /// The table. Translated code reads it through the vCPU's base.
 #[derive(Debug)]
 #[repr(C)]
 pub(crate) struct JumpCache {
-    pub(crate) keys: [u64; ENTRIES],
-    pub(crate) hosts: [u64; ENTRIES],
+    pub(crate) jumps: [Jump; ENTRIES],
     /// What is XORed to an address to make its key, in the current context.
     pub(crate) context: u64,
+    more: Box<[Jump]>,
     /// Which pages have entries: a bit each, by a hash. May claim too many, never too few.
     pages: [u64; FILTER],
     /// Entries may be there that hold for the current address space but have the key of
     /// the kernel, which all share.
     kernel_of_one_space: bool,
     filled: bool,
-    /// The address space and privilege that `context` stands for.
-    current: Option<(u64, bool)>,
+    /// How often all was forgotten.
+    epoch: u64,
+    /// Whether `context` is the user's.
+    in_user: bool,
+    /// The kernel's number, in every address space.
+    kernel: u64,
+    /// The last user's: address space and number.
+    user: (u64, u64),
     random: RandomState,
 }
 
 /// Where an address has its entry.
 pub(crate) const fn slot(rip: u64) -> usize {
-    (rip ^ rip >> 10) as usize & (ENTRIES - 1)
+    ((rip ^ rip >> 10) as u32 & MASK) as usize >> 1
+}
+
+/// Where it has its entry in the larger table.
+fn slot_of_more(key: u64) -> usize {
+    (key ^ key >> 15) as usize & (MORE - 1)
 }
 
 impl JumpCache {
     pub(crate) fn new() -> Self {
-        Self {
-            keys: [NO_KEY; ENTRIES],
-            // Nobody goes to an address that has no entry.
-            hosts: [0; ENTRIES],
+        let mut cache = Self {
+            jumps: [NOWHERE; ENTRIES],
             context: 1,
+            more: vec![NOWHERE; MORE].into_boxed_slice(),
             pages: [0; FILTER],
             kernel_of_one_space: false,
-            filled: false,
-            current: None,
+            filled: true,
+            epoch: 0,
+            in_user: false,
+            kernel: 1,
+            user: (0, 1),
             random: RandomState::new(),
-        }
+        };
+        cache.clear();
+        cache
     }
 
     /// Forgets every entry.
     pub(crate) fn clear(&mut self) {
         if self.filled {
-            self.keys = [NO_KEY; ENTRIES];
+            self.epoch = self.epoch.wrapping_add(1);
+            self.kernel = self.number(0, false);
+            self.user.1 = self.number(self.user.0, true);
+            self.context = if self.in_user { self.user.1 } else { self.kernel };
             self.pages = [0; FILTER];
             self.kernel_of_one_space = false;
             self.filled = false;
         }
     }
 
+    /// The number of a context.
+    fn number(&self, space: u64, user: bool) -> u64 {
+        self.random.hash_one((space, user, self.epoch))
+    }
+
     /// Guest code goes on in address space `space`, at user privilege or not.
     pub(crate) fn enter_context(&mut self, space: u64, user: bool) {
-        let space = if user { space } else { 0 };
-        if self.current == Some((space, user)) {
-            return;
+        if user && self.user.0 != space {
+            self.user = (space, self.number(space, true));
         }
-        self.current = Some((space, user));
-        // Never zero: an address that equals a context's number must have a key.
-        self.context = self.random.hash_one((space, user)) | 1;
+        self.in_user = user;
+        self.context = if user { self.user.1 } else { self.kernel };
+    }
+
+    /// Where translated code for `rip` is, in the current context.
+    pub(crate) fn find(&mut self, rip: u64) -> Option<u64> {
+        let key = rip ^ self.context;
+        let place = self.jumps.get_mut(slot(rip))?;
+        if place.key != key {
+            *place = *self.more.get(slot_of_more(key)).filter(|more| more.key == key)?;
+        }
+        Some(place.host)
     }
 
     /// The address space changes: kernels map the same code in all, or else they say so.
@@ -91,13 +137,13 @@ impl JumpCache {
     /// Translated code for `rip` in the current context is at `host`. `shared` says that
     /// the page is global.
     pub(crate) fn insert(&mut self, rip: u64, host: u64, user: bool, shared: bool) {
-        let slot = slot(rip);
-        let key = rip ^ self.context;
-        let (Some(to_key), Some(to_host)) = (self.keys.get_mut(slot), self.hosts.get_mut(slot))
-        else {
-            return;
-        };
-        (*to_key, *to_host) = (key, host);
+        let jump = Jump { key: rip ^ self.context, host };
+        if let Some(place) = self.jumps.get_mut(slot(rip)) {
+            *place = jump;
+        }
+        if let Some(place) = self.more.get_mut(slot_of_more(jump.key)) {
+            *place = jump;
+        }
         self.kernel_of_one_space |= !user && !shared;
         self.filled = true;
         let (word, bit) = filter(rip);
@@ -126,25 +172,34 @@ fn filter(addr: u64) -> (usize, u64) {
 mod tests {
     use super::*;
 
-    fn found(cache: &JumpCache, rip: u64) -> Option<u64> {
-        (cache.keys[slot(rip)] == rip ^ cache.context).then(|| cache.hosts[slot(rip)])
-    }
-
     #[test]
     fn entries_hold_in_their_context_only() {
         let mut cache = JumpCache::new();
         cache.enter_context(3, true);
         cache.insert(0x1234, 7, true, false);
-        assert_eq!(found(&cache, 0x1234), Some(7));
+        assert_eq!(cache.find(0x1234), Some(7));
         for (space, user) in [(4, true), (3, false)] {
             cache.enter_context(space, user);
-            assert_eq!(found(&cache, 0x1234), None);
+            assert_eq!(cache.find(0x1234), None);
         }
         cache.space_changed();
         cache.enter_context(3, true);
-        assert_eq!(found(&cache, 0x1234), Some(7), "the old address space is back");
+        assert_eq!(cache.find(0x1234), Some(7), "the old address space is back");
         cache.page_changed(0x1fff);
-        assert_eq!(found(&cache, 0x1234), None);
+        assert_eq!(cache.find(0x1234), None);
+    }
+
+    #[test]
+    fn what_shares_a_slot_is_found_behind_it() {
+        let mut cache = JumpCache::new();
+        cache.enter_context(3, true);
+        let (a, b) = (0x1000, 0x1000 ^ 0x100_4010);
+        assert_eq!(slot(a), slot(b));
+        cache.insert(a, 7, true, false);
+        cache.insert(b, 8, true, false);
+        assert_eq!([a, b, a].map(|rip| cache.find(rip)), [Some(7), Some(8), Some(7)]);
+        cache.clear();
+        assert_eq!([a, b].map(|rip| cache.find(rip)), [None, None]);
     }
 
     #[test]
@@ -154,9 +209,9 @@ mod tests {
         cache.insert(0x5000, 7, false, true);
         cache.space_changed();
         cache.enter_context(2, false);
-        assert_eq!(found(&cache, 0x5000), Some(7), "a global page");
+        assert_eq!(cache.find(0x5000), Some(7), "a global page");
         cache.insert(0x6000, 8, false, false);
         cache.space_changed();
-        assert_eq!(found(&cache, 0x6000), None);
+        assert_eq!(cache.find(0x6000), None);
     }
 }

@@ -16,17 +16,25 @@
 mod access;
 mod assembler;
 mod block;
+mod branch;
 mod cache;
 mod cold;
+mod config;
 pub(crate) mod context;
 mod copy;
 mod fields;
+mod flags;
 pub(crate) mod jumps;
 mod registers;
 mod run;
+mod stack;
+#[cfg(test)]
+mod tests;
 mod thunks;
+mod trace;
 mod verify;
 
 pub use cache::Counters;
 pub(crate) use cache::{Entry, Translator};
-pub(crate) use run::THRESHOLD;
+pub use config::{BadTranslation, Config};
+pub(crate) use run::{THRESHOLD, Translation};

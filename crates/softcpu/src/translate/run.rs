@@ -4,14 +4,40 @@
 use std::io;
 use std::sync::atomic::AtomicU32;
 
-use iced_x86::InstructionInfoFactory;
+use iced_x86::{Instruction, InstructionInfoFactory};
 
 use super::cache::{Counters, Entry, Translator};
+use super::config::Config;
 use super::copy::Copier;
 use super::thunks::Exit;
-use crate::decode::cache::Block as Decoded;
+use super::trace::Tracer;
+use crate::decode::cache::{Block as Decoded, BlockCache};
 use crate::decode::op::Op;
-use crate::vcpu::{Abort, Vcpu};
+use crate::state::CodeSize;
+use crate::state::rflags::RFlags;
+use crate::system::tsc::host_tsc;
+use crate::trace;
+use crate::vcpu::{Abort, Shadow, Vcpu};
+
+/// What there is for a block that is about to run.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Translation {
+    /// Nothing: it is interpreted.
+    None,
+    /// It has run so often that it is to be translated.
+    Wanted,
+    /// This.
+    Known(Entry),
+}
+
+/// The instructions of `block`, from the page at `host`, if they are what it was made from.
+fn decode(block: &Decoded, host: u64) -> Option<Vec<Instruction>> {
+    let instructions = crate::decode::build::again(block, host);
+    let alike = instructions.iter().zip(&block.ops).all(|(instruction, op)| {
+        instruction.ip() == op.rip && instruction.code() as u16 == op.code
+    });
+    (alike && !instructions.is_empty()).then_some(instructions)
+}
 
 /// Runs of a block after which it is translated.
 pub(crate) const THRESHOLD: u32 = 24;
@@ -31,74 +57,106 @@ impl Vcpu {
     /// # Errors
     /// When the host refuses code memory.
     #[doc(hidden)]
-    pub fn translate_after(&mut self, runs: u32) -> io::Result<()> {
+    pub fn translate_after(&mut self, runs: u32, config: Config) -> io::Result<()> {
         if self.translator.is_none() {
-            self.translator = Some(Translator::new()?);
+            self.translator = Some(Translator::new(config)?);
         }
         self.threshold = runs;
         Ok(())
     }
 
     /// The host code for `block`, at whose RIP the vCPU is, if it is to be entered. Counts
-    /// a run, and translates when there were enough.
-    pub(crate) fn translated(&mut self, block: &Decoded) -> Option<Entry> {
-        let translator = self.translator.as_mut()?;
+    /// a run.
+    pub(crate) fn translated(&mut self, block: &Decoded) -> Translation {
+        let Some(translator) = self.translator.as_mut() else { return Translation::None };
         if translator.seen != self.memory.code().hits() {
             translator.seen = self.memory.code().hits();
-            let memory = &self.memory;
-            translator.drop_stale(|frame| memory.code().version(frame));
+            let (memory, tracer) = (&self.memory, &mut self.tracer);
+            translator.drop_stale(
+                |frame| memory.code().version(frame),
+                |rip| {
+                    if let Some(tracer) = tracer {
+                        tracer.event(trace::Event::Dropped { rip });
+                    }
+                },
+            );
         }
         if translator.refused.take() == Some(block.rip) {
-            return None;
+            return Translation::None;
         }
         let known = block.entry.get().filter(|known| known.generation == translator.generation);
-        if known.is_some() {
-            return known;
+        if let Some(entry) = known {
+            return Translation::Known(entry);
         }
         let runs = block.runs.get().saturating_add(1);
         block.runs.set(runs);
         if runs < self.threshold || block.tail.is_some() {
-            return None;
+            return Translation::None;
         }
         // What another vCPU may still change unseen is compared with memory at every run.
         let settled = |epoch| self.memory.code().settled(&self.observer, epoch);
         if block.unsettled.as_ref().is_some_and(|unsettled| !settled(unsettled.epoch)) {
-            return None;
+            return Translation::None;
         }
-        let entry = self.translate(block);
-        block.runs.set(0);
-        block.entry.set(entry);
-        entry
+        Translation::Wanted
     }
 
+    /// Translates the block in `slot`, and what the guest goes on with from there.
     #[cold]
-    fn translate(&mut self, block: &Decoded) -> Option<Entry> {
-        let (host, _) = self.fetch_page(block.linear).ok().flatten()?;
+    pub(crate) fn translate(&mut self, blocks: &BlockCache, slot: usize) -> Option<Entry> {
+        let head = blocks.get(slot)?;
+        let (host, _) = self.fetch_page(head.linear).ok().flatten()?;
+        let version = self.memory.code().version(head.frame);
+        let mut factory = InstructionInfoFactory::new();
+        let mut copier = Copier { features: self.cpuid.features(), factory: &mut factory };
+        let memory = &self.memory;
         #[cfg_attr(not(test), expect(unused_mut, reason = "tests plant mistakes"))]
-        let mut instructions = crate::decode::build::again(block, host);
-        // What was read must be what the block was decoded from.
-        if self.memory.code().version(block.frame) != block.version {
-            return None;
+        let mut trace = Tracer {
+            blocks,
+            warm: self.threshold / 4,
+            generation: self.translator.as_ref()?.generation,
+            vectors: if self.mmu.is_user() { self.context.allowed as u8 } else { 0 },
+            copier: &mut copier,
+            settled: &|epoch| memory.code().settled(&self.observer, epoch),
+            decode: &|block| decode(block, host),
         }
-        let alike = instructions.iter().zip(&block.ops).all(|(instruction, op)| {
-            instruction.ip() == op.rip && instruction.code() as u16 == op.code
-        });
-        if !alike || instructions.is_empty() {
+        .from(head)?;
+        // What was read must be what the blocks were decoded from.
+        if head.version != version || self.memory.code().version(head.frame) != version {
             return None;
         }
         let translator = self.translator.as_mut()?;
-        let mut factory = InstructionInfoFactory::new();
-        let mut copier = Copier { features: self.cpuid.features(), factory: &mut factory };
-        #[cfg_attr(not(test), expect(unused_mut, reason = "as above"))]
-        let mut ops = block.ops.clone();
         #[cfg(test)]
         if let Some(mistake) = translator.mistake {
-            instructions.iter_mut().zip(&mut ops).for_each(|(it, op)| mistake(it, op));
+            for (step, op) in trace.steps.iter_mut().zip(&mut trace.ops) {
+                mistake(&mut step.instruction, op);
+                step.plan = copier.plan(&step.instruction).ok();
+            }
         }
-        if translator.make_room() {
+        let instructions = trace.steps.len();
+        let emptied = translator.make_room();
+        if emptied {
             self.mmu.jumps.clear();
         }
-        translator.place(&instructions, ops, &mut copier, block.frame, block.version)
+        let entry = translator.place(trace, head.frame, head.version);
+        if entry.is_none() {
+            head.runs.set(0);
+        }
+        head.entry.set(entry);
+        let entry = entry?;
+        if let Some(tracer) = &mut self.tracer {
+            if emptied {
+                tracer.event(trace::Event::Emptied);
+            }
+            tracer.event(trace::Event::Translated {
+                rip: head.rip,
+                user: self.mmu.is_user(),
+                instructions,
+                host: entry.address,
+                code: translator.newest(),
+            });
+        }
+        Some(entry)
     }
 
     /// Runs translated code from `entry`, which stands for the code at RIP.
@@ -130,19 +188,32 @@ impl Vcpu {
         // code touches the vCPU's own fields through it, guest RAM where the TLB says that it
         // may, and calls back with the pointer that is in the context, which is derived from
         // this exclusive borrow; nothing else uses the borrow until it returns.
-        let reason = unsafe { enter(entry.address) };
+        let reason = if self.meter.detail.is_none() {
+            // SAFETY: as above.
+            unsafe { enter(entry.address) }
+        } else {
+            let since = host_tsc();
+            // SAFETY: as above.
+            let reason = unsafe { enter(entry.address) };
+            self.meter.in_translated(since);
+            reason
+        };
         self.flags_from_context();
         self.code_hit = false;
         let link = self.context.link;
+        let waiting = self.handle.pending().bits() & self.event_mask != 0;
         let Some(translator) = self.translator.as_mut() else { return Err(Abort::EndBlock) };
+        translator.counters.left(reason, waiting);
         if reason == Exit::Link as u64 {
             let number = link as u32;
             if let Some(target) = translator.target(number) {
                 self.state.rip = target;
             }
             translator.pending = Some(number);
-        } else if reason == Exit::Abort as u64 {
-            return Err(translator.abort);
+        } else if reason == Exit::Machine as u64 {
+            return Err(Abort::Exit);
+        } else if reason == Exit::Fault as u64 {
+            return Err(Abort::Fault);
         } else if reason == Exit::Interpret as u64 {
             translator.refused = Some(self.state.rip);
         }
@@ -159,20 +230,41 @@ impl Vcpu {
         }
     }
 
-    /// Runs `op` for translated code, which keeps the flags elsewhere.
+    /// Runs `op` for translated code, which keeps the flags elsewhere. An error says that
+    /// another op comes next, at RIP, or that the machine is wanted.
     fn execute(&mut self, op: &Op) -> Result<(), Exit> {
         self.flags_from_context();
         self.state.rip = op.rip;
-        let outcome = (op.run)(self, op);
+        let outcome = if self.meter.detail.is_none() {
+            (op.run)(self, op)
+        } else {
+            let since = host_tsc();
+            let outcome = (op.run)(self, op);
+            self.meter.called_back(since, op.code);
+            outcome
+        };
+        let outcome = match outcome {
+            Ok(()) => Ok(()),
+            Err(Abort::EndBlock) => Err(Exit::Next),
+            Err(Abort::Fault) => {
+                self.faulted_at(op);
+                if self.brief || self.lockstep.is_some() {
+                    // Whoever watches wants to see it before it is delivered.
+                    self.flags_to_context();
+                    return Err(Exit::Fault);
+                }
+                match self.take_fault() {
+                    None => Err(Exit::Next),
+                    Some(exit) => {
+                        self.exit = exit;
+                        Err(Exit::Machine)
+                    }
+                }
+            }
+            Err(Abort::Exit) => Err(Exit::Machine),
+        };
         self.flags_to_context();
-        let Err(abort) = outcome else { return Ok(()) };
-        if abort == Abort::Fault {
-            self.faulted_at(op);
-        }
-        if let Some(translator) = &mut self.translator {
-            translator.abort = abort;
-        }
-        Err(Exit::Abort)
+        outcome
     }
 
     /// Runs `op` within a block. An error says that the block must be left.
@@ -190,9 +282,33 @@ impl Vcpu {
         }
         Ok(())
     }
+
+    /// Where translated code goes on at RIP, if it may without coming by the run loop.
+    fn go_on(&mut self) -> Option<u64> {
+        let translator = self.translator.as_ref()?;
+        if self.brief
+            || self.code_hit
+            || self.code_size != CodeSize::Bits64
+            || translator.seen != self.memory.code().hits()
+            || self.state.rflags.contains(RFlags::TF)
+            || self.debug_active()
+            || self.traces_blocks()
+        {
+            return None;
+        }
+        self.mmu.jumps.enter_context(self.mmu.data.space(), self.mmu.is_user());
+        let host = self.mmu.jumps.find(self.state.rip)?;
+        let waits = self.handle.pending().bits() & self.event_mask != 0;
+        if waits || self.shadow != Shadow::None && self.holds_off() {
+            return None;
+        }
+        self.sync_context();
+        Some(host)
+    }
 }
 
-/// What the thunk calls for an op within a block: zero to go on.
+/// What the thunk calls for an op within a block: zero to go on, a block to go on with, or
+/// why to leave.
 ///
 /// # Safety
 /// `cpu` and `op` are what [`Vcpu::run_translated`] and the translator put there.
@@ -200,7 +316,11 @@ pub(super) unsafe extern "sysv64" fn interpret(cpu: *mut Vcpu, op: *const Op) ->
     // SAFETY: the vCPU is borrowed exclusively by `run_translated`, which waits for the code
     // that calls this; the op lives as long as that code.
     let (cpu, op) = unsafe { (&mut *cpu, &*op) };
-    cpu.interpret(op).map_or_else(|exit| exit as u64, |()| 0)
+    match cpu.interpret(op) {
+        Ok(()) => 0,
+        Err(Exit::Next) => cpu.go_on().unwrap_or(Exit::Next as u64),
+        Err(exit) => exit as u64,
+    }
 }
 
 /// The same for the last op of a block, which sets RIP.
@@ -210,6 +330,19 @@ pub(super) unsafe extern "sysv64" fn interpret(cpu: *mut Vcpu, op: *const Op) ->
 pub(super) unsafe extern "sysv64" fn interpret_last(cpu: *mut Vcpu, op: *const Op) -> u64 {
     // SAFETY: as above.
     let (cpu, op) = unsafe { (&mut *cpu, &*op) };
-    // Where it went is in RIP.
-    cpu.execute(op).map_or_else(|exit| exit, |()| Exit::Next) as u64
+    match cpu.execute(op) {
+        Ok(()) | Err(Exit::Next) => cpu.go_on().unwrap_or(Exit::Next as u64),
+        Err(exit) => exit as u64,
+    }
+}
+
+/// What the thunk calls when a jump has not found its target: a block to go on with, or why
+/// to leave.
+///
+/// # Safety
+/// `cpu` is what [`Vcpu::run_translated`] put there.
+pub(super) unsafe extern "sysv64" fn go_on(cpu: *mut Vcpu) -> u64 {
+    // SAFETY: as above.
+    let cpu = unsafe { &mut *cpu };
+    cpu.go_on().unwrap_or(Exit::Next as u64)
 }

@@ -8,7 +8,7 @@ use iced_x86::{Code, Instruction, MemoryOperand, Register as R};
 use super::assembler::{Assembler, Condition, NotCopied};
 use super::fields::{self, Field};
 use super::registers::{VALUE, pinned};
-use super::run::{interpret, interpret_last};
+use super::run::{go_on, interpret, interpret_last};
 
 /// Why translated code was left.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -20,8 +20,10 @@ pub(super) enum Exit {
     Link = 2,
     /// The block at RIP wants what it may not have (the vector unit): interpret it.
     Interpret = 3,
-    /// An instruction ended in an abort.
-    Abort = 4,
+    /// An instruction wants the machine.
+    Machine = 4,
+    /// An instruction has faulted, which is for the run loop to deliver.
+    Fault = 5,
 }
 
 /// Addresses of the thunks.
@@ -29,15 +31,17 @@ pub(super) enum Exit {
 pub(super) struct Thunks {
     /// `extern "sysv64" fn(block) -> Exit`, with the base set.
     pub(super) enter: u64,
-    /// Leaves with [`Exit::Next`] and RIP from RAX.
+    /// Goes on at RIP from RAX, or leaves with [`Exit::Next`].
     pub(super) leave_at: u64,
     /// Leaves with [`Exit::Link`] by the link whose number is in EAX.
     pub(super) leave_by_link: u64,
     /// Leaves with [`Exit::Interpret`] and RIP from RAX.
     pub(super) leave_to_interpret: u64,
-    /// Called with an op in RAX: runs it and returns, or leaves.
+    /// Leaves with [`Exit::Next`] and RIP from RAX: what the jump cache has for it is stale.
+    pub(super) leave_to_look: u64,
+    /// Called with an op in RAX: runs it and returns, or goes elsewhere, or leaves.
     pub(super) interpret: u64,
-    /// The same for the last op of a block: always leaves.
+    /// The same for the last op of a block: never returns.
     pub(super) interpret_last: u64,
     /// Loads what may be loaded of the vector unit.
     pub(super) load_vectors: u64,
@@ -106,9 +110,9 @@ pub(super) fn make(base: u64) -> Result<(Vec<u8>, Thunks), NotCopied> {
     code.jump_to(left);
 
     for (thunk, keeps, exit) in [
-        (&mut thunks.leave_at, fields::RIP, Exit::Next),
         (&mut thunks.leave_by_link, fields::LINK, Exit::Link),
         (&mut thunks.leave_to_interpret, fields::RIP, Exit::Interpret),
+        (&mut thunks.leave_to_look, fields::RIP, Exit::Next),
     ] {
         *thunk = here(&code);
         code.store(keeps, VALUE);
@@ -116,17 +120,38 @@ pub(super) fn make(base: u64) -> Result<(Vec<u8>, Thunks), NotCopied> {
         code.jump_to(leave);
     }
 
+    // With where to go on in RAX: a block, or else the reason to leave; and all registers
+    // saved.
+    let elsewhere = here(&code);
+    // cmp rax, 16
+    code.bytes(&[0x48, 0x83, 0xf8, 16]);
+    let leaves = code.label();
+    code.jump_if(Condition::BELOW, leaves);
+    code.load(R::RSP, fields::HOST_STACK);
+    load_registers(&mut code);
+    code.bytes(&[0xff, 0xe0]);
+    code.bind(leaves);
+    code.jump_to(left);
+
+    thunks.leave_at = here(&code);
+    code.store(fields::RIP, VALUE);
+    save_all(&mut code, save_vectors);
+    code.load(R::RDI, fields::VCPU);
+    code.constant(VALUE, go_on as *const () as u64);
+    code.bytes(&[0xff, 0xd0]);
+    code.jump_to(elsewhere);
+
     thunks.interpret = here(&code);
     save_all(&mut code, save_vectors);
     code.load(R::RDI, fields::VCPU);
     code.copy(R::RSI, KEPT);
     code.bytes(&[0x48, 0x83, 0xec, 0x08]);
     code.constant(VALUE, interpret as *const () as u64);
-    // call rax; add rsp, 8; test eax, eax
-    code.bytes(&[0xff, 0xd0, 0x48, 0x83, 0xc4, 0x08, 0x85, 0xc0]);
+    // call rax; add rsp, 8; test rax, rax
+    code.bytes(&[0xff, 0xd0, 0x48, 0x83, 0xc4, 0x08, 0x48, 0x85, 0xc0]);
     let goes_on = code.label();
     code.jump_if(Condition::EQUAL, goes_on);
-    code.jump_to(left);
+    code.jump_to(elsewhere);
     code.bind(goes_on);
     // test ebp, ebp
     code.bytes(&[0x85, 0xed]);
@@ -146,7 +171,7 @@ pub(super) fn make(base: u64) -> Result<(Vec<u8>, Thunks), NotCopied> {
     code.bytes(&[0x48, 0x83, 0xc4, 0x08]);
     code.constant(VALUE, interpret_last as *const () as u64);
     code.bytes(&[0xff, 0xd0]);
-    code.jump_to(left);
+    code.jump_to(elsewhere);
 
     Ok((code.finish()?, thunks))
 }

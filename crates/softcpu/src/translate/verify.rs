@@ -14,9 +14,11 @@ use iced_x86::{
     OpAccess, OpKind, Register as R,
 };
 
-use super::fields::{self, Field, TLB_ADDEND, TLB_READ, TLB_WRITE};
+use super::fields::{self, Field, TLB_ADDEND, TLB_STORES, TLB_TAG};
+use super::jumps::{ENTRIES, Jump};
 use super::registers::{ADDRESS, VALUE};
 use super::thunks::Thunks;
+use crate::mmu::tlb::DataTables;
 use crate::vcpu::Vcpu;
 
 /// What is wrong with a block, and where in its code.
@@ -56,6 +58,10 @@ enum Known {
     /// The page of this address, and with the address space.
     Page(Sum),
     Tag(Sum),
+    /// Where the TLB's tables are.
+    Tables,
+    /// What makes host addresses of the guest addresses that a TLB check was of.
+    Addend(Shown),
     /// Where events are raised.
     Events,
     /// An index into the jump cache.
@@ -67,14 +73,39 @@ enum Known {
     },
 }
 
+/// What a TLB check shows: an access from the first to the last address may be made.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Shown {
+    first: Sum,
+    last: Sum,
+    stores: bool,
+    /// How far the entry lies behind what the index chose, or behind the tables' beginning.
+    at: u64,
+}
+
+impl Shown {
+    fn has(&self, register: R) -> bool {
+        let of = |term: &Term| matches!(term, Term::Register(r, _) if *r == register);
+        self.first.terms.iter().chain(&self.last.terms).any(of)
+    }
+
+    /// Whether it covers `size` bytes at the sum of `terms` and `offset`.
+    fn covers(&self, terms: &[Term], offset: i64, size: i64) -> bool {
+        self.first.terms == terms
+            && self.last.terms == terms
+            && offset >= self.first.offset
+            && offset.saturating_add(size).saturating_sub(1) <= self.last.offset
+    }
+}
+
 struct Look<'a> {
     factory: InstructionInfoFactory,
     value: Known,
     address: Known,
-    /// The comparison just made: of which addresses, for which access.
-    compared: Option<(Sum, Sum, bool)>,
-    /// What the last TLB check has shown: first address, last one, access.
-    shown: Option<(Sum, Sum, bool)>,
+    /// What is shown if the comparison just made holds.
+    compared: Option<Shown>,
+    /// What the last TLB check has shown.
+    shown: Option<Shown>,
     thunks: &'a Thunks,
     range: std::ops::Range<u64>,
     /// Where jumps go that are made with an index into the jump cache at hand.
@@ -165,8 +196,12 @@ impl Look<'_> {
 
     fn branch(&mut self, it: &Instruction, starts: &HashSet<u64>) -> Result<(), &'static str> {
         let target = it.near_branch_target();
-        let leaves =
-            [self.thunks.leave_at, self.thunks.leave_by_link, self.thunks.leave_to_interpret];
+        let leaves = [
+            self.thunks.leave_at,
+            self.thunks.leave_by_link,
+            self.thunks.leave_to_interpret,
+            self.thunks.leave_to_look,
+        ];
         let jump = it.is_jmp_short_or_near();
         let inside = self.range.contains(&target) && starts.contains(&target);
         if !(inside || jump && leaves.contains(&target)) {
@@ -217,13 +252,28 @@ impl Look<'_> {
                 self.address == Known::Slot && reads && table && it.memory_index_scale() == 8
             }
             (_, VALUE, R::None) => match &self.value {
-                Known::Entry(_) => reads && (0..=i64::from(TLB_ADDEND)).contains(&displacement),
+                Known::Entry(_) => {
+                    let stores = i64::from(TLB_STORES);
+                    let at = displacement.wrapping_sub(stores);
+                    let at = if at >= 0 { at } else { displacement };
+                    reads && size == 8 && (0..=i64::from(TLB_ADDEND)).contains(&at)
+                }
+                Known::Tables => {
+                    let end = displacement.saturating_add(size);
+                    reads && displacement >= 0 && end <= size_of::<DataTables>() as i64
+                }
                 Known::Events => reads && displacement == 0 && size == 4,
                 _ => false,
             },
-            (_, ADDRESS, R::None) => match self.address {
+            (_, ADDRESS, index) => match &self.address {
                 Known::Host { len, stores } => {
-                    displacement == 0 && size <= len && (reads || stores)
+                    index == R::None && displacement == 0 && size <= *len && (reads || *stores)
+                }
+                Known::Addend(shown) => {
+                    let register = [Term::Register(index, 1)];
+                    let terms = if index == R::None { &[][..] } else { &register };
+                    let single = index == R::None || it.memory_index_scale() == 1;
+                    single && shown.covers(terms, displacement, size) && (reads || shown.stores)
                 }
                 _ => false,
             },
@@ -260,14 +310,10 @@ impl Look<'_> {
             return;
         }
         if it.mnemonic() == M::Cmp {
-            self.compared = match (first, &self.address, &self.value) {
-                (ADDRESS, Known::Tag(last), Known::Entry(start)) if it.memory_base() == VALUE => {
-                    let tag = it.memory_displacement64();
-                    let stores = tag == u64::from(TLB_WRITE);
-                    (stores || tag == u64::from(TLB_READ))
-                        .then(|| (start.clone(), last.clone(), stores))
-                }
-                _ => None,
+            self.compared = if first == ADDRESS && it.memory_base() == VALUE {
+                self.compares(it)
+            } else {
+                None
             };
             return;
         }
@@ -291,14 +337,33 @@ impl Look<'_> {
         }
         // A guest's register that an address was made of has changed.
         if first != R::None && !matches!(first.full_register(), VALUE | ADDRESS) {
-            let changed = |sum: &Sum| {
-                sum.terms
-                    .iter()
-                    .any(|term| matches!(term, Term::Register(r, _) if *r == first.full_register()))
-            };
-            if self.shown.as_ref().is_some_and(|(start, last, _)| changed(start) || changed(last)) {
+            let changed = first.full_register();
+            if self.shown.as_ref().is_some_and(|shown| shown.has(changed)) {
                 self.shown = None;
             }
+            if matches!(&self.address, Known::Addend(shown) if shown.has(changed)) {
+                self.address = Known::Nothing;
+            }
+        }
+    }
+
+    /// What is shown if [`ADDRESS`] equals the tag that `it` compares it with.
+    fn compares(&self, it: &Instruction) -> Option<Shown> {
+        let at = it.memory_displacement64().checked_sub(u64::from(TLB_TAG))?;
+        let stores = at >= u64::from(TLB_STORES);
+        match (&self.address, &self.value) {
+            (Known::Tag(last), Known::Entry(first)) => {
+                let known = at == 0 || at == u64::from(TLB_STORES);
+                let (first, last) = (first.clone(), last.clone());
+                known.then_some(Shown { first, last, stores, at })
+            }
+            (Known::Tag(page), Known::Tables) if page.terms.is_empty() => {
+                let entry = page.offset as u64 >> 7 & 0x7fe0;
+                let right = at == entry || at == entry.wrapping_add(u64::from(TLB_STORES));
+                let last = Sum { terms: Vec::new(), offset: page.offset | 0xfff };
+                right.then(|| Shown { first: page.clone(), last, stores, at })
+            }
+            _ => None,
         }
     }
 
@@ -315,6 +380,10 @@ impl Look<'_> {
         let wide = it.op0_register().size() == 8;
         match (it.mnemonic(), before, field) {
             (M::Mov, _, Some(at)) if wide && at == fields::EVENTS.0 => Known::Events,
+            (M::Mov, _, Some(at)) if wide && at == fields::TLB.0 => Known::Tables,
+            (M::Mov, ..) if wide && it.memory_base() == VALUE && second == Some(OpKind::Memory) => {
+                self.checked(it).map_or(Known::Nothing, |shown| Known::Addend(shown.clone()))
+            }
             (M::Mov, _, Some(at)) if wide => {
                 Known::Address(Sum { terms: vec![Term::Field(at, 1)], offset: 0 })
             }
@@ -348,25 +417,42 @@ impl Look<'_> {
             }
             (M::Add, Known::Index(sum), Some(at)) if at == fields::TLB.0 => Known::Entry(sum),
             (M::Or, Known::Page(sum), Some(at)) if at == fields::SPACE.0 => Known::Tag(sum),
-            (M::Add, Known::Address(sum), None)
-                if it.memory_base() == VALUE
-                    && it.memory_displacement64() == u64::from(TLB_ADDEND) =>
+            (M::Or, Known::Address(sum), Some(at))
+                if at == fields::SPACE.0 && sum.terms.is_empty() && sum.offset & 0xfff == 0 =>
             {
-                self.host(&sum)
+                Known::Tag(sum)
             }
+            (M::Add, Known::Address(sum), None) if it.memory_base() == VALUE => self.host(it, &sum),
+            (M::Add, Known::Addend(shown), None) if source == Some(VALUE) => match &self.value {
+                Known::Address(sum) if sum.terms.is_empty() && shown.first.terms.is_empty() => {
+                    let len = shown.last.offset.wrapping_sub(sum.offset).wrapping_add(1);
+                    let inside = (shown.first.offset..=shown.last.offset).contains(&sum.offset);
+                    if inside { Known::Host { len, stores: shown.stores } } else { Known::Nothing }
+                }
+                _ => Known::Nothing,
+            },
             _ => Known::Nothing,
         }
     }
 
+    /// What the last check has shown, if `it` reads the addend of the entry that was checked.
+    fn checked(&self, it: &Instruction) -> Option<&Shown> {
+        let shown = self.shown.as_ref()?;
+        let at = shown.at.wrapping_add(u64::from(TLB_ADDEND));
+        let same = match &self.value {
+            Known::Entry(entry) => *entry == shown.first,
+            Known::Tables => true,
+            _ => false,
+        };
+        (same && it.memory_displacement64() == at).then_some(shown)
+    }
+
     /// The host address of `sum`, if the last check was of just that address.
-    fn host(&self, sum: &Sum) -> Known {
-        let Known::Entry(entry) = &self.value else { return Known::Nothing };
-        match &self.shown {
-            Some((start, last, stores))
-                if start == sum && entry == sum && last.terms == sum.terms =>
-            {
-                let len = last.offset.wrapping_sub(sum.offset).wrapping_add(1);
-                Known::Host { len, stores: *stores }
+    fn host(&self, it: &Instruction, sum: &Sum) -> Known {
+        match self.checked(it) {
+            Some(shown) if shown.first == *sum && shown.last.terms == sum.terms => {
+                let len = shown.last.offset.wrapping_sub(sum.offset).wrapping_add(1);
+                Known::Host { len, stores: shown.stores }
             }
             _ => Known::Nothing,
         }
@@ -412,13 +498,17 @@ impl Look<'_> {
 /// Whether `it` jumps to what the jump cache has.
 fn goes_by_the_jump_cache(it: &Instruction) -> bool {
     let Field(hosts) = fields::JUMP_HOSTS;
-    let end = u64::from(hosts).saturating_add(size_of::<[u64; super::jumps::ENTRIES]>() as u64);
+    let entry = size_of::<Jump>() as u64;
+    let end = u64::from(hosts).saturating_add(entry.saturating_mul(ENTRIES as u64));
     let at = it.memory_displacement64();
     it.op0_kind() == OpKind::Memory
         && it.memory_segment() == R::GS
         && it.memory_base() == R::None
         && match it.memory_index() {
-            R::None => (u64::from(hosts)..end).contains(&at) && at % 8 == u64::from(hosts) % 8,
+            R::None => {
+                (u64::from(hosts)..end).contains(&at)
+                    && at.wrapping_sub(u64::from(hosts)).is_multiple_of(entry)
+            }
             _ => at == u64::from(hosts),
         }
 }
@@ -450,126 +540,4 @@ fn memory_size(size: usize) -> i64 {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::super::access::Access;
-    use super::super::assembler::Assembler;
-    use super::super::thunks;
-    use super::*;
-    use crate::decode::op::Op;
-    use crate::interp::transfer;
-    use crate::state::{GPR_ZERO, SEG_FLAT};
-
-    const BASE: u64 = 0x10_0000;
-
-    /// An operand at `[rbx + 8]`.
-    fn operand() -> Op {
-        Op {
-            run: transfer::undefined,
-            rip: 0,
-            imm: 0,
-            disp: 8,
-            addr_mask: u64::MAX,
-            base: 3,
-            index: GPR_ZERO,
-            scale: 0,
-            seg: SEG_FLAT,
-            dst: 0,
-            src: 0,
-            aux: 0,
-            len: 4,
-            code: 0,
-            flags: crate::decode::op::OpFlags::LONG,
-            size: 8,
-        }
-    }
-
-    /// What the verifier says of code that `write` makes, ended by a way out.
-    fn judged(write: impl FnOnce(&mut Assembler)) -> Result<(), Violation> {
-        let (code, thunks) = thunks::make(BASE).unwrap();
-        let base = BASE + code.len() as u64;
-        let mut code = Assembler::new(base);
-        write(&mut code);
-        code.jump_to(thunks.leave_at);
-        verify(&code.finish().unwrap(), base, &thunks)
-    }
-
-    /// A check of `access`, and `bytes` where it has held.
-    fn behind_a_check(access: Access, bytes: &[u8]) -> Result<(), Violation> {
-        let (_, thunks) = thunks::make(BASE).unwrap();
-        judged(|code| {
-            let slow = code.label();
-            code.check(&operand(), access, slow).unwrap();
-            code.bytes(bytes);
-            code.bind(slow);
-            code.jump_to(thunks.leave_at);
-        })
-    }
-
-    const LOAD_8: &[u8] = &[0x49, 0x8b, 0x45, 0x00];
-    const STORE_8: &[u8] = &[0x49, 0x89, 0x45, 0x00];
-
-    #[test]
-    fn what_a_check_allows_is_allowed() {
-        behind_a_check(Access::LOAD_WORD, LOAD_8).unwrap();
-        behind_a_check(Access::STORE_WORD, STORE_8).unwrap();
-        behind_a_check(Access::STORE_WORD, LOAD_8).unwrap();
-    }
-
-    #[test]
-    fn what_it_does_not_is_found() {
-        assert!(behind_a_check(Access::LOAD_WORD, STORE_8).is_err(), "a store after a load's");
-        let byte = Access { len: 1, ..Access::LOAD_WORD };
-        assert!(behind_a_check(byte, LOAD_8).is_err(), "more than was checked");
-        let next = [0x49, 0x8b, 0x45, 0x08];
-        assert!(behind_a_check(Access::LOAD_WORD, &next).is_err(), "beside it");
-        let moved = [&[0x49, 0xff, 0xc5][..], LOAD_8].concat();
-        assert!(behind_a_check(Access::LOAD_WORD, &moved).is_err(), "after inc r13");
-        assert!(judged(|code| code.bytes(LOAD_8)).is_err(), "no check at all");
-        // Jumped to from where nothing was checked.
-        let into = judged(|code| {
-            let (middle, slow) = (code.label(), code.label());
-            code.jump(middle);
-            code.check(&operand(), Access::LOAD_WORD, slow).unwrap();
-            code.bind(middle);
-            code.bytes(LOAD_8);
-            code.bind(slow);
-        });
-        assert!(into.is_err());
-    }
-
-    #[test]
-    fn a_check_of_another_address_is_none() {
-        let changed = judged(|code| {
-            let slow = code.label();
-            code.check(&operand(), Access::LOAD_WORD, slow).unwrap();
-            // The last three instructions once more, after rbx has changed.
-            code.bytes(&[0x48, 0xff, 0xc3]);
-            code.linear(ADDRESS, &operand(), 0).unwrap();
-            code.bytes(&[0x4c, 0x03, 0x68, TLB_ADDEND]);
-            code.bytes(LOAD_8);
-            code.bind(slow);
-        });
-        assert!(changed.is_err());
-    }
-
-    #[test]
-    fn nothing_of_the_hosts_is_touched() {
-        for (what, bytes) in [
-            ("syscall", &[0x0f, 0x05][..]),
-            ("int3", &[0xcc]),
-            ("push rax", &[0x50]),
-            ("mov rsp, rax", &[0x48, 0x89, 0xc4]),
-            ("wrgsbase rax", &[0xf3, 0x48, 0x0f, 0xae, 0xd8]),
-            ("mov [rbx], rax", &[0x48, 0x89, 0x03]),
-            ("jmp rax", &[0xff, 0xe0]),
-            ("ret", &[0xc3]),
-            ("rep movsb", &[0xf3, 0xa4]),
-            ("jmp far away", &[0xe9, 0, 0, 0, 0x10]),
-            ("in al, dx", &[0xec]),
-        ] {
-            assert!(judged(|code| code.bytes(bytes)).is_err(), "{what}");
-        }
-        assert!(judged(|code| code.store(fields::VCPU, VALUE)).is_err(), "the vCPU's pointer");
-        judged(|code| code.store(fields::gpr(13), VALUE)).unwrap();
-    }
-}
+mod tests;

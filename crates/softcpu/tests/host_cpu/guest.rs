@@ -7,6 +7,7 @@ use softcpu::state::control::{Cr0, Cr4, Efer};
 use softcpu::state::segment::{DescriptorTable, SegReg, Segment};
 use softcpu::testing::TestMachine;
 use softcpu::trace::{Event, Tracer};
+use softcpu::translate::Config;
 use softcpu::{Exception, Exit};
 
 use crate::layout::{AREA, CODE, CODE_LEN, DATA, DATA_LEN, GDT, LDT, Mode, segment};
@@ -34,6 +35,17 @@ pub(crate) struct Guest {
     raised: Raised,
     memory: Vec<u8>,
     translates: bool,
+}
+
+/// How a row came out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum RowEnd {
+    /// It came to its end.
+    Reached,
+    /// A fault of this vector.
+    Fault(u8),
+    /// It still runs.
+    Runs,
 }
 
 struct Watch(Raised);
@@ -91,8 +103,14 @@ impl Guest {
 
     /// The same with all 64-bit code translated.
     pub(crate) fn translating() -> Self {
+        Self::translating_as(0, Config::default())
+    }
+
+    /// The same with 64-bit code translated that has run so often, by a translator with
+    /// this configuration.
+    pub(crate) fn translating_as(runs: u32, config: Config) -> Self {
         let Self { machine, raised, memory, .. } = Self::new();
-        Self { machine: machine.translating(0), raised, memory, translates: true }
+        Self { machine: machine.translating_as(runs, config), raised, memory, translates: true }
     }
 
     /// The same in lockstep.
@@ -156,36 +174,49 @@ impl Guest {
         &self.memory
     }
 
-    /// Runs a row of instructions to its end or to the first fault, whose vector it returns.
+    /// Makes all memory for code zero.
+    pub(crate) fn clear_code(&mut self) {
+        self.machine.put(CODE - AREA + PHYSICAL, &[0; CODE_LEN]);
+    }
+
+    /// Puts a row of instructions, and behind it where it is to end.
+    pub(crate) fn put_row(&mut self, offset: u64, bytes: &[u8]) {
+        let start = CODE + offset - AREA + PHYSICAL;
+        self.machine.put(start, bytes);
+        self.machine.put(start + bytes.len() as u64, &STAY);
+    }
+
+    /// Runs a row of `len` bytes to its end or to the first fault, or gives up after `most`
+    /// blocks.
     pub(crate) fn run_row(
         &mut self,
         offset: u64,
-        bytes: &[u8],
+        len: usize,
         state: &mut VcpuState,
-    ) -> Option<u8> {
-        let (start, end) = (CODE + offset, CODE + offset + bytes.len() as u64);
+        most: usize,
+    ) -> RowEnd {
+        let (start, end) = (CODE + offset, CODE + offset + len as u64);
         state.rip = start;
-        self.machine.vcpu.state = state.clone();
-        self.machine.put(start - AREA + PHYSICAL, bytes);
-        self.machine.put(end - AREA + PHYSICAL, &STAY);
         let vcpu = &mut self.machine.vcpu;
+        vcpu.state = state.clone();
         vcpu.state_changed();
         self.raised.lock().unwrap_or_else(PoisonError::into_inner).take();
-        for _ in 0..64 {
+        for _ in 0..most {
             if vcpu.run_one_block() == Some(Exit::Diverged) {
                 panic!("{}", vcpu.divergence().unwrap_or_default());
             }
             let raised = self.raised.lock().unwrap_or_else(PoisonError::into_inner).take();
             if let Some((exception, at)) = raised {
                 *state = *at;
-                return Some(exception.vector as u8);
+                return RowEnd::Fault(exception.vector as u8);
             }
             if vcpu.state.rip == end {
-                break;
+                *state = vcpu.state.clone();
+                return RowEnd::Reached;
             }
         }
         *state = vcpu.state.clone();
-        None
+        RowEnd::Runs
     }
 
     /// Runs `bytes` on `state`, as [`Oracle::run`](crate::oracle::Oracle::run) does.

@@ -22,6 +22,7 @@ use iced_x86::Code;
 use compare::{Bench, Verdict};
 use layout::Mode;
 use random::Random;
+use softcpu::translate::{Config, Counters};
 use tally::Tally;
 
 fn number(name: &str) -> Option<u64> {
@@ -84,11 +85,24 @@ fn every_encoding_does_what_the_host_does() {
 
 #[test]
 fn rows_of_instructions_are_translated_as_they_are_interpreted() {
-    let mut translator = guest::Guest::translating();
-    let rounds = rows(&mut translator, 300);
-    let counters = translator.counters();
-    println!("{rounds} rows, {counters:?}");
-    assert!(counters.translated > rounds / 2, "{counters:?}");
+    compare_rows(300, &mut guest::Guest::translating(), sequences::compare);
+}
+
+#[test]
+fn rows_with_jumps_are_translated_as_they_are_interpreted() {
+    let mut translator = guest::Guest::translating_as(3, Config::default());
+    compare_rows(100, &mut translator, sequences::compare_branching);
+}
+
+#[test]
+fn so_are_they_in_code_memory_that_is_emptied_again_and_again() {
+    let config = Config { code_cache: Config::SMALLEST, verify: true };
+    let mut translator = guest::Guest::translating_as(0, config);
+    let rows = compare_rows(50, &mut translator, sequences::compare);
+    assert!(rows.emptied > 0, "{rows:?}");
+    let mut translator = guest::Guest::translating_as(3, config);
+    let rows = compare_rows(50, &mut translator, sequences::compare_branching);
+    assert!(rows.emptied > 0, "{rows:?}");
 }
 
 /// Rows hold with nothing between the guest's blocks and the interpreter's, so no two runs can
@@ -96,28 +110,38 @@ fn rows_of_instructions_are_translated_as_they_are_interpreted() {
 #[test]
 fn rows_of_instructions_agree_in_lockstep() {
     let mut lockstep = guest::Guest::in_lockstep();
-    let rounds = rows(&mut lockstep, 30);
-    let (counters, translated) = (lockstep.lockstep_counters(), lockstep.counters().translated);
-    println!("{rounds} rows, {counters:?}");
-    assert!(counters.stretches >= rounds && counters.raced == 0, "{counters:?}");
-    assert!(translated > rounds / 2, "only {translated} blocks translated");
+    compare_rows(30, &mut lockstep, sequences::compare);
+    let counters = lockstep.lockstep_counters();
+    assert!(counters.stretches > 0 && counters.raced == 0, "{counters:?}");
 }
 
-/// Compares `share` of random rows a round on `guest` with what the interpreter makes of them.
-fn rows(guest: &mut guest::Guest, share: u64) -> u64 {
-    let rounds = number("LGUEST_PROPERTY_ROUNDS").unwrap_or(64) * share;
+/// Compares `times` rows a round. Says what the translator did.
+fn compare_rows(
+    times: u64,
+    translator: &mut guest::Guest,
+    compare: impl Fn(
+        &sequences::Codes,
+        &mut guest::Guest,
+        &mut guest::Guest,
+        &mut Random,
+    ) -> Result<(), String>,
+) -> Counters {
+    let rounds = number("LGUEST_PROPERTY_ROUNDS").unwrap_or(64) * times;
     let mut random = Random(number("LGUEST_PROPERTY_SEED").unwrap_or(0x0fed_cba9_8765_4321));
     let codes = sequences::Codes::new();
     let mut interpreter = guest::Guest::new();
     let mut differences = Vec::new();
     for _ in 0..rounds {
-        if let Err(what) = sequences::compare(&codes, &mut interpreter, guest, &mut random) {
+        if let Err(what) = compare(&codes, &mut interpreter, translator, &mut random) {
             differences.push(what);
         }
     }
+    let counters = translator.counters();
+    println!("{rounds} rows, {counters:?}");
     for what in differences.iter().take(5) {
         println!("{what}\n");
     }
     assert!(differences.is_empty(), "{} of {rounds} rows differ", differences.len());
-    rounds
+    assert!(counters.translated > rounds / 2, "{counters:?}");
+    counters
 }

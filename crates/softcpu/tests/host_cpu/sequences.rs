@@ -1,4 +1,4 @@
-//! Runs of instructions in one block: the translator against the interpreter.
+//! Runs of instructions, straight and with jumps: the translator against the interpreter.
 //!
 //! One instruction at a time shows that each is copied rightly; what goes on between them
 //! (flags that are kept, lost and brought back, registers on their way through scratch
@@ -9,7 +9,7 @@ use iced_x86::{Code, FlowControl, Instruction, Mnemonic as M, OpKind, RflagsBits
 use softcpu::state::VcpuState;
 
 use crate::encode::{Encoded, encode};
-use crate::guest::Guest;
+use crate::guest::{Guest, RowEnd};
 use crate::layout::{DATA_LEN, Mode};
 use crate::prepare::prepare;
 use crate::random::{self, Random};
@@ -106,6 +106,87 @@ impl Codes {
     }
 }
 
+/// What a row is made of.
+enum Piece {
+    Instruction(Encoded),
+    /// To the start of another piece: always, or on a condition as Jcc's opcode has it.
+    Jump {
+        condition: Option<u8>,
+        to: usize,
+    },
+}
+
+impl Piece {
+    fn len(&self) -> usize {
+        match self {
+            Self::Instruction(it) => it.bytes.len(),
+            Self::Jump { condition: None, .. } => 5,
+            Self::Jump { condition: Some(_), .. } => 6,
+        }
+    }
+}
+
+/// The bytes of a row.
+fn assemble(row: &[Piece]) -> Vec<u8> {
+    let starts: Vec<usize> =
+        (0..=row.len()).map(|n| row[..n].iter().map(Piece::len).sum()).collect();
+    let mut bytes = Vec::new();
+    for (n, piece) in row.iter().enumerate() {
+        match piece {
+            Piece::Instruction(it) => bytes.extend(&it.bytes),
+            Piece::Jump { condition, to } => {
+                match condition {
+                    None => bytes.push(0xe9),
+                    Some(condition) => bytes.extend([0x0f, 0x80 | condition]),
+                }
+                let distance = starts[*to] as i32 - starts[n + 1] as i32;
+                bytes.extend(distance.to_le_bytes());
+            }
+        }
+    }
+    bytes
+}
+
+fn instruction(codes: &Codes, random: &mut Random) -> Encoded {
+    loop {
+        if let Ok(it) = encode(codes.pick(random), Mode::Long, random)
+            // Where it lies shall not matter.
+            && !it.instruction.is_ip_rel_memory_operand()
+        {
+            return it;
+        }
+    }
+}
+
+/// A straight row.
+fn straight(codes: &Codes, random: &mut Random) -> Vec<Piece> {
+    let len = 1 + random.below(LONGEST);
+    (0..len).map(|_| Piece::Instruction(instruction(codes, random))).collect()
+}
+
+/// A row with jumps forwards and backwards in it.
+fn branching(codes: &Codes, random: &mut Random) -> Vec<Piece> {
+    let len = 4 + random.below(3 * LONGEST) as usize;
+    let mut row: Vec<Piece> = Vec::new();
+    while row.len() < len {
+        let piece = if row.is_empty() || !random.one_in(3) {
+            Piece::Instruction(instruction(codes, random))
+        } else if random.one_in(6) {
+            Piece::Jump { condition: None, to: (row.len() + 1 + random.below(4) as usize).min(len) }
+        } else {
+            let condition = Some(random.below(16) as u8);
+            let to = if random.one_in(3) {
+                row.len() - random.below(row.len().min(8) as u64) as usize
+            } else {
+                (row.len() + 1 + random.below(6) as usize).min(len)
+            };
+            Piece::Jump { condition, to }
+        };
+        row.push(piece);
+    }
+    row
+}
+
 /// One random row on both; `Err` says what differed.
 pub(crate) fn compare(
     codes: &Codes,
@@ -113,69 +194,109 @@ pub(crate) fn compare(
     translator: &mut Guest,
     random: &mut Random,
 ) -> Result<(), String> {
-    let seed = random.0;
-    let mut row: Vec<Encoded> = Vec::new();
-    let len = 1 + random.below(LONGEST);
-    while (row.len() as u64) < len {
-        if let Ok(it) = encode(codes.pick(random), Mode::Long, random)
-            // Where it lies shall not matter.
-            && !it.instruction.is_ip_rel_memory_operand()
-        {
-            row.push(it);
-        }
-    }
-    let mut data = Box::new([0; DATA_LEN]);
-    random::memory(&mut data[..], random);
-    let mut before = interpreter.state(Mode::Long);
-    prepare(&row[0], false, &mut before, &mut data, random);
-    for (register, value, mask) in row.iter().rev().flat_map(|it| &it.pins) {
-        if row[0].pins.iter().all(|(pinned, ..)| pinned != register) {
-            before.gpr[*register] = before.gpr[*register] & !mask | value & mask;
-        }
-    }
-    let bytes: Vec<u8> = row.iter().flat_map(|it| it.bytes.iter().copied()).collect();
-    let offset = 0x400 + random.below(0x800);
-    let mut ends: Vec<(VcpuState, Option<u8>, Vec<u8>)> = Vec::new();
-    for guest in [&mut *interpreter, translator] {
-        guest.put_data(&data);
-        let mut state = before.clone();
-        let fault = guest.run_row(offset, &bytes, &mut state);
-        ends.push((state, fault, guest.data().to_vec()));
-    }
-    let [(ours, our_fault, our_data), (theirs, their_fault, their_data)] = &ends[..] else {
-        unreachable!("there were two")
-    };
-    let what = if our_fault != their_fault || ours.rip != theirs.rip {
-        "end"
-    } else if ours.gpr != theirs.gpr {
-        "registers"
-    } else if ours.rflags != theirs.rflags {
-        "flags"
-    } else if ours.vec != theirs.vec || ours.mxcsr != theirs.mxcsr {
-        "vector registers"
-    } else if ours.fpu.fxsave != theirs.fpu.fxsave {
-        "x87"
-    } else if our_data != their_data {
-        "memory"
-    } else {
-        return Ok(());
-    };
-    let listing: Vec<String> =
-        row.iter().map(|it| format!("    {} {}", it.instruction, kinds(&it.instruction))).collect();
-    Err(format!(
-        "{what} differ, seed {seed}, at {offset:#x}:\n{}\n  before      {:x?} {:?}\n  interpreted {:x?} {:?} {our_fault:?} rip {:x}\n  translated  {:x?} {:?} {their_fault:?} rip {:x}",
-        listing.join("\n"),
-        &before.gpr[..16],
-        before.rflags,
-        &ours.gpr[..16],
-        ours.rflags,
-        ours.rip,
-        &theirs.gpr[..16],
-        theirs.rflags,
-        theirs.rip
-    ))
+    let row = straight(codes, random);
+    compare_row(&row, [interpreter, translator], 1, random)
 }
 
-fn kinds(it: &Instruction) -> &'static str {
-    if it.op_kinds().any(|kind| kind == OpKind::Memory) { "(memory)" } else { "" }
+/// The same for a row with jumps, a few times on end, so that its blocks are hot.
+pub(crate) fn compare_branching(
+    codes: &Codes,
+    interpreter: &mut Guest,
+    translator: &mut Guest,
+    random: &mut Random,
+) -> Result<(), String> {
+    let row = branching(codes, random);
+    compare_row(&row, [interpreter, translator], 6, random)
+}
+
+fn compare_row(
+    row: &[Piece],
+    mut guests: [&mut Guest; 2],
+    times: usize,
+    random: &mut Random,
+) -> Result<(), String> {
+    let seed = random.0;
+    let bytes = assemble(row);
+    let offset = 0x400 + random.below(0x800);
+    for guest in &mut guests {
+        guest.put_row(offset, &bytes);
+    }
+    let encoded: Vec<&Encoded> = row
+        .iter()
+        .filter_map(|piece| match piece {
+            Piece::Instruction(it) => Some(it),
+            Piece::Jump { .. } => None,
+        })
+        .collect();
+    for _ in 0..times {
+        let mut data = Box::new([0; DATA_LEN]);
+        random::memory(&mut data[..], random);
+        let mut before = guests[0].state(Mode::Long);
+        prepare(encoded[0], false, &mut before, &mut data, random);
+        for (register, value, mask) in encoded.iter().rev().flat_map(|it| &it.pins) {
+            if encoded[0].pins.iter().all(|(pinned, ..)| pinned != register) {
+                before.gpr[*register] = before.gpr[*register] & !mask | value & mask;
+            }
+        }
+        let mut ends: Vec<(VcpuState, RowEnd, Vec<u8>)> = Vec::new();
+        // Translated code may look for events more often than blocks end.
+        for (guest, most) in guests.iter_mut().zip([64, 256]) {
+            guest.put_data(&data);
+            let mut state = before.clone();
+            let end = guest.run_row(offset, bytes.len(), &mut state, most);
+            ends.push((state, end, guest.data().to_vec()));
+        }
+        let [(ours, our_end, our_data), (theirs, their_end, their_data)] = &ends[..] else {
+            unreachable!("there were two")
+        };
+        if *our_end == RowEnd::Runs {
+            // A loop without an end: the two stopped in different turns of it, and what they
+            // stored among the code is not compared.
+            guests.iter_mut().for_each(|guest| guest.clear_code());
+            return Ok(());
+        }
+        let what = if our_end != their_end || ours.rip != theirs.rip {
+            "end"
+        } else if ours.gpr != theirs.gpr {
+            "registers"
+        } else if ours.rflags != theirs.rflags {
+            "flags"
+        } else if ours.vec != theirs.vec || ours.mxcsr != theirs.mxcsr {
+            "vector registers"
+        } else if ours.fpu.fxsave != theirs.fpu.fxsave {
+            "x87"
+        } else if our_data != their_data {
+            "memory"
+        } else {
+            continue;
+        };
+        let listing: Vec<String> = row.iter().enumerate().map(listed).collect();
+        return Err(format!(
+            "{what} differ, seed {seed}, at {offset:#x}:\n{}\n  before      {:x?} {:?}\n  interpreted {:x?} {:?} {our_end:?} rip {:x}\n  translated  {:x?} {:?} {their_end:?} rip {:x}",
+            listing.join("\n"),
+            &before.gpr[..16],
+            before.rflags,
+            &ours.gpr[..16],
+            ours.rflags,
+            ours.rip,
+            &theirs.gpr[..16],
+            theirs.rflags,
+            theirs.rip
+        ));
+    }
+    Ok(())
+}
+
+fn listed((n, piece): (usize, &Piece)) -> String {
+    match piece {
+        Piece::Instruction(it) => {
+            let memory = it.instruction.op_kinds().any(|kind| kind == OpKind::Memory);
+            let kind = if memory { "(memory)" } else { "" };
+            format!("    {n}: {} {kind}", it.instruction)
+        }
+        Piece::Jump { condition: None, to } => format!("    {n}: to {to}"),
+        Piece::Jump { condition: Some(condition), to } => {
+            format!("    {n}: if {condition:#x} to {to}")
+        }
+    }
 }

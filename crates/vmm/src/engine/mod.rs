@@ -9,6 +9,7 @@ pub(crate) mod dump;
 pub(crate) mod soft;
 pub(crate) mod supervised;
 pub mod trace;
+pub mod watch;
 
 /// What executes a machine's vCPUs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -12,16 +12,18 @@ use softcpu::state::rflags::RFlags;
 use softcpu::{Event, Exit, PhysMemory, Vcpu, VcpuConfig, VcpuHandle, VcpuState};
 
 use super::dump;
-use super::trace::{TextTracer, TraceOutput};
+use super::watch::Watchers;
 use crate::clock::{TscFrequency, host_tsc};
 use crate::devices::Request;
 use crate::devices::apic::local::LocalApic;
 use crate::machine::ending::{End, Ending};
 use crate::machine::inspect::Inspector;
+use crate::machine::start_line::Place;
 use crate::platform::pc::Pc;
 use crate::platform::pc::kvm::steal::StealTime;
 use crate::platform::pc::timers::{Timers, set_timer_slack};
 use crate::platform::pc::vcpu::PcVcpu;
+use crate::sandbox::ThreadKind;
 
 /// The vCPU that starts by itself.
 const BOOT_VCPU: usize = 0;
@@ -33,6 +35,8 @@ pub(crate) struct VcpuThread {
     pub(crate) index: usize,
     /// What runs its code.
     pub(crate) engine: softcpu::Engine,
+    /// How that is translated.
+    pub(crate) translation: softcpu::translate::Config,
     /// Its registers at the start.
     pub(crate) state: VcpuState,
     /// What CPUID answers.
@@ -51,8 +55,8 @@ pub(crate) struct VcpuThread {
     pub(crate) ending: Arc<Ending>,
     /// Who may ask what it is doing.
     pub(crate) inspector: Arc<Inspector>,
-    /// Where to write all that it does.
-    pub(crate) trace: Option<TraceOutput>,
+    /// Who watches it.
+    pub(crate) watchers: Watchers,
 }
 
 /// What a vCPU does with its time.
@@ -105,12 +109,15 @@ impl Drop for CrashGuard {
 
 impl VcpuThread {
     /// The thread's body: until the machine ends.
-    pub(crate) fn run(self) {
+    pub(crate) fn run(self, place: Place) {
         let _guard = CrashGuard::new(Arc::clone(&self.ending), self.index);
         set_timer_slack();
         let ending = Arc::clone(&self.ending);
         match self.start() {
-            Ok(mut runner) => runner.run(),
+            Ok(mut runner) => {
+                place.cross(ThreadKind::Vcpu);
+                runner.run();
+            }
             Err(reason) => ending.end(End::Failed(reason)),
         }
     }
@@ -121,6 +128,7 @@ impl VcpuThread {
         let env = PcVcpu::new(Arc::clone(&self.pc), self.index, offset, Arc::clone(&steal));
         let mut vcpu = Vcpu::new(VcpuConfig {
             engine: self.engine,
+            translation: self.translation,
             memory: Arc::clone(&self.memory),
             cpuid: self.cpuid,
             env: Box::new(env),
@@ -128,9 +136,7 @@ impl VcpuThread {
         })?;
         vcpu.state = self.state;
         vcpu.state_changed();
-        if let Some(output) = self.trace {
-            vcpu.set_tracer(Some(Box::new(TextTracer::new(self.index, output))));
-        }
+        self.watchers.attach(&mut vcpu, self.index);
         let phase = if self.index == BOOT_VCPU { Phase::Running } else { Phase::WaitForStartup };
         let thread = Links {
             index: self.index,
@@ -161,6 +167,7 @@ impl Runner {
                         let _ = self.attend();
                     }
                     Exit::Stopped => {}
+                    Exit::Failed => self.thread.ending.failed(self.thread.index, &self.vcpu),
                     Exit::Diverged => {
                         let report = self.vcpu.divergence().unwrap_or_default().to_owned();
                         self.thread.ending.end(End::Diverged(report));
@@ -177,6 +184,7 @@ impl Runner {
                 },
             }
         }
+        self.vcpu.publish_stats();
         if let Some(counters) = self.vcpu.lockstep_counters() {
             tracing::info!(?counters, "lockstep");
         }
@@ -190,6 +198,7 @@ impl Runner {
     /// INIT, startup, and questions. Says whether the vCPU was reset, which also ends a
     /// halt: INIT and startup may well have been seen together.
     fn attend(&mut self) -> bool {
+        self.vcpu.publish_stats();
         self.thread.inspector.answer(self.thread.index, || self.describe());
         let Some(local) = self.local() else { return false };
         let startup = local.take_startup();

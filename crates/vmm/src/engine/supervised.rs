@@ -9,10 +9,12 @@ use softcpu::{Environment, Event, Exit, PhysMemory, Vcpu, VcpuConfig, VcpuHandle
 
 use super::dump;
 use super::soft::CrashGuard;
-use super::trace::{TextTracer, TraceOutput};
+use super::watch::Watchers;
 use crate::machine::ending::{End, Ending};
 use crate::machine::inspect::Inspector;
+use crate::machine::start_line::Place;
 use crate::platform::pc::timers::set_timer_slack;
+use crate::sandbox::ThreadKind;
 
 /// Its number: it is the only one.
 const VCPU: usize = 0;
@@ -24,6 +26,8 @@ pub(crate) type Install = Box<dyn FnOnce(&mut Vcpu) + Send>;
 pub(crate) struct SupervisedThread {
     /// What runs its code.
     pub(crate) engine: softcpu::Engine,
+    /// How that is translated.
+    pub(crate) translation: softcpu::translate::Config,
     /// Its registers at the start.
     pub(crate) state: VcpuState,
     /// What CPUID answers.
@@ -40,8 +44,8 @@ pub(crate) struct SupervisedThread {
     pub(crate) ending: Arc<Ending>,
     /// Who may ask what it is doing.
     pub(crate) inspector: Arc<Inspector>,
-    /// Where to write all that it does.
-    pub(crate) trace: Option<TraceOutput>,
+    /// Who watches it.
+    pub(crate) watchers: Watchers,
 }
 
 impl fmt::Debug for SupervisedThread {
@@ -52,11 +56,12 @@ impl fmt::Debug for SupervisedThread {
 
 impl SupervisedThread {
     /// The thread's body: until the machine ends.
-    pub(crate) fn run(self) {
+    pub(crate) fn run(self, place: Place) {
         let _guard = CrashGuard::new(Arc::clone(&self.ending), VCPU);
         set_timer_slack();
         let vcpu = Vcpu::new(VcpuConfig {
             engine: self.engine,
+            translation: self.translation,
             memory: self.memory,
             cpuid: self.cpuid,
             env: self.environment,
@@ -69,10 +74,12 @@ impl SupervisedThread {
         vcpu.state = self.state;
         vcpu.state_changed();
         (self.install)(&mut vcpu);
-        if let Some(output) = self.trace {
-            vcpu.set_tracer(Some(Box::new(TextTracer::new(VCPU, output))));
-        }
-        let answer = |vcpu: &Vcpu| self.inspector.answer(VCPU, || dump::registers(vcpu));
+        self.watchers.attach(&mut vcpu, VCPU);
+        place.cross(ThreadKind::Vcpu);
+        let answer = |vcpu: &mut Vcpu| {
+            vcpu.publish_stats();
+            self.inspector.answer(VCPU, || dump::registers(vcpu));
+        };
         while !self.ending.has_ended() {
             match vcpu.run() {
                 Exit::Halt => loop {
@@ -82,16 +89,17 @@ impl SupervisedThread {
                         break;
                     }
                     self.handle.take(Event::ATTENTION);
-                    answer(&vcpu);
+                    answer(&mut vcpu);
                 },
-                Exit::Attention => answer(&vcpu),
+                Exit::Attention => answer(&mut vcpu),
                 // Whoever stopped it has said why; no guest with a supervisor runs in lockstep.
                 Exit::Stopped | Exit::Diverged => {}
+                Exit::Failed => self.ending.failed(VCPU, &vcpu),
                 Exit::Shutdown => {
                     self.ending.end(End::TripleFault { vcpu: VCPU, rip: vcpu.state.rip });
                 }
             }
         }
-        answer(&vcpu);
+        answer(&mut vcpu);
     }
 }

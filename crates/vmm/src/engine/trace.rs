@@ -2,7 +2,9 @@
 //!
 //! A line for every block before it runs, every exception and every interrupt. Long and
 //! slow, and usually the last thousand lines tell the story. Two traces of the same
-//! guest under different engines or builds can be compared line by line.
+//! guest under different engines or builds can be compared line by line. For that all code
+//! is interpreted; the other kind of trace leaves it to the translator, and has a line for
+//! each block that is translated or dropped in the place of those that run.
 
 use std::fmt;
 use std::io::Write;
@@ -12,15 +14,35 @@ use softcpu::state::segment::SegReg;
 use softcpu::state::{CodeSize, VcpuState};
 use softcpu::trace::{Event, Tracer};
 
+use super::watch::Watcher;
+
 /// Where traces go, shared by all vCPUs of a machine. What is buffered is written out
 /// when the machine is dropped.
 #[derive(Clone)]
-pub struct TraceOutput(Arc<Mutex<dyn Write + Send>>);
+pub struct TraceOutput {
+    to: Arc<Mutex<dyn Write + Send>>,
+    blocks: TracedBlocks,
+}
+
+/// Which blocks are traced.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TracedBlocks {
+    /// Each at each run; all code is interpreted.
+    Run,
+    /// Each that is translated, and each that is dropped.
+    Translated,
+}
 
 impl TraceOutput {
     /// Traces to `output`, which should buffer.
-    pub fn new(output: impl Write + Send + 'static) -> Self {
-        Self(Arc::new(Mutex::new(output)))
+    pub fn new(output: impl Write + Send + 'static, blocks: TracedBlocks) -> Self {
+        Self { to: Arc::new(Mutex::new(output)), blocks }
+    }
+}
+
+impl Watcher for TraceOutput {
+    fn tracer(&self, vcpu: usize) -> Option<Box<dyn Tracer>> {
+        Some(Box::new(TextTracer { vcpu, output: self.clone() }))
     }
 }
 
@@ -31,18 +53,20 @@ impl fmt::Debug for TraceOutput {
 }
 
 /// Writes one vCPU's events.
-pub(crate) struct TextTracer {
+struct TextTracer {
     vcpu: usize,
     output: TraceOutput,
 }
 
 impl TextTracer {
-    pub(crate) fn new(vcpu: usize, output: TraceOutput) -> Self {
-        Self { vcpu, output }
+    /// A line about translated code, which is about no moment of the guest's.
+    fn about(&self, what: fmt::Arguments<'_>) {
+        let mut output = self.output.to.lock().unwrap_or_else(PoisonError::into_inner);
+        let _ = writeln!(output, "{} {what}", self.vcpu);
     }
 
     fn line(&self, state: &VcpuState, what: fmt::Arguments<'_>) {
-        let mut output = self.output.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut output = self.output.to.lock().unwrap_or_else(PoisonError::into_inner);
         let [rax, rcx, rdx, rbx, rsp, rbp, rsi, rdi, ..] = state.gpr;
         // A full disk must not end the guest; what is missing shows by itself.
         let _ = writeln!(
@@ -77,7 +101,22 @@ impl Tracer for TextTracer {
             Event::Interrupt { state, vector } => {
                 self.line(state, format_args!("interrupt {vector:02x}"));
             }
+            Event::Thunks { host, code } => {
+                self.about(format_args!("thunks {} bytes at host {host:x}", code.len()));
+            }
+            Event::Translated { rip, user, instructions, host, code } => self.about(format_args!(
+                "translated {rip:016x} ring {} instructions {instructions} to {} bytes at host \
+                 {host:x}",
+                if user { 3 } else { 0 },
+                code.len()
+            )),
+            Event::Dropped { rip } => self.about(format_args!("dropped {rip:016x}")),
+            Event::Emptied => self.about(format_args!("emptied the code memory")),
         }
+    }
+
+    fn wants_blocks(&self) -> bool {
+        self.output.blocks == TracedBlocks::Run
     }
 }
 
@@ -88,13 +127,32 @@ mod tests {
     #[test]
     fn a_line_tells_where_and_what() {
         let sink: Arc<Mutex<Vec<u8>>> = Arc::default();
-        let mut tracer = TextTracer::new(3, TraceOutput(sink.clone()));
+        let to: Arc<Mutex<dyn Write + Send>> = sink.clone();
+        let output = TraceOutput { to, blocks: TracedBlocks::Translated };
+        let mut tracer = TextTracer { vcpu: 3, output };
+        assert!(!tracer.wants_blocks());
         let state = VcpuState::at_reset();
         tracer.event(Event::Interrupt { state: &state, vector: 0x30 });
         tracer.event(Event::Block { state: &state, instructions: 2 });
+        let code = &[1, 2, 3];
+        tracer.event(Event::Translated {
+            rip: 0x1000,
+            user: true,
+            instructions: 2,
+            host: 0x7f,
+            code,
+        });
+        tracer.event(Event::Dropped { rip: 0x1000 });
+        tracer.event(Event::Emptied);
         let text = String::from_utf8(sink.lock().unwrap().clone()).unwrap();
         let lines: Vec<_> = text.lines().collect();
         assert!(lines[0].starts_with("3 f000:000000000000fff0 16 ring 0 interrupt 30 rax 0"));
-        assert!(lines[1].contains("block 2") && lines.len() == 2);
+        assert!(lines[1].contains("block 2"));
+        let translated =
+            "3 translated 0000000000001000 ring 3 instructions 2 to 3 bytes at host 7f";
+        assert_eq!(
+            lines[2..],
+            [translated, "3 dropped 0000000000001000", "3 emptied the code memory"]
+        );
     }
 }

@@ -9,8 +9,9 @@ use softcpu::cpuid::CpuModel;
 
 use crate::devices::virtio::{IoThreads, VirtioDevice};
 use crate::engine::EngineChoice;
-use crate::engine::trace::TraceOutput;
+use crate::engine::watch::Watchers;
 use crate::loader::Image;
+use crate::sandbox::Sandbox;
 
 /// What the guest is to believe it runs on.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -53,8 +54,12 @@ pub struct MachineConfig {
     pub debug_exit: bool,
     /// After how long the machine is stopped.
     pub timeout: Option<Duration>,
-    /// Where every block, exception and interrupt is written down. Slow.
-    pub trace: Option<TraceOutput>,
+    /// What confines the process before the guest's first instruction.
+    pub sandbox: Option<Arc<dyn Sandbox>>,
+    /// How code is translated.
+    pub translation: softcpu::translate::Config,
+    /// Who watches the vCPUs.
+    pub watchers: Watchers,
 }
 
 impl fmt::Debug for MachineConfig {

@@ -13,6 +13,7 @@ use crate::devices::virtio::pci::{PciPlace, VirtioPci};
 use crate::devices::virtio::{DeviceKind, IoThreads, VirtioDevice};
 use crate::layout::PCI_INTERRUPTS;
 use crate::memory::GuestRam;
+use crate::sandbox::Sandbox;
 
 /// The devices, and the threads that work for them.
 #[derive(Debug)]
@@ -88,6 +89,11 @@ impl Devices {
             functions.push(function);
         }
         Ok((bus, Self { on: Bus::Pci(functions), io }))
+    }
+
+    /// Has the threads enter the sandbox, and those that are still to come.
+    pub(super) fn confine(&self, sandbox: Arc<dyn Sandbox>) {
+        self.io.confine(sandbox);
     }
 
     /// Finishes what is in flight, and stops the threads.

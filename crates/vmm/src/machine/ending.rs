@@ -5,7 +5,8 @@ use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use softcpu::{Event, VcpuHandle};
+use softcpu::translate::BadTranslation;
+use softcpu::{Event, Vcpu, VcpuHandle};
 
 use super::MachineError;
 use crate::devices::Request;
@@ -68,6 +69,13 @@ pub(crate) enum End {
     Diverged(String),
     /// The host refused the engine something.
     Failed(io::Error),
+    /// The translator has made what must not be run.
+    Translation {
+        /// Which vCPU's.
+        vcpu: usize,
+        /// What is wrong with it.
+        reason: BadTranslation,
+    },
     /// A vCPU's thread panicked.
     Crashed {
         /// Which one.
@@ -119,6 +127,15 @@ impl Ending {
         for vcpu in &self.vcpus {
             vcpu.raise(Event::STOP);
         }
+    }
+
+    /// `vcpu`, number `index`, has returned [`softcpu::Exit::Failed`].
+    pub(crate) fn failed(&self, index: usize, vcpu: &Vcpu) {
+        let end = match vcpu.failure() {
+            Some(reason) => End::Translation { vcpu: index, reason: reason.clone() },
+            None => End::Crashed { vcpu: index },
+        };
+        self.end(end);
     }
 
     /// The guest asks for something.
@@ -186,6 +203,9 @@ impl End {
             Self::TripleFault { vcpu, rip } => Outcome::TripleFault { vcpu, rip },
             Self::Diverged(report) => Outcome::Diverged(report),
             Self::Failed(reason) => return Err(MachineError::Vcpu(reason)),
+            Self::Translation { vcpu, reason } => {
+                return Err(MachineError::Translation { vcpu, reason });
+            }
             Self::Crashed { vcpu } => return Err(MachineError::Crashed(vcpu)),
         })
     }
@@ -218,6 +238,17 @@ mod tests {
         );
         assert_eq!(outcome(|ending| ending.request(Request::Exit(7))), Outcome::DebugExit(7));
         assert_eq!(outcome(|_| ()), Outcome::TimedOut);
+    }
+
+    #[test]
+    fn a_translation_that_must_not_run_is_our_failure_and_not_the_users() {
+        let ending = Ending::new(Vec::new());
+        let reason = BadTranslation { rip: 0x1234, violation: "syscall".into() };
+        ending.end(End::Translation { vcpu: 3, reason });
+        let error = ending.wait(None).unwrap_err();
+        let text = error.to_string();
+        assert!(text.contains("vCPU 3") && text.contains("0x1234"), "{text}");
+        assert!(!text.contains('\n') && !error.is_users());
     }
 
     #[test]

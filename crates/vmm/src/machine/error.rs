@@ -36,9 +36,20 @@ pub enum MachineError {
     /// The host refuses a thread.
     #[error("the host refuses a thread for the machine: {0}")]
     Thread(#[source] std::io::Error),
+    /// The host refuses the sandbox, and the guest is not to run without.
+    #[error(transparent)]
+    Sandbox(std::io::Error),
     /// The host refuses what the engine needs for a vCPU.
     #[error("the host refuses memory for generated code: {0}")]
     Vcpu(#[source] std::io::Error),
+    /// `--verify-translations` has found one that must not be run: a bug of ours.
+    #[error("vCPU {vcpu} stopped: {reason}; this is a bug in lguest, and the guest was not harmed")]
+    Translation {
+        /// Which vCPU's.
+        vcpu: usize,
+        /// What is wrong with it.
+        reason: softcpu::translate::BadTranslation,
+    },
     /// A vCPU's thread panicked: a bug of ours.
     #[error("the engine failed on vCPU {0}; this is a bug in lguest")]
     Crashed(usize),
@@ -57,6 +68,7 @@ impl MachineError {
                 | Self::Bus(_)
                 | Self::LguestBus(BusError::Full)
                 | Self::Load(_)
+                | Self::Sandbox(_)
         )
     }
 }

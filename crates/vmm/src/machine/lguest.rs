@@ -100,6 +100,7 @@ pub(super) fn build(config: MachineConfig) -> Result<Built, MachineError> {
     let clock = platform.clock();
     let vcpu = SupervisedThread {
         engine: config.engine.select()?.execution(),
+        translation: config.translation,
         state: vcpu_state(guest.entry),
         cpuid: CpuidTable::for_model(config.cpu_model, Topology { apic_id: 0, cpus: 1 })?,
         memory,
@@ -112,7 +113,7 @@ pub(super) fn build(config: MachineConfig) -> Result<Built, MachineError> {
         handle: around.handle.clone(),
         ending: Arc::clone(&around.ending),
         inspector: Arc::clone(&around.inspector),
-        trace: config.trace,
+        watchers: config.watchers,
     };
     Ok(around.build(devices, input, clock, vcpu))
 }

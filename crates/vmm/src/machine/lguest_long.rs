@@ -70,6 +70,7 @@ pub(super) fn build(config: MachineConfig) -> Result<Built, MachineError> {
     state.msr.tsc_offset = epoch.tsc.wrapping_neg();
     let vcpu = SupervisedThread {
         engine: config.engine.select()?.execution(),
+        translation: config.translation,
         state,
         cpuid,
         memory,
@@ -82,7 +83,7 @@ pub(super) fn build(config: MachineConfig) -> Result<Built, MachineError> {
         handle: around.handle.clone(),
         ending: Arc::clone(&around.ending),
         inspector: Arc::clone(&around.inspector),
-        trace: config.trace,
+        watchers: config.watchers,
     };
     Ok(around.build(Devices::on_long_bus(bus, config.io), input, clock, vcpu))
 }

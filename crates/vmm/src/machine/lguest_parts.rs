@@ -16,6 +16,7 @@ use crate::devices::virtio::{Console, DeviceKind, IoThreads, VirtioDevice};
 use crate::engine::supervised::SupervisedThread;
 use crate::loader::{KernelError, LoadError};
 use crate::platform::lguest::{Clock, EndSink, InterruptLines};
+use crate::sandbox::ThreadKind;
 
 /// What of the guest's goes to one console: early strings, and the virtio console's output.
 #[derive(Clone)]
@@ -125,9 +126,12 @@ impl Surroundings {
     ) -> Built {
         let mut built = Built::new(devices, input, self.ending, self.inspector);
         let running = Arc::clone(&clock);
-        built.helper("clock", move || running.run());
+        built.helper("clock", move |place| {
+            place.cross(ThreadKind::Timer);
+            running.run();
+        });
         built.at_end(move || clock.stop());
-        built.helper("vcpu0", move || vcpu.run());
+        built.helper("vcpu0", move |place| vcpu.run(place));
         built
     }
 }

@@ -24,6 +24,7 @@ mod lguest;
 mod lguest_long;
 mod lguest_parts;
 mod pc;
+pub(crate) mod start_line;
 
 pub use config::{MachineConfig, PlatformChoice};
 pub use controller::Controller;
@@ -34,21 +35,24 @@ use devices::Devices;
 use ending::Ending;
 use input::Input;
 use inspect::Inspector;
+use start_line::{Place, Starter};
+
+use crate::sandbox::Sandbox;
 
 /// How long vCPU threads may take to notice that the machine has ended. One that is
 /// stuck in the host (its console is not read) is left behind.
 const STOP_PATIENCE: Duration = Duration::from_secs(2);
 
 /// A machine, loaded and ready to run.
-#[derive(Debug)]
 pub struct Machine {
     engine: Engine,
     platform: PlatformKind,
     timeout: Option<Duration>,
+    sandbox: Option<Arc<dyn Sandbox>>,
     built: Built,
 }
 
-type Body = Box<dyn FnOnce() + Send>;
+type Body = Box<dyn FnOnce(Place) + Send>;
 type AtEnd = Box<dyn Fn() + Send>;
 
 /// What a platform is built as: threads, and what ends with them.
@@ -59,6 +63,16 @@ struct Built {
     input: Input,
     ending: Arc<Ending>,
     inspector: Arc<Inspector>,
+}
+
+impl fmt::Debug for Machine {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Machine")
+            .field("engine", &self.engine)
+            .field("platform", &self.platform)
+            .field("built", &self.built)
+            .finish_non_exhaustive()
+    }
 }
 
 impl fmt::Debug for Built {
@@ -73,8 +87,9 @@ impl Built {
         Self { bodies: Vec::new(), at_end: Vec::new(), devices, input, ending, inspector }
     }
 
-    /// A thread of the machine. They are started in this order.
-    fn helper(&mut self, name: &str, body: impl FnOnce() + Send + 'static) {
+    /// A thread of the machine, which crosses the start line when it is ready. They are
+    /// started in this order.
+    fn helper(&mut self, name: &str, body: impl FnOnce(Place) + Send + 'static) {
         self.bodies.push((name.to_owned(), Box::new(body)));
     }
 
@@ -124,13 +139,13 @@ impl Machine {
             check_lockstep(platform, config.cpus)?;
         }
         tracing::info!(%platform, %engine, "building the machine");
-        let timeout = config.timeout;
+        let (timeout, sandbox) = (config.timeout, config.sandbox.clone());
         let built = match platform {
             PlatformKind::Pc => pc::build(config)?,
             PlatformKind::Lguest => lguest::build(config)?,
             PlatformKind::LguestLong => lguest_long::build(config)?,
         };
-        Ok(Self { engine, platform, timeout, built })
+        Ok(Self { engine, platform, timeout, sandbox, built })
     }
 
     /// The engine that runs the vCPUs.
@@ -158,15 +173,25 @@ impl Machine {
     /// Runs the machine until it ends.
     ///
     /// # Errors
-    /// The host refuses a thread or memory for the engine, or the engine itself failed.
+    /// The host refuses a thread, the sandbox or memory for the engine, or the engine itself
+    /// failed.
     pub fn run(self) -> Result<Outcome, MachineError> {
         let deadline = self.timeout.and_then(|timeout| Instant::now().checked_add(timeout));
         let Built { bodies, at_end, devices, input, ending, .. } = self.built;
         let mut threads = Threads { running: Vec::new(), at_end, input, devices };
-        let started = bodies.into_iter().try_for_each(|(name, body)| threads.spawn(name, body));
-        if let Err(reason) = started {
+        let mut starter = Starter::new(self.sandbox);
+        let started = bodies
+            .into_iter()
+            .zip(std::iter::from_fn(|| starter.place()))
+            .try_for_each(|((name, body), place)| threads.spawn(name, move || body(place)))
+            .map_err(MachineError::Thread)
+            .and_then(|()| {
+                let devices = |sandbox| threads.devices.confine(sandbox);
+                starter.start(devices).map_err(MachineError::Sandbox)
+            });
+        if let Err(error) = started {
             ending.stop();
-            return Err(MachineError::Thread(reason));
+            return Err(error);
         }
         ending.wait(deadline)
     }
@@ -181,7 +206,7 @@ struct Threads {
 }
 
 impl Threads {
-    fn spawn(&mut self, name: String, body: Body) -> std::io::Result<()> {
+    fn spawn(&mut self, name: String, body: impl FnOnce() + Send + 'static) -> std::io::Result<()> {
         self.running.push(std::thread::Builder::new().name(name).spawn(body)?);
         Ok(())
     }

@@ -22,6 +22,7 @@ use crate::platform::pc::kvm::clock::Epoch;
 use crate::platform::pc::kvm::cpuid;
 use crate::platform::pc::timers::Timers;
 use crate::platform::pc::{Pc, PcConfig};
+use crate::sandbox::ThreadKind;
 
 /// What is shared between building steps.
 struct Parts {
@@ -69,7 +70,10 @@ pub(super) fn build(config: MachineConfig) -> Result<Built, MachineError> {
     let mut built = Built::new(devices, input, ending, inspector);
     let timers = Arc::clone(&parts.timers);
     let controller = Arc::clone(&parts.controller);
-    built.helper("timers", move || timers.run(&controller));
+    built.helper("timers", move |place| {
+        place.cross(ThreadKind::Timer);
+        timers.run(&controller);
+    });
     let timers = Arc::clone(&parts.timers);
     built.at_end(move || timers.stop());
     let seeds = states.into_iter().zip(parts.handles).zip(parts.tables).enumerate();
@@ -79,6 +83,7 @@ pub(super) fn build(config: MachineConfig) -> Result<Built, MachineError> {
         let vcpu = VcpuThread {
             index,
             engine: engine.execution(),
+            translation: config.translation,
             state,
             cpuid,
             memory: Arc::clone(&memory),
@@ -88,9 +93,9 @@ pub(super) fn build(config: MachineConfig) -> Result<Built, MachineError> {
             handle,
             ending: Arc::clone(&built.ending),
             inspector: Arc::clone(&built.inspector),
-            trace: config.trace.clone(),
+            watchers: config.watchers.clone(),
         };
-        built.helper(&format!("vcpu{index}"), move || vcpu.run());
+        built.helper(&format!("vcpu{index}"), move |place| vcpu.run(place));
     }
     Ok(built)
 }

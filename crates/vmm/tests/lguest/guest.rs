@@ -15,6 +15,7 @@ use lguest_abi::{Band, Call, Paging, Phys};
 use softcpu::cpuid::CpuModel;
 use vmm::devices::virtio::IoThreads;
 use vmm::engine::EngineChoice;
+use vmm::engine::watch::Watchers;
 use vmm::loader::{Image, PlatformKind};
 use vmm::machine::{Machine, MachineConfig, Outcome, PlatformChoice};
 
@@ -567,9 +568,11 @@ pub(crate) fn config(kernel: Vec<u8>, seconds: f64) -> (MachineConfig, Console) 
         serial_output: Box::new(console.clone()),
         devices: Vec::new(),
         io: IoThreads::start(1).unwrap(),
+        sandbox: None,
         debug_exit: false,
         timeout: Some(Duration::from_secs_f64(seconds)),
-        trace: None,
+        translation: softcpu::translate::Config::default(),
+        watchers: Watchers::default(),
     };
     (config, console)
 }

@@ -15,6 +15,8 @@ use event_manager::{
     EventManager, MutEventSubscriber, RemoteEndpoint, SubscriberId, SubscriberOps,
 };
 
+use crate::sandbox::{DeviceSandbox, Sandbox};
+
 /// What runs on an I/O thread: told of its descriptors' events, in turn with the others.
 pub type Handler = Box<dyn MutEventSubscriber + Send>;
 
@@ -32,6 +34,7 @@ struct Loop {
 pub struct IoThreads {
     loops: Vec<Loop>,
     turn: AtomicUsize,
+    sandbox: DeviceSandbox,
 }
 
 /// A handler at work. Dropping it leaves it there; [`Attached::detach`] takes it back.
@@ -60,7 +63,7 @@ impl IoThreads {
     /// The host refuses a thread or a descriptor.
     pub fn start(count: usize) -> io::Result<Arc<Self>> {
         let loops = (0..count.clamp(1, MAX_THREADS)).map(Loop::start).collect::<Result<_, _>>()?;
-        Ok(Arc::new(Self { loops, turn: AtomicUsize::new(0) }))
+        Ok(Arc::new(Self { loops, turn: AtomicUsize::new(0), sandbox: DeviceSandbox::default() }))
     }
 
     /// Puts a handler to work on the thread whose turn it is.
@@ -76,6 +79,27 @@ impl IoThreads {
             Ok::<_, event_manager::Error>(loop_.add_subscriber(handler))
         })?;
         Ok(Attached { endpoint, id })
+    }
+
+    /// Has all threads enter `sandbox`, and whoever else does devices' work.
+    pub(crate) fn confine(&self, sandbox: Arc<dyn Sandbox>) {
+        self.sandbox.set(sandbox);
+        for each in &self.loops {
+            let sandbox = self.sandbox.clone();
+            let entered =
+                each.endpoint.call_blocking(move |_: &mut dyn SubscriberOps<Subscriber = _>| {
+                    sandbox.enter();
+                    Ok::<_, event_manager::Error>(())
+                });
+            if let Err(error) = entered {
+                tracing::debug!(%error, "an I/O thread is gone already");
+            }
+        }
+    }
+
+    /// What devices' other threads enter before their first work for a guest.
+    pub(crate) fn sandbox(&self) -> DeviceSandbox {
+        self.sandbox.clone()
     }
 
     /// Stops all threads and waits for them. Handlers still attached are dropped.

@@ -40,6 +40,9 @@ pub enum DiskError {
         /// What its size would have to be a multiple of, in bytes.
         align: u64,
     },
+    /// The host refuses a thread to wait for its I/O.
+    #[error("the host refuses a thread for a disk: {0}")]
+    Thread(#[source] io::Error),
     /// A folder, a pipe, a terminal.
     #[error("{}: is neither a file nor a block device: name a disk image", .path.display())]
     NotADisk {

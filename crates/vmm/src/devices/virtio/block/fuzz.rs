@@ -16,7 +16,7 @@ use vm_memory::{Bytes as _, GuestAddress};
 use super::host_file::{Access, HostFile};
 use super::image::Image;
 use super::lock::Purpose;
-use super::pool::Job;
+use super::pool::{Job, Pool};
 use super::request::{Header, RawSegment};
 use super::served_queue::{Served, ServedQueue};
 use super::{Block, DiskConfig, DiskFormat};
@@ -63,7 +63,7 @@ pub fn fuzz_block(data: &[u8]) {
     serve(&queue, &service);
 }
 
-fn serve(queue: &Arc<ServedQueue>, service: &super::Service) -> Option<()> {
+fn serve(queue: &Arc<ServedQueue>, service: &Arc<super::Service>) -> Option<()> {
     let mut taken = Vec::new();
     queue.take(&mut taken);
     for chain in taken {
@@ -71,7 +71,7 @@ fn serve(queue: &Arc<ServedQueue>, service: &super::Service) -> Option<()> {
             queue.complete([Served { chain, written }]);
             continue;
         }
-        Job { chain, queue: Arc::clone(queue) }.run(service);
+        Job { chain, service: Arc::clone(service), queue: Arc::clone(queue) }.run();
     }
     Some(())
 }
@@ -176,7 +176,8 @@ fn disk(setup: u8) -> Option<Block> {
     let purpose = if readonly { Purpose::Read } else { Purpose::Write };
     let file = HostFile::from_file(file, path, Access { purpose, direct: false }).ok()?;
     let image = Image::from_file(file, &config).ok()?;
-    Some(Block::new(image, Some("fuzz".to_owned()), IDLE.clone()?, 2))
+    let (io, nobody) = (IDLE.clone()?, Pool::default());
+    Some(Block::new(image, Some("fuzz".to_owned()), io, nobody, 2))
 }
 
 /// Makes an empty qcow2 image of `file`.

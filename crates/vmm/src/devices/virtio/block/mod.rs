@@ -81,13 +81,13 @@ pub struct Block {
     /// What the driver wrote to `writeback`, if it did.
     writeback: Option<bool>,
     running: Option<Running>,
+    pool: Pool,
 }
 
 /// What there is between activation and reset. Ends with [`Running::stop`].
 #[derive(Debug)]
 struct Running {
     handlers: Vec<Attached>,
-    pool: Pool,
     service: Arc<Service>,
 }
 
@@ -98,11 +98,22 @@ impl Block {
     /// # Errors
     /// [`DiskError`]: one line that says what to do.
     pub fn open(config: &DiskConfig, io: Arc<IoThreads>, queues: usize) -> Result<Self, DiskError> {
-        Ok(Self::new(Image::open(config)?, config.serial.clone(), io, queues))
+        let image = Image::open(config)?;
+        let workers = std::thread::available_parallelism().map_or(1, usize::from);
+        let workers = workers.clamp(*WORKERS.start(), *WORKERS.end());
+        let pool = Pool::start(workers, &io).map_err(DiskError::Thread)?;
+        Ok(Self::new(image, config.serial.clone(), io, pool, queues))
     }
 
-    fn new(image: Image, serial: Option<String>, io: Arc<IoThreads>, queues: usize) -> Self {
+    fn new(
+        image: Image,
+        serial: Option<String>,
+        io: Arc<IoThreads>,
+        pool: Pool,
+        queues: usize,
+    ) -> Self {
         Self {
+            pool,
             log: Arc::new(ErrorLog::new(image.path().to_owned())),
             image: Arc::new(image),
             serial,
@@ -210,18 +221,15 @@ impl VirtioDevice for Block {
         self.stop();
         let first = activation.take_queue(0).ok_or(ActivateError::MissingQueue(0))?;
         let service = self.service(activation.features);
-        let workers = std::thread::available_parallelism().map_or(1, usize::from);
-        let workers = workers.clamp(*WORKERS.start(), *WORKERS.end());
-        let pool = Pool::start(workers, &service)?;
-        let mut running = Running { handlers: Vec::new(), pool, service };
+        let mut running = Running { handlers: Vec::new(), service };
         for queue in std::iter::once(first).chain(activation.queues) {
             let queue = ServedQueue::new(queue, Arc::clone(&activation.signal));
-            let jobs = Arc::clone(running.pool.jobs());
+            let jobs = Arc::clone(self.pool.jobs());
             let handler = Handler::new(queue, jobs, Arc::clone(&running.service));
             match self.io.attach(Box::new(handler)) {
                 Ok(attached) => running.handlers.push(attached),
                 Err(error) => {
-                    running.stop();
+                    running.stop(&self.pool);
                     return Err(error.into());
                 }
             }
@@ -240,7 +248,7 @@ impl Block {
     /// Finishes what is in flight, and flushes.
     fn stop(&mut self) {
         let Some(running) = self.running.take() else { return };
-        running.stop();
+        running.stop(&self.pool);
         if let Err(error) = self.image.flush_if_dirty() {
             self.log.report(Operation::Flush, 0, &error);
         }
@@ -249,14 +257,13 @@ impl Block {
 
 impl Running {
     /// Takes the handlers away, so that nothing new begins, and waits for the rest.
-    fn stop(self) {
-        let Self { handlers, pool, service: _ } = self;
-        for handler in handlers {
+    fn stop(self, pool: &Pool) {
+        for handler in self.handlers {
             if let Err(error) = handler.detach() {
                 tracing::debug!(%error, "a disk's handler is gone already");
             }
         }
-        drop(pool);
+        pool.finish();
     }
 }
 

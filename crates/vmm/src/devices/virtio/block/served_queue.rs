@@ -171,7 +171,10 @@ impl MutEventSubscriber for Handler {
                     served.push(Served { chain, written });
                     None
                 }
-                None => Some(Job { chain, queue: Arc::clone(queue) }),
+                None => {
+                    let (service, queue) = (Arc::clone(service), Arc::clone(queue));
+                    Some(Job { chain, service, queue })
+                }
             },
         ));
         self.queue.complete(self.served.drain(..));

@@ -135,6 +135,7 @@ pub struct Net {
     face: Arc<Face>,
     io: Arc<IoThreads>,
     attached: Vec<Attached>,
+    child: Option<u32>,
 }
 
 impl Net {
@@ -173,10 +174,10 @@ impl Net {
         io: Arc<IoThreads>,
         pairs: u16,
     ) -> Self {
-        let (mut features, mut mtu, mut up) = (feature::ALWAYS, 0, false);
+        let (mut features, mut mtu, mut up, mut child) = (feature::ALWAYS, 0, false, None);
         if let Some(first) = backends.first() {
             features |= first.features();
-            (mtu, up) = (first.mtu(), first.is_up());
+            (mtu, up, child) = (first.mtu(), first.is_up(), first.child());
         }
         if pairs > 1 {
             features |= feature::MQ;
@@ -192,7 +193,14 @@ impl Net {
             face: Arc::new(Face::new(up, mac)),
             io,
             attached: Vec::new(),
+            child,
         }
+    }
+
+    /// The process that carries its frames, if that is one: the card ends it, and waits for it.
+    #[must_use]
+    pub const fn child(&self) -> Option<u32> {
+        self.child
     }
 
     /// Its address, as it was made.

@@ -56,6 +56,7 @@ impl Host {
         let table = || CpuidTable::for_model(CpuModel::best_for_host(), topology).ok();
         let cpu = Vcpu::new(VcpuConfig {
             engine: softcpu::Engine::Translator,
+            translation: softcpu::translate::Config::default(),
             memory: Arc::new(ram.phys_memory().ok()?),
             cpuid: table()?,
             env: Box::new(LguestEnvironment::new(handle.clone(), None, ended)),

@@ -117,7 +117,7 @@ fn a_reset_in_mid_flight_waits_and_then_nothing_moves() {
             (0..40).map(|_| guest.begin(IN, 0, &[Part::Write(512)])).collect();
         guest.ring.notify();
         // More than there are workers: when some wait in line, all workers are at it.
-        let jobs = Arc::clone(guest.disk.running.as_ref().unwrap().pool.jobs());
+        let jobs = Arc::clone(guest.disk.pool.jobs());
         while jobs.waiting() == 0 {
             std::thread::sleep(Duration::from_millis(1));
         }

@@ -39,6 +39,11 @@ pub(super) trait Backend: fmt::Debug + Send {
     /// The features that depend on who does the work: offloads, and the MTU.
     fn features(&self) -> u64;
 
+    /// The process that it has started, if it is one.
+    fn child(&self) -> Option<u32> {
+        None
+    }
+
     /// The MTU to tell the driver, in bytes, if `features` has it.
     fn mtu(&self) -> u16 {
         0

@@ -277,6 +277,10 @@ impl Backend for PasstBackend {
         FEATURES | feature::MTU
     }
 
+    fn child(&self) -> Option<u32> {
+        self.passt.as_ref().map(|passt| passt.child.id())
+    }
+
     fn mtu(&self) -> u16 {
         MTU
     }

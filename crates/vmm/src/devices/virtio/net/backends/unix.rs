@@ -72,26 +72,52 @@ fn connect(path: &Path) -> io::Result<UnixStream> {
     Ok(socket.into())
 }
 
-fn meet(path: &Path) -> Result<Found, NetError> {
-    let failed = |operation, error, remedy| {
-        let path = path.to_path_buf();
-        NetError::Unix { path, operation, error, remedy }
-    };
-    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
-    let folder = folder.unwrap_or(Path::new("."));
-    let lock = File::open(folder)
-        .map_err(|error| failed("opening its folder", error, "give a folder that you can read"))?;
-    // Held until the end of this function. Without it two may listen; that is all.
-    for _ in 0..LOCK_TRIES {
-        match lock.try_lock() {
-            Err(TryLockError::WouldBlock) => std::thread::sleep(Duration::from_millis(1)),
-            Err(TryLockError::Error(error)) => {
-                tracing::debug!(%error, folder = %folder.display(), "net: no lock");
-                break;
+/// A lock on a folder, until it is dropped.
+struct Locked<'f>(&'f File);
+
+impl<'f> Locked<'f> {
+    /// Waits a little for whoever has it. Without it two may listen; that is all.
+    fn new(folder: &'f File) -> Self {
+        for _ in 0..LOCK_TRIES {
+            match folder.try_lock() {
+                Err(TryLockError::WouldBlock) => std::thread::sleep(Duration::from_millis(1)),
+                Err(TryLockError::Error(error)) => {
+                    tracing::debug!(%error, "net: no lock on the socket's folder");
+                    break;
+                }
+                Ok(()) => break,
             }
-            Ok(()) => break,
         }
+        Self(folder)
     }
+}
+
+impl Drop for Locked<'_> {
+    fn drop(&mut self) {
+        // Fails only where locking has.
+        let _ = self.0.unlock();
+    }
+}
+
+fn failed(
+    path: &Path,
+    operation: &'static str,
+    error: io::Error,
+    remedy: &'static str,
+) -> NetError {
+    NetError::Unix { path: path.to_path_buf(), operation, error, remedy }
+}
+
+fn open_folder(path: &Path) -> Result<File, NetError> {
+    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
+    File::open(folder.unwrap_or(Path::new("."))).map_err(|error| {
+        failed(path, "opening its folder", error, "give a folder that you can read")
+    })
+}
+
+fn meet(path: &Path, folder: &File) -> Result<Found, NetError> {
+    let failed = |operation, error, remedy| failed(path, operation, error, remedy);
+    let _locked = Locked::new(folder);
     let no_socket = "give another path, or remove what is there";
     match connect(path) {
         Ok(peer) => return Ok(Found::Peer(peer)),
@@ -123,6 +149,8 @@ fn meet(path: &Path) -> Result<Found, NetError> {
 #[derive(Debug)]
 pub(in super::super) struct UnixBackend {
     path: PathBuf,
+    /// The socket's, open: nothing is opened once a guest runs.
+    folder: File,
     listener: Option<Listener>,
     peer: Option<FrameStream>,
     /// The peer has come and is not registered yet.
@@ -140,6 +168,7 @@ impl UnixBackend {
     pub(in super::super) fn open(path: &Path) -> Result<Self, NetError> {
         let mut this = Self {
             path: path.to_path_buf(),
+            folder: open_folder(path)?,
             listener: None,
             peer: None,
             arrived: false,
@@ -151,7 +180,7 @@ impl UnixBackend {
     }
 
     fn join(&mut self) -> Result<(), NetError> {
-        match meet(&self.path)? {
+        match meet(&self.path, &self.folder)? {
             Found::Peer(peer) => {
                 self.take(peer);
                 tracing::info!(path = %self.path.display(), "net: joined");

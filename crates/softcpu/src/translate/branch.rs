@@ -1,0 +1,196 @@
+//! Control flow: jumps inside a trace and out of it, calls and returns, and the looks for
+//! events that every cycle of them has.
+
+use iced_x86::{Code, Instruction, Register as R};
+
+use super::access::Access;
+use super::assembler::{Condition, Label, NotCopied};
+use super::block::{Apart, Block, Link};
+use super::cold::{Cold, Fix};
+use super::flags::Flags;
+use super::registers::{ADDRESS, STACK, VALUE};
+use super::stack::{RSP, stack_operand};
+use super::{copy, fields, jumps};
+use crate::addr::{GuestVirtAddr, PAGE_SHIFT};
+use crate::decode::op::Op;
+
+impl Block<'_> {
+    /// The trace goes on where `op` jumps to.
+    pub(super) fn followed(&mut self, op: &Op) -> Result<(), NotCopied> {
+        if op.imm <= op.rip { self.poll(op.imm) } else { Ok(()) }
+    }
+
+    /// The trace goes on behind a conditional jump or at its target, and leaves for `exit` if
+    /// the condition holds (`taken`), or if it does not.
+    pub(super) fn unless(
+        &mut self,
+        instruction: &Instruction,
+        op: &Op,
+        taken: bool,
+        exit: u64,
+    ) -> Result<(), NotCopied> {
+        self.want_flags()?;
+        let condition = Condition(copy::condition(instruction)?);
+        let condition = if taken { condition } else { condition.negated() };
+        if self.heads.contains_key(&exit) {
+            // A loop: this is the likely way.
+            let onwards = self.code.label();
+            self.code.jump_if(condition.negated(), onwards);
+            let (flags, producer) = (self.flags, self.producer);
+            self.edge(exit)?;
+            (self.flags, self.producer) = (flags, producer);
+            self.code.bind(onwards);
+        } else {
+            let at = self.code.label();
+            let (flags, producer, from) = (self.flags, self.producer, op.rip);
+            let what = Cold::Exit { target: exit, from, flags, producer };
+            self.cold.push_back(Apart { at, fix: Fix::None, what });
+            self.code.jump_if(condition, at);
+        }
+        if !taken && op.imm <= op.rip { self.poll(op.imm) } else { Ok(()) }
+    }
+
+    pub(super) fn branch(&mut self, instruction: &Instruction, op: &Op) -> Result<(), NotCopied> {
+        self.save_flags()?;
+        match instruction.code() {
+            Code::Call_rel32_64 if canonical(op.imm) => {
+                let place = self.check_last(op, &stack_operand(op, RSP, -8), Access::STORE_WORD)?;
+                self.code.constant(VALUE, op.next_rip());
+                self.code.store_at(place, VALUE)?;
+                self.code.lea(STACK, STACK, R::None, 1, -8)?;
+                self.edge(op.imm)
+            }
+            Code::Retnq | Code::Retnq_imm16 => {
+                let place = self.check_last(op, &stack_operand(op, RSP, 0), Access::LOAD_WORD)?;
+                self.code.load_at(VALUE, place)?;
+                let miss = self.last(op);
+                self.find(miss);
+                self.code.lea(STACK, STACK, R::None, 1, 8_i64.wrapping_add(op.imm as i64))?;
+                self.go();
+                Ok(())
+            }
+            Code::Jmp_rm64 => {
+                self.target(instruction, op)?;
+                let miss = self.last(op);
+                self.find(miss);
+                self.go();
+                Ok(())
+            }
+            Code::Call_rm64 => {
+                self.target(instruction, op)?;
+                let unusual = self.last(op);
+                // mov r13, rax; sar r13, 47; inc r13; cmp r13, 1
+                self.code.copy(ADDRESS, VALUE);
+                self.code.bytes(&[0x49, 0xc1, 0xfd, 47, 0x49, 0xff, 0xc5, 0x49, 0x83, 0xfd, 1]);
+                self.code.jump_if(Condition::ABOVE, unusual);
+                self.code.store(fields::SPARE, VALUE);
+                let place =
+                    self.code.check(&stack_operand(op, RSP, -8), Access::STORE_WORD, unusual)?;
+                self.code.constant(VALUE, op.next_rip());
+                self.code.store_at(place, VALUE)?;
+                self.code.lea(STACK, STACK, R::None, 1, -8)?;
+                self.code.load(VALUE, fields::SPARE);
+                let miss = self.apart(Cold::LeaveByKey);
+                self.find(miss);
+                self.go();
+                Ok(())
+            }
+            _ => Err(NotCopied),
+        }
+    }
+
+    /// The target of an indirect branch in [`VALUE`].
+    fn target(&mut self, instruction: &Instruction, op: &Op) -> Result<(), NotCopied> {
+        if instruction.op0_kind() == iced_x86::OpKind::Register {
+            self.lose_flags()?;
+            self.code.fetch(VALUE, instruction.op0_register().number() as u8);
+        } else {
+            let place = self.check_last(op, op, Access::LOAD_WORD)?;
+            self.code.load_at(VALUE, place)?;
+        }
+        Ok(())
+    }
+
+    /// Looks for the block at [`VALUE`]: its slot is in [`ADDRESS`] if there is one.
+    fn find(&mut self, miss: Label) {
+        // mov r13d, eax; shr r13d, 10; xor r13d, eax; and r13d, mask: entries have two words
+        self.code.bytes(&[0x41, 0x89, 0xc5, 0x41, 0xc1, 0xed, 10, 0x41, 0x31, 0xc5]);
+        self.code.bytes(&[0x41, 0x81, 0xe5]);
+        self.code.bytes(&jumps::MASK.to_le_bytes());
+        self.code.xor(VALUE, fields::JUMP_CONTEXT);
+        // cmp rax, gs:[r13 * 8 + keys]
+        self.code.bytes(&[0x65, 0x4a, 0x3b, 0x04, 0xed]);
+        self.code.bytes(&fields::JUMP_KEYS.0.to_le_bytes());
+        self.code.jump_if(Condition::NOT_EQUAL, miss);
+    }
+
+    /// Goes to the block whose slot is in [`ADDRESS`], or leaves there.
+    fn go(&mut self) {
+        let at = self.apart(Cold::LeaveBySlot);
+        self.look_for_events(at);
+        // jmp gs:[r13 * 8 + hosts]
+        self.code.bytes(&[0x65, 0x42, 0xff, 0x24, 0xed]);
+        self.code.bytes(&fields::JUMP_HOSTS.0.to_le_bytes());
+    }
+
+    /// Goes on at `target`.
+    pub(super) fn edge(&mut self, target: u64) -> Result<(), NotCopied> {
+        if let Some(head) = self.heads.get(&target).copied() {
+            if head.wants_flags {
+                self.save_flags()?;
+            }
+            self.poll(target)?;
+            self.code.jump(head.label);
+            return Ok(());
+        }
+        self.save_flags()?;
+        if target <= self.here {
+            self.poll(target)?;
+        }
+        if target >> PAGE_SHIFT == self.rip >> PAGE_SHIFT {
+            // The mapping under this block is the target's too.
+            let number = self.first_link.wrapping_add(self.links.len() as u32);
+            let at = self.code.label();
+            self.code.jump(at);
+            self.links.push(Link { at: self.code.len().saturating_sub(4), target });
+            self.cold.push_back(Apart { at, fix: Fix::None, what: Cold::Link { number } });
+            return Ok(());
+        }
+        let (key, host) = fields::jump_entry(target);
+        self.lose_flags()?;
+        self.code.constant(VALUE, target);
+        self.code.xor(VALUE, fields::JUMP_CONTEXT);
+        self.code.compare(VALUE, key);
+        let miss = self.apart(Cold::Leave { rip: target });
+        self.code.jump_if(Condition::NOT_EQUAL, miss);
+        // jmp gs:[host]
+        self.code.bytes(&[0x65, 0xff, 0x24, 0x25]);
+        self.code.bytes(&host.0.to_le_bytes());
+        Ok(())
+    }
+
+    /// Leaves with RIP at `rip` if an event is waiting. Every cycle of blocks has a jump
+    /// backwards or an indirect one, and those come by here.
+    fn poll(&mut self, rip: u64) -> Result<(), NotCopied> {
+        if self.flags == Flags::Host && self.producer.is_some() {
+            self.flags = Flags::Deferred;
+        }
+        self.lose_flags()?;
+        let at = self.apart(Cold::Leave { rip });
+        self.look_for_events(at);
+        Ok(())
+    }
+
+    /// Goes to `at` if an event is waiting. Uses [`VALUE`].
+    fn look_for_events(&mut self, at: Label) {
+        self.code.load(VALUE, fields::EVENTS);
+        // mov eax, [rax]; test [event_mask], eax
+        self.code.bytes(&[0x8b, 0x00, 0x65, 0x85, 0x04, 0x25]);
+        self.code.bytes(&fields::EVENT_MASK.0.to_le_bytes());
+        self.code.jump_if(Condition::NOT_EQUAL, at);
+    }
+}
+
+fn canonical(target: u64) -> bool {
+    GuestVirtAddr(target).is_canonical()
+}

@@ -1,0 +1,43 @@
+//! What the user decides about a translator, and what it may find out about itself.
+//! Comes with the vCPU's configuration.
+
+use super::verify::Violation;
+
+/// How a vCPU's code is translated.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Config {
+    /// Code memory per vCPU, bytes: from [`Config::SMALLEST`] to [`Config::LARGEST`].
+    pub code_cache: usize,
+    /// Every block is looked at before it may run; one that could reach what it may not
+    /// ends the vCPU with [`Exit::Failed`](crate::vcpu::Exit::Failed).
+    pub verify: bool,
+}
+
+impl Config {
+    /// The least code memory, bytes: room for the thunks and a few of the largest blocks.
+    pub const SMALLEST: usize = 256 << 10;
+    /// The most, bytes: jumps within it reach 2 GiB.
+    pub const LARGEST: usize = 1 << 30;
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self { code_cache: 64 << 20, verify: false }
+    }
+}
+
+/// A translation that is not to be run: a bug in the translator, found before it did harm.
+#[derive(Clone, Debug, thiserror::Error)]
+#[error("the translation of the code at {rip:#x} reaches what it may not ({violation})")]
+pub struct BadTranslation {
+    /// The guest's code, by its RIP.
+    pub rip: u64,
+    /// What is wrong with it, and where.
+    pub violation: String,
+}
+
+impl BadTranslation {
+    pub(super) fn new(rip: u64, violation: &Violation) -> Self {
+        Self { rip, violation: violation.to_string() }
+    }
+}

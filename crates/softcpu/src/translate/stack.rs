@@ -1,0 +1,85 @@
+//! Instructions that work on the guest's stack and do nothing else.
+
+use iced_x86::Register as R;
+
+use super::access::Access;
+use super::assembler::NotCopied;
+use super::block::Block;
+use super::registers::{Home, STACK, VALUE, home};
+use crate::decode::op::Op;
+use crate::state::{GPR_ZERO, SEG_FLAT};
+
+/// RSP's number.
+pub(super) const RSP: u8 = 4;
+pub(super) const RBP: u8 = 5;
+
+/// What is pushed.
+pub(super) enum Pushed {
+    Register(R),
+    Constant(u64),
+}
+
+/// The word at `displacement` from `register`.
+pub(super) fn stack_operand(op: &Op, register: u8, displacement: i64) -> Op {
+    Op {
+        base: register,
+        index: GPR_ZERO,
+        disp: displacement as u64,
+        addr_mask: u64::MAX,
+        seg: SEG_FLAT,
+        ..*op
+    }
+}
+
+impl Block<'_> {
+    pub(super) fn push(&mut self, op: &Op, what: Pushed) -> Result<(), NotCopied> {
+        let place = self.check(op, &stack_operand(op, RSP, -8), Access::STORE_WORD)?;
+        let from = match what {
+            Pushed::Register(register) => match home(register.number() as u8) {
+                Home::Host(host) => host,
+                Home::Memory => {
+                    self.code.fetch(VALUE, register.number() as u8);
+                    VALUE
+                }
+            },
+            Pushed::Constant(value) => {
+                self.code.constant(VALUE, value);
+                VALUE
+            }
+        };
+        self.code.store_at(place, from)?;
+        self.moved_stack(-8)?;
+        self.resume_here();
+        Ok(())
+    }
+
+    pub(super) fn pop(&mut self, op: &Op, register: u8) -> Result<(), NotCopied> {
+        let place = self.check(op, &stack_operand(op, RSP, 0), Access::LOAD_WORD)?;
+        self.overwrite(1 << RSP | 1 << (register & 15))?;
+        match home(register) {
+            Home::Host(host) if host != STACK => self.code.load_at(host, place)?,
+            _ => self.code.load_at(VALUE, place)?,
+        }
+        self.code.lea(STACK, STACK, R::None, 1, 8)?;
+        if register == RSP || home(register) == Home::Memory {
+            self.code.put(register, VALUE);
+        }
+        self.resume_here();
+        Ok(())
+    }
+
+    /// RSP changes by `by`.
+    fn moved_stack(&mut self, by: i64) -> Result<(), NotCopied> {
+        self.overwrite(1 << RSP)?;
+        self.code.lea(STACK, STACK, R::None, 1, by)
+    }
+
+    pub(super) fn leave(&mut self, op: &Op) -> Result<(), NotCopied> {
+        let place = self.check(op, &stack_operand(op, RBP, 0), Access::LOAD_WORD)?;
+        self.overwrite(1 << RSP | 1 << RBP)?;
+        self.code.lea(STACK, R::RBP, R::None, 1, 8)?;
+        self.code.load_at(R::RBP, place)?;
+        self.resume_here();
+        Ok(())
+    }
+}

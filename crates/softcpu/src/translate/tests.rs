@@ -1,0 +1,217 @@
+//! The translator as those see it who watch: what it tells, counts and refuses.
+
+use std::sync::{Arc, Mutex};
+
+use super::{Config, Counters};
+use crate::stats::{Stats, StatsSink};
+use crate::testing::TestMachine;
+use crate::trace::{Event, Tracer};
+use crate::vcpu::Exit;
+
+/// Where the guest's code is.
+const START: u64 = 0x1000;
+
+/// A thousand divisions, which are interpreted because they are of bytes, in a loop; then `hlt`.
+const DIVISIONS: &[u8] = &[
+    0xb9, 0xe8, 0x03, 0x00, 0x00, // mov ecx, 1000
+    0x31, 0xd2, // again: xor edx, edx
+    0xb8, 0x64, 0x00, 0x00, 0x00, // mov eax, 100
+    0xbb, 0x07, 0x00, 0x00, 0x00, // mov ebx, 7
+    0xf6, 0xf3, // div bl
+    0xff, 0xc9, // dec ecx
+    0x75, 0xee, // jnz again
+    0xf4, // hlt
+];
+
+#[derive(Clone, Default)]
+struct Heard(Arc<Mutex<Vec<String>>>);
+
+impl Tracer for Heard {
+    fn event(&mut self, event: Event<'_>) {
+        let line = match event {
+            Event::Thunks { code, .. } => format!("thunks {}", !code.is_empty()),
+            Event::Translated { rip, user, instructions, host, code } => {
+                assert!(host != 0 && code.len() > instructions);
+                format!("translated {rip:#x} {user} {instructions}")
+            }
+            Event::Dropped { rip } => format!("dropped {rip:#x}"),
+            Event::Emptied => "emptied".to_owned(),
+            _ => return,
+        };
+        self.0.lock().unwrap().push(line);
+    }
+
+    fn wants_blocks(&self) -> bool {
+        false
+    }
+}
+
+#[derive(Clone, Default)]
+struct Published(Arc<Mutex<Vec<Stats>>>);
+
+impl StatsSink for Published {
+    fn publish(&mut self, stats: &Stats) {
+        self.0.lock().unwrap().push(stats.clone());
+    }
+}
+
+/// A machine that translates `code` at its first run.
+fn machine(code: &[u8], config: Config) -> TestMachine {
+    let machine = TestMachine::long_mode().translating_as(0, config);
+    machine.put(START, code);
+    machine
+}
+
+fn run(machine: &mut TestMachine) -> Exit {
+    machine.vcpu.state.rip = START;
+    machine.vcpu.run()
+}
+
+#[test]
+fn who_watches_is_told_of_blocks_that_come_and_go() {
+    let mut machine = machine(DIVISIONS, Config::default());
+    let heard = Heard::default();
+    machine.vcpu.set_tracer(Some(Box::new(heard.clone())));
+    assert_eq!(run(&mut machine), Exit::Halt);
+    machine.put(START, DIVISIONS);
+    assert_eq!(run(&mut machine), Exit::Halt);
+    let heard = heard.0.lock().unwrap();
+    // The loop is in the trace that begins before it.
+    let translated = "translated 0x1000 false 7";
+    assert_eq!(heard[..2], ["thunks true", translated]);
+    let dropped = heard.iter().filter(|line| line.starts_with("dropped 0x10")).count();
+    assert!(dropped >= 1, "{heard:?}");
+    assert!(heard.iter().filter(|line| **line == translated).count() == 2, "{heard:?}");
+}
+
+/// A hundred calls, through a register, of a function whose constant is counted up after
+/// each; then `hlt`.
+const CHANGING: &[u8] = &[
+    0xb9, 0x64, 0x00, 0x00, 0x00, // mov ecx, 100
+    0xbb, 0x00, 0x20, 0x00, 0x00, // mov ebx, 0x2000
+    0x31, 0xf6, // xor esi, esi
+    0xff, 0xd3, // again: call rbx
+    0x01, 0xc6, // add esi, eax
+    0xff, 0x43, 0x01, // inc dword [rbx + 1]
+    0xff, 0xc9, // dec ecx
+    0x75, 0xf5, // jnz again
+    0xf4, // hlt
+];
+
+#[test]
+fn code_that_changes_behind_the_jump_cache_is_looked_at_again() {
+    let mut machine = machine(CHANGING, Config::default());
+    // mov eax, 1; ret
+    machine.put(0x2000, &[0xb8, 1, 0, 0, 0, 0xc3]);
+    machine.vcpu.state.gpr[4] = 0x8000;
+    assert_eq!(run(&mut machine), Exit::Halt);
+    assert_eq!(machine.vcpu.state.gpr[6], 5050);
+    let counters = machine.vcpu.translator_counters().unwrap();
+    assert!(counters.invalidated >= 99, "{counters:?}");
+}
+
+/// Code that tells where it is.
+const SOMEWHERE: &[u8] = &[
+    0x48, 0x8d, 0x05, 0x10, 0x00, 0x00, 0x00, // lea rax, [rip + 0x10]: the data
+    0x8b, 0x0d, 0x0a, 0x00, 0x00, 0x00, // mov ecx, [rip + 10]: the data
+    0xe8, 0x02, 0x00, 0x00, 0x00, // call over the next
+    0xeb, 0x02, // jmp to hlt
+    0xc3, 0x90, // ret; nop
+    0xf4, // hlt
+    0x78, 0x56, 0x34, 0x12, // data
+];
+
+#[test]
+fn code_that_is_mapped_twice_runs_at_both_addresses() {
+    const ALIAS: u64 = 100 << 21;
+    for threshold in [0, 2, u32::MAX] {
+        let mut machine = TestMachine::long_mode().translating_as(threshold, Config::default());
+        machine.put(START, SOMEWHERE);
+        let cr3 = machine.vcpu.state.cr3;
+        // The table of 2 MiB pages is the third one.
+        machine.put(cr3 + 0x2000 + 100 * 8, &0xe7_u64.to_le_bytes());
+        for at in [START, START + ALIAS, START, START + ALIAS, START + ALIAS, START] {
+            machine.vcpu.state.rip = at;
+            machine.vcpu.state.gpr[4] = 0x8000;
+            machine.vcpu.state.gpr[0..2].fill(0);
+            assert_eq!(machine.vcpu.run(), Exit::Halt);
+            let state = &machine.vcpu.state;
+            assert_eq!(state.gpr[..2], [at + 0x17, 0x1234_5678]);
+            assert_eq!(state.rip, at + 0x17);
+        }
+        let counters = machine.vcpu.stats().engine;
+        assert!(counters.decoded <= 5, "decoded once: {counters:?}");
+    }
+}
+
+#[test]
+fn what_was_done_and_how_long_it_took_is_published() {
+    let mut machine = machine(DIVISIONS, Config::default());
+    let published = Published::default();
+    machine.vcpu.set_stats(Box::new(published.clone()), true);
+    assert_eq!(run(&mut machine), Exit::Halt);
+    machine.vcpu.publish_stats();
+    let published = published.0.lock().unwrap();
+    let stats = published.last().unwrap();
+    let counters = stats.translator;
+    assert!(counters.translated >= 1 && counters.entered >= 1, "{counters:?}");
+    assert!(counters.used > counters.bytes && counters.used < counters.capacity, "{counters:?}");
+    assert_eq!(counters.exits.iter().sum::<u64>(), counters.entered);
+    assert!(
+        counters.exits.iter().zip(Counters::EXITS).all(|(n, name)| *n == 0 || !name.is_empty())
+    );
+    let divisions = stats.called_back.iter().find(|(name, _)| name == "div").unwrap().1;
+    assert!((990..=1000).contains(&divisions), "{divisions}");
+    let (time, detail) = (stats.time, stats.time.detail.unwrap());
+    let parts = [time.halted, time.outside, time.decoding, time.translating];
+    assert!(parts.iter().all(|part| !part.is_zero() || *part == time.outside), "{time:?}");
+    let sum = parts.iter().sum::<std::time::Duration>() + detail.translated + detail.called_back;
+    assert!(!detail.translated.is_zero() && !detail.called_back.is_zero());
+    assert!(sum <= stats.elapsed, "{stats:?}");
+}
+
+#[test]
+fn without_being_asked_for_detail_is_not_measured() {
+    let mut machine = machine(DIVISIONS, Config::default());
+    machine.vcpu.set_stats(Box::new(Published::default()), false);
+    assert_eq!(run(&mut machine), Exit::Halt);
+    let stats = machine.vcpu.stats();
+    assert!(stats.time.detail.is_none() && stats.called_back.is_empty());
+    assert!(stats.translator.interpreted >= 990);
+}
+
+#[test]
+fn the_least_code_memory_is_emptied_and_filled_again() {
+    // Each a block of its own: jmp to the next.
+    let count = 0x8000;
+    let mut code = [0xeb, 0x00].repeat(count);
+    code.push(0xf4);
+    let config = Config { code_cache: Config::SMALLEST, verify: true };
+    let mut machine = machine(&code, config);
+    let heard = Heard::default();
+    machine.vcpu.set_tracer(Some(Box::new(heard.clone())));
+    for _ in 0..2 {
+        assert_eq!(run(&mut machine), Exit::Halt);
+        assert_eq!(machine.vcpu.state.rip, START + code.len() as u64);
+    }
+    let counters = machine.vcpu.stats().translator;
+    assert!(counters.emptied >= 4, "{counters:?}");
+    assert!(counters.used <= Config::SMALLEST as u64, "{counters:?}");
+    let heard = heard.0.lock().unwrap();
+    let emptied = heard.iter().filter(|line| *line == "emptied").count();
+    assert_eq!(emptied as u64, counters.emptied);
+}
+
+#[test]
+fn a_translation_that_reaches_what_it_may_not_ends_the_vcpu() {
+    let config = Config { verify: true, ..Config::default() };
+    let mut machine = machine(DIVISIONS, config);
+    // syscall
+    machine.vcpu.translator.as_mut().unwrap().smuggled = vec![0x0f, 0x05];
+    assert_eq!(run(&mut machine), Exit::Failed);
+    let failure = machine.vcpu.failure().unwrap();
+    assert_eq!(failure.rip, START);
+    let text = failure.to_string();
+    assert!(text.contains("0x1000") && text.contains("syscall"), "{text}");
+    assert_eq!(machine.vcpu.stats().translator.translated, 0);
+}

@@ -1,0 +1,174 @@
+use super::super::access::{Access, Place};
+use super::super::assembler::{Assembler, NotCopied};
+use super::super::thunks;
+use super::*;
+use crate::decode::op::Op;
+use crate::interp::transfer;
+use crate::state::{GPR_ZERO, SEG_FLAT};
+
+const BASE: u64 = 0x10_0000;
+
+/// An operand at `[rbx + 8]`.
+fn operand() -> Op {
+    Op {
+        run: transfer::undefined,
+        rip: 0,
+        imm: 0,
+        disp: 8,
+        addr_mask: u64::MAX,
+        base: 3,
+        index: GPR_ZERO,
+        scale: 0,
+        seg: SEG_FLAT,
+        dst: 0,
+        src: 0,
+        aux: 0,
+        len: 4,
+        code: 0,
+        flags: crate::decode::op::OpFlags::LONG,
+        size: 8,
+    }
+}
+
+/// What the verifier says of code that `write` makes, ended by a way out.
+fn judged(write: impl FnOnce(&mut Assembler)) -> Result<(), Violation> {
+    let (code, thunks) = thunks::make(BASE).unwrap();
+    let base = BASE + code.len() as u64;
+    let mut code = Assembler::new(base);
+    write(&mut code);
+    code.jump_to(thunks.leave_at);
+    verify(&code.finish().unwrap(), base, &thunks)
+}
+
+/// A check of `access` to `operand`, and what `then` makes where it has held.
+fn behind_a_check(
+    operand: &Op,
+    access: Access,
+    then: impl FnOnce(&mut Assembler, Place) -> Result<(), NotCopied>,
+) -> Result<(), Violation> {
+    let (_, thunks) = thunks::make(BASE).unwrap();
+    judged(|code| {
+        let slow = code.label();
+        let place = code.check(operand, access, slow).unwrap();
+        then(code, place).unwrap();
+        code.bind(slow);
+        code.jump_to(thunks.leave_at);
+    })
+}
+
+fn load(code: &mut Assembler, place: Place) -> Result<(), NotCopied> {
+    code.load_at(VALUE, place)
+}
+
+fn store(code: &mut Assembler, place: Place) -> Result<(), NotCopied> {
+    code.store_at(place, VALUE)
+}
+
+/// `[rbx + 8]`, `[rbx + rcx + 8]`, and two fixed addresses.
+fn operands() -> [Op; 4] {
+    let fixed = |disp| Op { base: GPR_ZERO, disp, ..operand() };
+    [operand(), Op { index: 1, ..operand() }, fixed(0xffff_ffff_8123_4568), fixed(0x7fff_0123_4568)]
+}
+
+#[test]
+fn what_a_check_allows_is_allowed() {
+    for operand in operands() {
+        behind_a_check(&operand, Access::LOAD_WORD, load).unwrap();
+        behind_a_check(&operand, Access::STORE_WORD, store).unwrap();
+        behind_a_check(&operand, Access::STORE_WORD, load).unwrap();
+    }
+}
+
+#[test]
+fn what_it_does_not_is_found() {
+    let byte = Access { len: 1, ..Access::LOAD_WORD };
+    for operand in operands() {
+        let refused = behind_a_check(&operand, Access::LOAD_WORD, store);
+        assert!(refused.is_err(), "a store after a load's");
+        let moved = behind_a_check(&operand, Access::LOAD_WORD, |code, place| {
+            // inc r13
+            code.bytes(&[0x49, 0xff, 0xc5]);
+            load(code, place)
+        });
+        assert!(moved.is_err(), "after the address has changed");
+    }
+    for operand in &operands()[..2] {
+        assert!(behind_a_check(operand, byte, load).is_err(), "more than was checked");
+        let beside = behind_a_check(operand, Access::LOAD_WORD, |code, place| {
+            let mut load =
+                Instruction::with2(iced_x86::Code::Mov_r64_rm64, VALUE, place.operand()).unwrap();
+            load.set_memory_displacement64(load.memory_displacement64() + 8);
+            load.set_memory_displ_size(1);
+            code.emit(&load)
+        });
+        assert!(beside.is_err(), "beside it");
+    }
+    let page = Op { disp: 0x4ff8, base: GPR_ZERO, ..operand() };
+    let beside = behind_a_check(&page, Access::LOAD_WORD, |code, place| {
+        let mut load =
+            Instruction::with2(iced_x86::Code::Mov_r64_rm64, VALUE, place.operand()).unwrap();
+        load.set_memory_displacement64(0x4ff9);
+        code.emit(&load)
+    });
+    assert!(beside.is_err(), "into the next page");
+    let unchecked = judged(|code| code.bytes(&[0x49, 0x8b, 0x45, 0x00]));
+    assert!(unchecked.is_err(), "no check at all");
+    // Jumped to from where nothing was checked.
+    let into = judged(|code| {
+        let (middle, slow) = (code.label(), code.label());
+        code.jump(middle);
+        let place = code.check(&operand(), Access::LOAD_WORD, slow).unwrap();
+        code.bind(middle);
+        load(code, place).unwrap();
+        code.bind(slow);
+    });
+    assert!(into.is_err());
+}
+
+#[test]
+fn a_check_of_another_address_is_none() {
+    let changed = behind_a_check(&operand(), Access::LOAD_WORD, |code, place| {
+        // inc rbx
+        code.bytes(&[0x48, 0xff, 0xc3]);
+        load(code, place)
+    });
+    assert!(changed.is_err());
+    let with_index = Op { index: 1, ..operand() };
+    let changed = behind_a_check(&with_index, Access::LOAD_WORD, |code, place| {
+        // The last two instructions of a check once more, after rbx has changed.
+        code.bytes(&[0x48, 0xff, 0xc3]);
+        code.linear(ADDRESS, &with_index, 0)?;
+        code.bytes(&[0x4c, 0x03, 0x68, 8]);
+        load(code, place)
+    });
+    assert!(changed.is_err());
+    let other_table = behind_a_check(&with_index, Access::LOAD_WORD, |code, place| {
+        // add r13, [rax + the addend for stores]
+        code.linear(ADDRESS, &with_index, 0)?;
+        code.bytes(&[0x4c, 0x03, 0xa8]);
+        code.bytes(&(TLB_STORES + TLB_ADDEND).to_le_bytes());
+        load(code, place)
+    });
+    assert!(other_table.is_err());
+}
+
+#[test]
+fn nothing_of_the_hosts_is_touched() {
+    for (what, bytes) in [
+        ("syscall", &[0x0f, 0x05][..]),
+        ("int3", &[0xcc]),
+        ("push rax", &[0x50]),
+        ("mov rsp, rax", &[0x48, 0x89, 0xc4]),
+        ("wrgsbase rax", &[0xf3, 0x48, 0x0f, 0xae, 0xd8]),
+        ("mov [rbx], rax", &[0x48, 0x89, 0x03]),
+        ("jmp rax", &[0xff, 0xe0]),
+        ("ret", &[0xc3]),
+        ("rep movsb", &[0xf3, 0xa4]),
+        ("jmp far away", &[0xe9, 0, 0, 0, 0x10]),
+        ("in al, dx", &[0xec]),
+    ] {
+        assert!(judged(|code| code.bytes(bytes)).is_err(), "{what}");
+    }
+    assert!(judged(|code| code.store(fields::VCPU, VALUE)).is_err(), "the vCPU's pointer");
+    judged(|code| code.store(fields::gpr(13), VALUE)).unwrap();
+}
