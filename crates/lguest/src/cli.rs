@@ -83,8 +83,9 @@ pub(crate) struct RunOptions {
     #[arg(long, value_name = "TEXT", default_value = "", hide_default_value = true)]
     #[arg(allow_hyphen_values = true)]
     pub(crate) append: String,
-    /// One of auto, soft, interpreter, lockstep, kvm
+    /// Engine: auto, soft, interpreter, lockstep or kvm
     #[arg(long, value_name = "NAME", default_value = "auto", hide_possible_values = true)]
+    #[arg(hide_default_value = true)]
     pub(crate) engine: EngineChoice,
     /// Platform: auto, pc or lguest
     #[arg(long, value_name = "NAME", default_value = "auto", hide_possible_values = true)]

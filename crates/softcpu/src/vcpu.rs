@@ -212,8 +212,13 @@ impl Vcpu {
         let mut threshold = translate::THRESHOLD;
         if config.engine == Engine::Lockstep {
             cpuid = cpuid.without_random();
-            let (follower, taped) =
-                Lockstep::new(&config.memory, &cpuid, env, config.handle.clone())?;
+            let (follower, taped) = Lockstep::new(
+                &config.memory,
+                &cpuid,
+                env,
+                config.handle.clone(),
+                config.translation,
+            )?;
             (env, lockstep) = (taped, Some(Box::new(follower)));
             threshold = translate::EARLY;
         }

@@ -41,6 +41,7 @@ use crate::memory::ram::RamFrame;
 use crate::memory::{CodeMap, PhysMemory};
 use crate::mmu::{Access, View};
 use crate::system::tsc::host_tsc;
+use crate::translate::{self, Translator};
 use crate::vcpu::{Abort, Engine, Exit, Vcpu, VcpuConfig};
 use chase::{Caught, Chase};
 use replay::Found;
@@ -90,6 +91,10 @@ pub struct Counters {
 /// What a leader has.
 pub(crate) struct Lockstep {
     follower: Box<Vcpu>,
+    /// The follower in replays, and the translator for what is translated anew in them. Both
+    /// are here from the start: later the process may not have memory for code any more.
+    replayer: Option<Box<Vcpu>>,
+    spare: Option<Translator>,
     /// Pages as they were when the stretch started, if they have been stored to.
     before: Before,
     /// Permissions to store unseen given since.
@@ -100,7 +105,6 @@ pub(crate) struct Lockstep {
     begun: u64,
     /// How long it took.
     cycles: u64,
-    cpuid: CpuidTable,
     counters: Counters,
     report: Option<String>,
 }
@@ -116,20 +120,23 @@ impl Lockstep {
         cpuid: &CpuidTable,
         machine: Box<dyn Environment>,
         handle: VcpuHandle,
+        translation: translate::Config,
     ) -> io::Result<(Self, Box<dyn Environment>)> {
         let tape = Tape::blank(handle);
         let before = Before::default();
         let follower = follower(memory, cpuid, &tape, &before, false)?;
+        let replayer = Some(self::follower(memory, cpuid, &tape, &before, true)?);
         let start = Snapshot::of(&follower);
         let lockstep = Self {
             follower,
+            replayer,
+            spare: Some(Translator::new(translation)?),
             before,
             granted: Vec::new(),
             tape: tape.clone(),
             start,
             begun: 0,
             cycles: 0,
-            cpuid: cpuid.clone(),
             counters: Counters::default(),
             report: None,
         };
@@ -169,17 +176,21 @@ impl Lockstep {
 
     fn set_out(&mut self, leader: &Vcpu, ended: Ended, fine: bool) -> bool {
         let limit = self.limit();
-        let follower = &mut *self.follower;
-        follower.memory.take_back();
-        follower.mmu.flush_non_global(0);
-        self.start.restore(follower);
-        if let Some(tape) = &follower.tape {
-            tape.rewind();
-        }
         let mut chase = Chase::new(leader, &self.before, ended, limit, fine);
-        let caught = follower.chase(&mut chase);
+        prepare(&mut self.follower, &self.start);
+        let caught = self.follower.chase(&mut chase);
         self.counters.instructions = self.counters.instructions.wrapping_add(chase.taken());
         caught == Caught::Agrees
+    }
+}
+
+/// Puts `follower` to `start`, with memory as it was then.
+fn prepare(follower: &mut Vcpu, start: &Snapshot) {
+    follower.memory.take_back();
+    follower.mmu.flush_non_global(0);
+    start.restore(follower);
+    if let Some(tape) = &follower.tape {
+        tape.rewind();
     }
 }
 

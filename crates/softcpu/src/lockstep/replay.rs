@@ -16,11 +16,10 @@ use super::chase::{Caught, Chase, Notes};
 use super::snapshot::Snapshot;
 use super::tape::Taped;
 use super::undefined::Undefined;
-use super::{Ended, Lockstep, SLACK, compare, follower, report};
+use super::{Ended, Lockstep, SLACK, compare, prepare, report};
 use crate::decode::cache::BlockCache;
 use crate::memory::PhysMemory;
 use crate::mmu::Mmu;
-use crate::translate::Translator;
 use crate::vcpu::{Abort, Vcpu};
 
 /// How long a replay may take.
@@ -61,17 +60,19 @@ impl Lockstep {
         let end = Snapshot::of(leader);
         let (fault, exit) = (leader.fault, leader.exit);
         let mut found = self.replay(leader, blocks, &end);
-        if matches!(found, Found::Difference(_))
-            && let Some(Ok(fresh)) = leader.translator.as_ref().map(Translator::another)
-        {
-            let translator = leader.translator.replace(fresh);
+        if matches!(found, Found::Difference(_)) && self.spare.is_some() {
+            #[cfg(test)]
+            if let (Some(spare), Some(own)) = (&mut self.spare, &leader.translator) {
+                spare.mistake = own.mistake;
+            }
+            mem::swap(&mut leader.translator, &mut self.spare);
             leader.alone = true;
             let again = self.replay(leader, &mut BlockCache::new(), &end);
             if matches!(again, Found::Difference(_)) {
                 found = again;
             }
             leader.alone = false;
-            leader.translator = translator;
+            mem::swap(&mut leader.translator, &mut self.spare);
         }
         end.restore(leader);
         (leader.fault, leader.exit) = (fault, exit);
@@ -86,12 +87,8 @@ impl Lockstep {
 
     /// One replay, from the start of the stretch to `end`.
     fn replay(&mut self, leader: &mut Vcpu, blocks: &mut BlockCache, end: &Snapshot) -> Found {
-        let Ok(mut follower) =
-            follower(&leader.memory, &self.cpuid, &self.tape, &self.before, true)
-        else {
-            return Found::Nothing;
-        };
-        self.start.restore(&mut follower);
+        let Some(mut follower) = self.replayer.take() else { return Found::Nothing };
+        prepare(&mut follower, &self.start);
         // The leader becomes what the follower is.
         let code = Arc::clone(leader.memory.code_map());
         let frozen = PhysMemory::over(&leader.memory, code, Arc::clone(&self.before), true);
@@ -108,6 +105,7 @@ impl Lockstep {
         leader.tape = recording;
         leader.env = env;
         leader.memory = memory;
+        self.replayer = Some(follower);
         found
     }
 

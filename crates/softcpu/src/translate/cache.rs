@@ -157,18 +157,6 @@ impl Translator {
         })
     }
 
-    /// An empty one like this.
-    ///
-    /// # Errors
-    /// When the host refuses code memory.
-    pub(crate) fn another(&self) -> io::Result<Self> {
-        Ok(Self {
-            #[cfg(test)]
-            mistake: self.mistake,
-            ..Self::new(Config { code_cache: self.memory.capacity(), verify: self.verify })?
-        })
-    }
-
     /// Where the code of the block at `rip` is and how long it is, for whoever wants to look
     /// at it.
     pub(crate) fn listing(&self, rip: u64) -> Option<(u64, usize)> {
