@@ -98,11 +98,12 @@ impl TestMachine {
         self
     }
 
-    /// The same machine in lockstep.
+    /// The same machine in lockstep, with all 64-bit code translated.
     #[must_use]
     pub fn in_lockstep(self) -> Self {
         let mut machine = self.another(Engine::Lockstep);
         machine.vcpu.mmu.pdpte = self.vcpu.mmu.pdpte;
+        // Tests and fuzzers have no patience for code to become warm.
         machine.vcpu.threshold = 1;
         machine
     }

@@ -15,8 +15,8 @@ use crate::env::Environment;
 use crate::exception::{Exception, PageFaultCode};
 use crate::handle::{Event, VcpuHandle};
 use crate::interp::BURST;
-use crate::lockstep::Lockstep;
 use crate::lockstep::tape::Tape;
+use crate::lockstep::{self, Lockstep};
 use crate::memory::PhysMemory;
 use crate::memory::code_map::Observer;
 use crate::mmu::{Mmu, PagingMode};
@@ -84,7 +84,7 @@ pub enum Engine {
     /// The translator for 64-bit code that turns out hot, the interpreter for the rest.
     #[default]
     Translator,
-    /// The translator for all 64-bit code, checked by the interpreter ([`crate::lockstep`]).
+    /// The translator for 64-bit code that is not quite cold, checked by the interpreter ([`crate::lockstep`]).
     /// CPUID offers neither RDRAND nor RDSEED then: what they answer cannot be had twice.
     Lockstep,
 }
@@ -219,8 +219,7 @@ impl Vcpu {
                 config.handle.clone(),
                 config.translation,
             )?;
-            (env, lockstep) = (taped, Some(Box::new(follower)));
-            threshold = translate::EARLY;
+            (env, lockstep, threshold) = (taped, Some(Box::new(follower)), lockstep::THRESHOLD);
         }
         let mut vcpu = Box::new(Self {
             state: VcpuState::at_reset(),

@@ -135,8 +135,12 @@ fn meetings() -> Vec<Rule> {
         allow(Sysno::flock, "one at a time in the socket's folder"),
         allow(Sysno::statx, "whether the socket there is still ours")
             .with(2, libc::AT_SYMLINK_NOFOLLOW as u32),
-        allow(Sysno::unlink, "the socket goes when its listener does"),
+        removal(),
     ]
+}
+
+fn removal() -> Rule {
+    allow(Sysno::unlink, "a socket goes with its listener, the file with counters with the run")
 }
 
 /// passt is ended, and waited for.
@@ -193,7 +197,7 @@ pub(super) fn process(needs: &Needs) -> Vec<Rule> {
     let starting = "of a thread that has just been started when the filter comes";
     let entering = "a thread enters a narrower filter";
     let own = [
-        allow(Sysno::unlink, "the file with the counters goes with the run"),
+        removal(),
         allow(Sysno::ioctl, "the window's size").only(1, libc::TIOCGWINSZ as u32),
         allow(Sysno::kill, "stops itself, for ^Z from outside")
             .only(0, std::process::id())

@@ -37,4 +37,4 @@ mod verify;
 pub use cache::Counters;
 pub(crate) use cache::{Entry, Translator};
 pub use config::{BadTranslation, Config};
-pub(crate) use run::{EARLY, THRESHOLD, Translation};
+pub(crate) use run::{THRESHOLD, Translation};

@@ -42,10 +42,6 @@ fn decode(block: &Decoded, host: u64) -> Option<Vec<Instruction>> {
 /// Runs of a block after which it is translated.
 pub(crate) const THRESHOLD: u32 = 24;
 
-/// The same where as much as can be shall be translated, but in traces, for which the guest
-/// must have gone some way before.
-pub(crate) const EARLY: u32 = 3;
-
 /// What translated code that is to be left soon takes for the events raised.
 static ALWAYS: AtomicU32 = AtomicU32::new(u32::MAX);
 
