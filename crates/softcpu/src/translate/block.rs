@@ -15,6 +15,7 @@ use super::cold::{Cold, Fix, keep_flags, load_flags, require};
 use super::copy::{self, FlagUse};
 use super::fields;
 use super::flags::{Flags, Producer};
+use super::ops::Ops;
 use super::registers::{ADDRESS, Home, VALUE, home, part};
 use super::stack::{Pushed, RBP, RSP};
 use super::thunks::Thunks;
@@ -65,6 +66,9 @@ pub(super) struct Block<'a> {
     /// What can make the flags again.
     pub(super) producer: Option<Producer>,
     thunks: &'a Thunks,
+    kept: &'a mut Ops,
+    /// The op that was kept last: where it is in the guest's code, and its address.
+    last_kept: Option<(u64, u64)>,
     pub(super) cold: VecDeque<Apart>,
     pub(super) links: Vec<Link>,
     pub(super) first_link: u32,
@@ -136,6 +140,7 @@ impl Effects {
 pub(super) fn translate(
     trace: &Trace,
     thunks: &Thunks,
+    kept: &mut Ops,
     base: u64,
     first_link: u32,
 ) -> Result<Translated, NotCopied> {
@@ -145,6 +150,8 @@ pub(super) fn translate(
         flags: Flags::Context,
         producer: None,
         thunks,
+        kept,
+        last_kept: None,
         cold: VecDeque::new(),
         links: Vec::new(),
         first_link,
@@ -389,6 +396,18 @@ impl Block<'_> {
         }
     }
 
+    /// The address that the thunks want for `op`.
+    fn keep(&mut self, op: &Op) -> u64 {
+        match self.last_kept {
+            Some((rip, address)) if rip == op.rip => address,
+            _ => {
+                let address = self.kept.keep(op);
+                self.last_kept = Some((op.rip, address));
+                address
+            }
+        }
+    }
+
     /// Puts `what` behind the rest. What jumps there does so with the flags as they are now.
     pub(super) fn apart(&mut self, what: Cold) -> Label {
         let at = self.code.label();
@@ -407,7 +426,8 @@ impl Block<'_> {
     ) -> Result<Place, NotCopied> {
         self.lose_flags()?;
         let resume = self.code.label();
-        let at = self.apart(Cold::Interpret { op: address_of(op), resume, to_host: false });
+        let op = self.keep(op);
+        let at = self.apart(Cold::Interpret { op, resume, to_host: false });
         self.code.check(operand, access, at)
     }
 
@@ -437,21 +457,24 @@ impl Block<'_> {
 
     /// Where the last op is interpreted.
     pub(super) fn last(&mut self, op: &Op) -> Label {
-        self.apart(Cold::Last { op: address_of(op) })
+        let op = self.keep(op);
+        self.apart(Cold::Last { op })
     }
 
     fn interpret(&mut self, op: &Op) -> Result<(), NotCopied> {
         self.save_flags()?;
         self.flags = Flags::Context;
         self.producer = None;
-        self.code.constant(VALUE, address_of(op));
+        let op = self.keep(op);
+        self.code.constant(VALUE, op);
         self.code.call(self.thunks.interpret);
         Ok(())
     }
 
     fn interpret_last(&mut self, op: &Op) -> Result<(), NotCopied> {
         self.save_flags()?;
-        self.code.constant(VALUE, address_of(op));
+        let op = self.keep(op);
+        self.code.constant(VALUE, op);
         self.code.call(self.thunks.interpret_last);
         Ok(())
     }
@@ -467,7 +490,8 @@ impl Block<'_> {
         self.flags = Flags::Context;
         self.producer = None;
         let resume = self.code.label();
-        let unusual = self.apart(Cold::Interpret { op: address_of(op), resume, to_host: false });
+        let kept = self.keep(op);
+        let unusual = self.apart(Cold::Interpret { op: kept, resume, to_host: false });
         if instruction.op0_kind() == iced_x86::OpKind::Register {
             self.code.fetch(ADDRESS, instruction.op0_register().number() as u8);
         } else {
@@ -523,9 +547,4 @@ fn direct(to: u8, op: &Op) -> Option<R> {
         Home::Host(host) if in_host(op.base) && in_host(op.index) => Some(host),
         _ => None,
     }
-}
-
-/// The op is the translator's own, and stays where it is for as long as the code.
-fn address_of(op: &Op) -> u64 {
-    std::ptr::from_ref(op) as u64
 }

@@ -7,11 +7,11 @@ use std::collections::HashMap;
 use std::io;
 
 use super::config::{BadTranslation, Config};
+use super::ops::Ops;
 use super::thunks::{self, Thunks};
 use super::trace::Trace;
 use super::{block, verify};
 use crate::code_memory::CodeMemory;
-use crate::decode::op::Op;
 use crate::memory::ram::RamFrame;
 
 /// More than any block takes.
@@ -40,8 +40,6 @@ struct Placed {
     way_out: usize,
     /// Its code has changed: nothing may be linked from it any more.
     stale: bool,
-    /// What it calls the interpreter with.
-    _ops: Box<[Op]>,
 }
 
 /// A jump in code memory that may go straight to another block.
@@ -63,6 +61,8 @@ pub(crate) struct Translator {
     fixed: usize,
     pub(super) generation: u32,
     blocks: Vec<Placed>,
+    /// What they call the interpreter with.
+    ops: Ops,
     links: Vec<Link>,
     /// Blocks by the frame their code is in, and the version they hold for.
     frames: HashMap<RamFrame, (u32, Vec<u32>)>,
@@ -82,7 +82,7 @@ pub(crate) struct Translator {
     pub(super) smuggled: Vec<u8>,
     /// What a test has done to each instruction before it is translated.
     #[cfg(test)]
-    pub(crate) mistake: Option<fn(&mut iced_x86::Instruction, &mut Op)>,
+    pub(crate) mistake: Option<fn(&mut iced_x86::Instruction, &mut crate::decode::op::Op)>,
 }
 
 /// What the translator did.
@@ -142,6 +142,7 @@ impl Translator {
             fixed: code.len(),
             generation: 0,
             blocks: Vec::new(),
+            ops: Ops::default(),
             links: Vec::new(),
             frames: HashMap::new(),
             pending: None,
@@ -193,6 +194,7 @@ impl Translator {
         self.used = self.fixed;
         self.generation = self.generation.wrapping_add(1);
         self.blocks.clear();
+        self.ops.clear();
         self.links.clear();
         self.frames.clear();
         self.pending = None;
@@ -206,7 +208,8 @@ impl Translator {
         let address = self.memory.address(offset) as u64;
         let first_link = u32::try_from(self.links.len()).ok()?;
         let rip = trace.ops.first()?.rip;
-        let made = block::translate(&trace, &self.thunks, address, first_link).ok()?;
+        let made =
+            block::translate(&trace, &self.thunks, &mut self.ops, address, first_link).ok()?;
         #[cfg(test)]
         let made =
             block::Translated { code: [self.smuggled.as_slice(), &made.code].concat(), ..made };
@@ -230,7 +233,7 @@ impl Translator {
             from: number,
         }));
         let (len, way_out) = (made.code.len(), made.way_out);
-        self.blocks.push(Placed { offset, len, rip, way_out, stale: false, _ops: trace.ops });
+        self.blocks.push(Placed { offset, len, rip, way_out, stale: false });
         let (known, blocks) = self.frames.entry(frame).or_insert((version, Vec::new()));
         if *known != version {
             // The others are stale, and about to be found out.

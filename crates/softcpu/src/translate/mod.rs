@@ -25,6 +25,7 @@ mod copy;
 mod fields;
 mod flags;
 pub(crate) mod jumps;
+mod ops;
 mod registers;
 mod run;
 mod stack;
