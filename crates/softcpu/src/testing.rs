@@ -13,7 +13,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::addr::{GuestPhysAddr, PAGE_SHIFT, PAGE_SIZE};
 use crate::cpuid::{CpuModel, CpuidTable, Topology};
-use crate::env::{Environment, Hypercall, MsrRefused};
+use crate::env::{Environment, MsrRefused};
 use crate::handle::VcpuHandle;
 use crate::memory::{CodeMap, PhysMemory, RamRegion};
 use crate::state::control::{Cr0, Cr4, Efer};
@@ -283,20 +283,4 @@ impl Environment for NoDevices {
         self.apic_base = value;
         Ok(())
     }
-
-    fn acknowledge_interrupt(&mut self) -> Option<u8> {
-        None
-    }
-
-    fn task_priority(&mut self) -> u8 {
-        0
-    }
-
-    fn set_task_priority(&mut self, _class: u8) {}
-
-    fn hypercall(&mut self, _call: &Hypercall) -> u64 {
-        u64::MAX
-    }
-
-    fn tsc_offset_changed(&mut self, _offset: u64) {}
 }
