@@ -9,7 +9,7 @@
     reason = "support for tests, where a panic is how a wrong assumption is reported"
 )]
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use crate::addr::{GuestPhysAddr, PAGE_SHIFT, PAGE_SIZE};
 use crate::cpuid::{CpuModel, CpuidTable, Topology};
@@ -18,6 +18,7 @@ use crate::handle::VcpuHandle;
 use crate::memory::{CodeMap, PhysMemory, RamRegion};
 use crate::state::control::{Cr0, Cr4, Efer};
 use crate::state::segment::{SegReg, Segment};
+use crate::sync::lock;
 use crate::translate;
 use crate::vcpu::{Engine, Vcpu, VcpuConfig};
 
@@ -269,7 +270,7 @@ impl Environment for NoDevices {
     }
 
     fn mmio_write(&mut self, addr: GuestPhysAddr, data: &[u8]) {
-        self.log.lock().unwrap_or_else(PoisonError::into_inner).push((addr, data.to_vec()));
+        lock(&self.log).push((addr, data.to_vec()));
     }
 
     fn read_msr(&mut self, index: u32) -> Result<u64, MsrRefused> {

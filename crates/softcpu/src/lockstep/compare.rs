@@ -1,13 +1,12 @@
 //! Whether two vCPUs are at the same place with the same state, and what is not the same.
 
-use std::sync::PoisonError;
-
 use crate::addr::GuestPhysAddr;
 use crate::memory::access;
 use crate::memory::copies::PAGE;
 use crate::memory::overlay::Before;
 use crate::memory::ram::RamFrame;
 use crate::state::VcpuState;
+use crate::sync::lock;
 use crate::vcpu::Vcpu;
 
 /// Whether both have the same registers.
@@ -54,7 +53,7 @@ pub(super) fn same_memory(a: &Vcpu, b: &Vcpu, before: &Before) -> bool {
 /// have been copied before; what else changed there a device did.
 fn frames(a: &Vcpu, b: &Vcpu, before: &Before) -> Vec<RamFrame> {
     let stored = |cpu: &Vcpu| {
-        let copied = || before.lock().unwrap_or_else(PoisonError::into_inner).frames().collect();
+        let copied = || lock(before).frames().collect();
         cpu.memory.stored_frames().unwrap_or_else(copied)
     };
     let mut all = stored(a);

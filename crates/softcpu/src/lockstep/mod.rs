@@ -28,18 +28,18 @@ mod tests;
 mod undefined;
 
 use std::io;
-use std::sync::{Arc, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use crate::cpuid::CpuidTable;
 use crate::decode::cache::BlockCache;
 use crate::env::Environment;
 use crate::handle::{Event, VcpuHandle};
-use crate::memory::copies::Copies;
 use crate::memory::overlay::Before;
 use crate::memory::ram::RamFrame;
 use crate::memory::{CodeMap, PhysMemory};
 use crate::mmu::{Access, View};
+use crate::sync::lock;
 use crate::system::tsc::host_tsc;
 use crate::translate::{self, Translator};
 use crate::vcpu::{Abort, Engine, Exit, Vcpu, VcpuConfig};
@@ -149,10 +149,6 @@ impl Lockstep {
     /// What the leader records on.
     pub(crate) fn tape(&self) -> Tape {
         self.tape.clone()
-    }
-
-    fn before(&self) -> MutexGuard<'_, Copies> {
-        self.before.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Whether the follower gets where `leader` is.
@@ -301,7 +297,7 @@ impl Vcpu {
         for (view, addr) in lockstep.granted.drain(..) {
             self.mmu.data.drop_write(view, addr);
         }
-        lockstep.before().clear();
+        lock(&lockstep.before).clear();
         lockstep.tape.erase();
         self.memory.code().outside().watch();
         lockstep.start.take(self);
@@ -333,16 +329,16 @@ impl Vcpu {
     }
 
     fn stretch_is_long(&self, pages: usize) -> bool {
-        self.lockstep
-            .as_ref()
-            .is_some_and(|lockstep| lockstep.before().len() >= pages || lockstep.tape.should_end())
+        self.lockstep.as_ref().is_some_and(|lockstep| {
+            lock(&lockstep.before).len() >= pages || lockstep.tape.should_end()
+        })
     }
 
     /// The page at `host` may be about to be stored to, or to get into the TLB. Says whether
     /// stores may go there unseen from then on.
     pub(crate) fn watch_page(&mut self, access: Access, host: *mut u8, frame: RamFrame) -> bool {
         let Some(lockstep) = &self.lockstep else { return true };
-        let mut before = lockstep.before();
+        let mut before = lock(&lockstep.before);
         if access != Access::Write {
             return before.get(frame).is_some();
         }
