@@ -66,8 +66,7 @@ fn frames(a: &Vcpu, b: &Vcpu, before: &Before) -> Vec<RamFrame> {
 /// The bytes of `frame` as `cpu` would see them.
 fn page(cpu: &Vcpu, frame: RamFrame) -> [u8; PAGE] {
     let mut bytes = [0; PAGE];
-    let shown = cpu.memory.shown(frame);
-    if !shown.is_null() {
+    if let Some(shown) = cpu.memory.shown(frame) {
         // SAFETY: a whole page of RAM or a copy of one, which nobody frees meanwhile.
         unsafe { access::copy(shown, bytes.as_mut_ptr(), PAGE) };
     }

@@ -334,16 +334,18 @@ impl Vcpu {
         })
     }
 
-    /// The page at `host` may be about to be stored to, or to get into the TLB. Says whether
-    /// stores may go there unseen from then on.
-    pub(crate) fn watch_page(&mut self, access: Access, host: *mut u8, frame: RamFrame) -> bool {
+    /// `frame` may be about to be stored to, or to get into the TLB. Says whether stores may
+    /// go there unseen from then on.
+    pub(crate) fn watch_page(&mut self, access: Access, frame: RamFrame) -> bool {
         let Some(lockstep) = &self.lockstep else { return true };
         let mut before = lock(&lockstep.before);
         if access != Access::Write {
             return before.get(frame).is_some();
         }
-        // SAFETY: the page walker has just found this page of RAM.
-        unsafe { before.keep(frame, host) };
+        let Some(page) = self.memory.shown(frame) else { return true };
+        // SAFETY: a page of RAM, which is mapped as long as the memory is there; all that is
+        // made of it are raw pointers.
+        unsafe { before.keep(frame, page) };
         if before.len() == MANY_PAGES {
             // Translated code looks up.
             self.handle.raise(Event::CODE_CHANGED);
