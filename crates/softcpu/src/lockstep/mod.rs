@@ -54,6 +54,8 @@ pub(crate) const THRESHOLD: u32 = 4;
 /// Pages stored to after which a stretch should end, and after which it does wherever it is.
 const MANY_PAGES: usize = 512;
 const TOO_MANY_PAGES: usize = 8 * MANY_PAGES;
+/// Permissions to store unseen that are taken back one by one; more are all at once.
+const MANY_GRANTS: usize = 1024;
 /// Instructions that a host retires in a cycle of its time-stamp counter, at most.
 const PER_CYCLE: u64 = 6;
 /// Instructions that a follower may always take.
@@ -294,6 +296,9 @@ impl Vcpu {
     /// From here on the leader is followed.
     fn begin_stretch(&mut self) {
         let Some(mut lockstep) = self.lockstep.take() else { return };
+        if lockstep.granted.len() >= MANY_GRANTS {
+            self.mmu.data.drop_writes();
+        }
         for (view, addr) in lockstep.granted.drain(..) {
             self.mmu.data.drop_write(view, addr);
         }
@@ -355,7 +360,9 @@ impl Vcpu {
 
     /// The TLB lets stores to the page at `addr` go unseen, which is to end with the stretch.
     pub(crate) fn note_grant(&mut self, view: View, addr: u64) {
-        if let Some(lockstep) = &mut self.lockstep {
+        if let Some(lockstep) = &mut self.lockstep
+            && lockstep.granted.len() < MANY_GRANTS
+        {
             lockstep.granted.push((view, addr));
         }
     }
