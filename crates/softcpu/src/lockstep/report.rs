@@ -11,16 +11,12 @@ use super::replay::Step;
 use crate::decode::build::MAX_INSTRUCTION;
 use crate::memory::access;
 use crate::memory::overlay::Before;
+use crate::state::regs::Gpr;
 use crate::state::{CodeSize, VcpuState};
 use crate::vcpu::Vcpu;
 
 /// Blocks of host code that are shown.
 const MOST_BLOCKS: usize = 4;
-
-const GPRS: [&str; 16] = [
-    "rax", "rcx", "rdx", "rbx", "rsp", "rbp", "rsi", "rdi", "r8", "r9", "r10", "r11", "r12", "r13",
-    "r14", "r15",
-];
 
 /// The report of `step`, with pages as they were when the stretch started in `before`.
 pub(super) fn write(step: &Step<'_>, before: &Before) -> String {
@@ -137,7 +133,7 @@ fn line(text: &mut String, code: &[u8], rip: u64, size: CodeSize) -> usize {
 fn named(state: &VcpuState) -> Vec<(String, String)> {
     let mut all: Vec<(String, String)> = Vec::new();
     let mut put = |name: &str, value: String| all.push((name.to_owned(), value));
-    for (name, value) in GPRS.iter().zip(&state.gpr) {
+    for (name, value) in Gpr::NAMES.iter().zip(&state.gpr) {
         put(name, format!("{value:016x}"));
     }
     put("rip", format!("{:016x}", state.rip));
@@ -181,7 +177,7 @@ fn registers(text: &mut String, step: &Step<'_>, ours: &VcpuState) {
     let _ = writeln!(text, "registers (before, interpreter, translator; * differs):");
     for (n, (((name, before), (_, ours)), (_, theirs))) in rows.enumerate() {
         let differs = ours != theirs;
-        if !differs && n >= GPRS.len().saturating_add(2) {
+        if !differs && n >= Gpr::NAMES.len().saturating_add(2) {
             continue;
         }
         let mark = if differs { '*' } else { ' ' };
