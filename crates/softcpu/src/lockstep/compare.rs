@@ -95,8 +95,7 @@ pub(super) fn memory(a: &Vcpu, b: &Vcpu, before: &Before) -> Vec<Bytes> {
                 continue;
             }
             if let Some(bytes) = found.last_mut()
-                && last == n.checked_sub(1)
-                && last.is_some()
+                && last.is_some_and(|last: usize| last.checked_add(1) == Some(n))
             {
                 bytes.a.push(a);
                 bytes.b.push(b);

@@ -60,10 +60,9 @@ const MANY_GRANTS: usize = 1024;
 const PER_CYCLE: u64 = 6;
 /// Instructions that a follower may always take.
 const SLACK: u64 = 1 << 16;
-/// How often a follower sets out.
+/// How often a follower sets out for one stretch, at most.
 const ATTEMPTS: u32 = 3;
-
-/// How long that may take.
+/// How long a device may take from its store to saying what it has stored.
 const DEVICES_TAKE: Duration = Duration::from_millis(1);
 
 /// How a stretch ended.
@@ -106,9 +105,9 @@ pub(crate) struct Lockstep {
     granted: Vec<(View, u64)>,
     tape: Tape,
     start: Snapshot,
-    /// When it started, by the host's time-stamp counter.
+    /// When the stretch started, by the host's time-stamp counter.
     begun: u64,
-    /// How long it took.
+    /// How long the leader took for it, in that counter's cycles.
     cycles: u64,
     counters: Counters,
     report: Option<String>,
@@ -214,7 +213,7 @@ fn follower(
         cpuid: cpuid.clone(),
         env: Box::new(Taped::new(tape.clone(), None)),
         engine: Engine::Interpreter,
-        translation: crate::translate::Config::default(),
+        translation: translate::Config::default(),
         handle: VcpuHandle::new(),
     })?;
     vcpu.tape = Some(tape);
