@@ -30,6 +30,9 @@ pub struct Hypercall {
 }
 
 /// The machine, as one vCPU sees it. See the module's own words for the rules.
+///
+/// What only a machine with an interrupt controller, timers or a hypervisor has to say is
+/// answered here as one without any would; who passes calls on must pass on these too.
 pub trait Environment: Send {
     /// `in`: fill `data` (1, 2 or 4 bytes). Ports nobody answers read as all ones.
     fn port_read(&mut self, port: u16, data: &mut [u8]);
@@ -49,32 +52,49 @@ pub trait Environment: Send {
     ///
     /// # Errors
     /// [`MsrRefused`] makes the instruction raise `#GP(0)`.
-    fn read_msr(&mut self, index: u32) -> Result<u64, MsrRefused>;
+    fn read_msr(&mut self, index: u32) -> Result<u64, MsrRefused> {
+        let _ = index;
+        Err(MsrRefused)
+    }
 
     /// `wrmsr`, likewise.
     ///
     /// # Errors
     /// [`MsrRefused`] makes the instruction raise `#GP(0)`.
-    fn write_msr(&mut self, index: u32, value: u64) -> Result<(), MsrRefused>;
+    fn write_msr(&mut self, index: u32, value: u64) -> Result<(), MsrRefused> {
+        let _ = (index, value);
+        Err(MsrRefused)
+    }
 
     /// The vCPU is ready to take an external interrupt: the highest-priority
     /// pending vector, moved to in-service, or `None` if there is none after all.
     /// When more are deliverable the environment raises
     /// [`Event::INTERRUPT`](crate::handle::Event::INTERRUPT) again.
-    fn acknowledge_interrupt(&mut self) -> Option<u8>;
+    fn acknowledge_interrupt(&mut self) -> Option<u8> {
+        None
+    }
 
     /// CR8: the task priority class, bits 3..0 (SDM vol. 3, 11.8.6).
-    fn task_priority(&mut self) -> u8;
+    fn task_priority(&mut self) -> u8 {
+        0
+    }
 
     /// A write of CR8.
-    fn set_task_priority(&mut self, class: u8);
+    fn set_task_priority(&mut self, class: u8) {
+        let _ = class;
+    }
 
     /// `vmcall`/`vmmcall`: the result for RAX.
-    fn hypercall(&mut self, call: &Hypercall) -> u64;
+    fn hypercall(&mut self, call: &Hypercall) -> u64 {
+        let _ = call;
+        u64::MAX
+    }
 
     /// The guest's TSC was moved (by a write of `IA32_TSC` or `IA32_TSC_ADJUST`):
     /// guest TSC = host TSC + `offset` from now on. Timers that count in it follow.
-    fn tsc_offset_changed(&mut self, offset: u64);
+    fn tsc_offset_changed(&mut self, offset: u64) {
+        let _ = offset;
+    }
 
     /// Whoever holds stores to devices back does them now.
     fn settle(&mut self) {}

@@ -9,6 +9,8 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::Instant;
 
+use crate::sync::lock;
+
 bitflags::bitflags! {
     /// Reasons to look up from guest code.
     #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -63,7 +65,7 @@ impl VcpuHandle {
     pub fn raise(&self, event: Event) {
         let before = self.shared.events.fetch_or(event.bits(), Ordering::SeqCst);
         if before & event.bits() != event.bits() {
-            let sleeping = self.shared.sleeping.lock().unwrap_or_else(PoisonError::into_inner);
+            let sleeping = lock(&self.shared.sleeping);
             if *sleeping {
                 self.shared.wake.notify_all();
             }
@@ -86,7 +88,7 @@ impl VcpuHandle {
     /// Sleeps until one of `wanted` is raised or `until` has passed (`None`: no limit).
     /// Returns the wanted bits that are set; they stay set.
     pub fn sleep(&self, wanted: Event, until: Option<Instant>) -> Event {
-        let mut sleeping = self.shared.sleeping.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut sleeping = lock(&self.shared.sleeping);
         loop {
             let now = Event::from_bits_truncate(self.shared.events.load(Ordering::SeqCst)) & wanted;
             if !now.is_empty() {

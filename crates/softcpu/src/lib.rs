@@ -9,7 +9,7 @@
 //!
 //! The crate knows nothing of devices or terminals: what leaves the CPU goes through
 //! [`env::Environment`]. The interpreter is the definition of every instruction; the
-//! translator to come must agree with it bit for bit.
+//! translator ([`translate`]) must agree with it bit for bit, which [`lockstep`] checks.
 
 #![cfg(all(target_arch = "x86_64", target_os = "linux"))]
 // The guest is hostile: nothing it can reach may panic.
@@ -41,6 +41,7 @@ pub mod native;
 pub mod state;
 pub mod stats;
 pub mod supervisor;
+mod sync;
 pub mod system;
 #[doc(hidden)]
 pub mod testing;

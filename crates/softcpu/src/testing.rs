@@ -9,15 +9,16 @@
     reason = "support for tests, where a panic is how a wrong assumption is reported"
 )]
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use crate::addr::{GuestPhysAddr, PAGE_SHIFT, PAGE_SIZE};
 use crate::cpuid::{CpuModel, CpuidTable, Topology};
-use crate::env::{Environment, Hypercall, MsrRefused};
+use crate::env::{Environment, MsrRefused};
 use crate::handle::VcpuHandle;
 use crate::memory::{CodeMap, PhysMemory, RamRegion};
 use crate::state::control::{Cr0, Cr4, Efer};
 use crate::state::segment::{SegReg, Segment};
+use crate::sync::lock;
 use crate::translate;
 use crate::vcpu::{Engine, Vcpu, VcpuConfig};
 
@@ -269,7 +270,7 @@ impl Environment for NoDevices {
     }
 
     fn mmio_write(&mut self, addr: GuestPhysAddr, data: &[u8]) {
-        self.log.lock().unwrap_or_else(PoisonError::into_inner).push((addr, data.to_vec()));
+        lock(&self.log).push((addr, data.to_vec()));
     }
 
     fn read_msr(&mut self, index: u32) -> Result<u64, MsrRefused> {
@@ -283,20 +284,4 @@ impl Environment for NoDevices {
         self.apic_base = value;
         Ok(())
     }
-
-    fn acknowledge_interrupt(&mut self) -> Option<u8> {
-        None
-    }
-
-    fn task_priority(&mut self) -> u8 {
-        0
-    }
-
-    fn set_task_priority(&mut self, _class: u8) {}
-
-    fn hypercall(&mut self, _call: &Hypercall) -> u64 {
-        u64::MAX
-    }
-
-    fn tsc_offset_changed(&mut self, _offset: u64) {}
 }

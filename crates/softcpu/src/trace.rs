@@ -6,15 +6,13 @@
 
 use iced_x86::{Decoder, DecoderOptions, Formatter, Instruction, NasmFormatter};
 
+use crate::decode::build::MAX_INSTRUCTION;
 use crate::exception::Exception;
 use crate::memory::PhysMemory;
 use crate::mmu::{Access, View};
 use crate::state::segment::SegReg;
 use crate::state::{CodeSize, VcpuState};
 use crate::vcpu::Vcpu;
-
-/// Longest instruction, bytes.
-const MAX_INSTRUCTION: u64 = 15;
 
 /// What a [`Tracer`] is told.
 #[derive(Clone, Copy, Debug)]
@@ -96,17 +94,7 @@ impl Vcpu {
     #[must_use]
     pub fn disassemble(&self, count: usize) -> Vec<String> {
         let state = &self.state;
-        let base = match state.code_size() {
-            CodeSize::Bits64 => 0,
-            _ => state.segment(SegReg::Cs).base,
-        };
-        let mut bytes = Vec::new();
-        let start = base.wrapping_add(state.rip);
-        for at in (0..(count as u64).saturating_mul(MAX_INSTRUCTION)).map(|i| start.wrapping_add(i))
-        {
-            let Some(byte) = self.peek_byte(at) else { break };
-            bytes.push(byte);
-        }
+        let bytes = self.peek_code(state.rip, count.saturating_mul(MAX_INSTRUCTION));
         let mut decoder =
             Decoder::with_ip(state.code_size() as u32, &bytes, state.rip, DecoderOptions::NONE);
         let mut formatter = NasmFormatter::new();
@@ -121,9 +109,18 @@ impl Vcpu {
         lines
     }
 
+    /// Up to `len` bytes of code at `rip`, as far as they are mapped RAM. For monitors.
+    pub(crate) fn peek_code(&self, rip: u64, len: usize) -> Vec<u8> {
+        let linear = match self.state.code_size() {
+            CodeSize::Bits64 => rip,
+            _ => self.state.segment(SegReg::Cs).base.wrapping_add(rip) & 0xffff_ffff,
+        };
+        (0..len as u64).map_while(|at| self.peek_byte(linear.wrapping_add(at))).collect()
+    }
+
     /// One byte of guest memory by linear address, as the kernel would see it, if it
     /// is mapped RAM. For monitors; may set accessed bits, as any look does.
-    pub(crate) fn peek_byte(&self, addr: u64) -> Option<u8> {
+    fn peek_byte(&self, addr: u64) -> Option<u8> {
         let memory: &PhysMemory = &self.memory;
         let addr = crate::addr::GuestVirtAddr(addr);
         let view = if self.state.cpl() == 3 { View::User } else { View::KernelOverUser };

@@ -84,8 +84,9 @@ pub enum Engine {
     /// The translator for 64-bit code that turns out hot, the interpreter for the rest.
     #[default]
     Translator,
-    /// The translator for 64-bit code that is not quite cold, checked by the interpreter ([`crate::lockstep`]).
-    /// CPUID offers neither RDRAND nor RDSEED then: what they answer cannot be had twice.
+    /// The translator for 64-bit code that is not quite cold, checked by the interpreter
+    /// ([`crate::lockstep`]). CPUID offers neither RDRAND nor RDSEED then: what they answer
+    /// cannot be had twice.
     Lockstep,
 }
 

@@ -19,8 +19,8 @@ use crate::vcpu::{Abort, Vcpu};
 const MAX_OPS: usize = 32;
 /// Most bytes looked at for one block.
 const WINDOW: usize = 256;
-/// Longest instruction.
-const MAX_INSTRUCTION: usize = 15;
+/// Longest instruction, bytes.
+pub(crate) const MAX_INSTRUCTION: usize = 15;
 
 /// What one pass over the bytes made.
 struct Pass {

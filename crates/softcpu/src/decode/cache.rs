@@ -6,10 +6,14 @@
 //! version, the code size, CS base. So neither address-space switches nor TLB flushes
 //! need to touch the cache, and stale blocks are never run; they are just overwritten.
 //!
-//! Each address has one place, so that looking there is quick. Of a kernel's few thousand
-//! hot blocks one in twenty shares its place with another, and decoding both in turn would
-//! cost more than running all the others. So what is displaced goes to a second table, by
-//! another hash, and comes back from there when it is wanted again.
+//! Each address has one place, so that looking there is quick. Some hot blocks share theirs
+//! with another, and decoding both in turn would cost more than running all the others. So
+//! what is displaced goes to a second table, by another hash, and comes back from there when
+//! it is wanted again.
+//!
+//! A third table finds a block by where its code is in RAM: many processes have the same
+//! library at different addresses, and a block for another of them needs no decoding but only
+//! to be moved ([`Block::at`]).
 
 use std::cell::Cell;
 

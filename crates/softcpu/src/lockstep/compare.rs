@@ -1,13 +1,12 @@
 //! Whether two vCPUs are at the same place with the same state, and what is not the same.
 
-use std::sync::PoisonError;
-
 use crate::addr::GuestPhysAddr;
 use crate::memory::access;
 use crate::memory::copies::PAGE;
 use crate::memory::overlay::Before;
 use crate::memory::ram::RamFrame;
 use crate::state::VcpuState;
+use crate::sync::lock;
 use crate::vcpu::Vcpu;
 
 /// Whether both have the same registers.
@@ -54,7 +53,7 @@ pub(super) fn same_memory(a: &Vcpu, b: &Vcpu, before: &Before) -> bool {
 /// have been copied before; what else changed there a device did.
 fn frames(a: &Vcpu, b: &Vcpu, before: &Before) -> Vec<RamFrame> {
     let stored = |cpu: &Vcpu| {
-        let copied = || before.lock().unwrap_or_else(PoisonError::into_inner).frames().collect();
+        let copied = || lock(before).frames().collect();
         cpu.memory.stored_frames().unwrap_or_else(copied)
     };
     let mut all = stored(a);
@@ -67,8 +66,7 @@ fn frames(a: &Vcpu, b: &Vcpu, before: &Before) -> Vec<RamFrame> {
 /// The bytes of `frame` as `cpu` would see them.
 fn page(cpu: &Vcpu, frame: RamFrame) -> [u8; PAGE] {
     let mut bytes = [0; PAGE];
-    let shown = cpu.memory.shown(frame);
-    if !shown.is_null() {
+    if let Some(shown) = cpu.memory.shown(frame) {
         // SAFETY: a whole page of RAM or a copy of one, which nobody frees meanwhile.
         unsafe { access::copy(shown, bytes.as_mut_ptr(), PAGE) };
     }
@@ -97,8 +95,7 @@ pub(super) fn memory(a: &Vcpu, b: &Vcpu, before: &Before) -> Vec<Bytes> {
                 continue;
             }
             if let Some(bytes) = found.last_mut()
-                && last == n.checked_sub(1)
-                && last.is_some()
+                && last.is_some_and(|last: usize| last.checked_add(1) == Some(n))
             {
                 bytes.a.push(a);
                 bytes.b.push(b);

@@ -28,18 +28,18 @@ mod tests;
 mod undefined;
 
 use std::io;
-use std::sync::{Arc, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use crate::cpuid::CpuidTable;
 use crate::decode::cache::BlockCache;
 use crate::env::Environment;
 use crate::handle::{Event, VcpuHandle};
-use crate::memory::copies::Copies;
 use crate::memory::overlay::Before;
 use crate::memory::ram::RamFrame;
 use crate::memory::{CodeMap, PhysMemory};
 use crate::mmu::{Access, View};
+use crate::sync::lock;
 use crate::system::tsc::host_tsc;
 use crate::translate::{self, Translator};
 use crate::vcpu::{Abort, Engine, Exit, Vcpu, VcpuConfig};
@@ -54,14 +54,15 @@ pub(crate) const THRESHOLD: u32 = 4;
 /// Pages stored to after which a stretch should end, and after which it does wherever it is.
 const MANY_PAGES: usize = 512;
 const TOO_MANY_PAGES: usize = 8 * MANY_PAGES;
+/// Permissions to store unseen that are taken back one by one; more are all at once.
+const MANY_GRANTS: usize = 1024;
 /// Instructions that a host retires in a cycle of its time-stamp counter, at most.
 const PER_CYCLE: u64 = 6;
 /// Instructions that a follower may always take.
 const SLACK: u64 = 1 << 16;
-/// How often a follower sets out.
+/// How often a follower sets out for one stretch, at most.
 const ATTEMPTS: u32 = 3;
-
-/// How long that may take.
+/// How long a device may take from its store to saying what it has stored.
 const DEVICES_TAKE: Duration = Duration::from_millis(1);
 
 /// How a stretch ended.
@@ -104,9 +105,9 @@ pub(crate) struct Lockstep {
     granted: Vec<(View, u64)>,
     tape: Tape,
     start: Snapshot,
-    /// When it started, by the host's time-stamp counter.
+    /// When the stretch started, by the host's time-stamp counter.
     begun: u64,
-    /// How long it took.
+    /// How long the leader took for it, in that counter's cycles.
     cycles: u64,
     counters: Counters,
     report: Option<String>,
@@ -149,10 +150,6 @@ impl Lockstep {
     /// What the leader records on.
     pub(crate) fn tape(&self) -> Tape {
         self.tape.clone()
-    }
-
-    fn before(&self) -> MutexGuard<'_, Copies> {
-        self.before.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Whether the follower gets where `leader` is.
@@ -216,7 +213,7 @@ fn follower(
         cpuid: cpuid.clone(),
         env: Box::new(Taped::new(tape.clone(), None)),
         engine: Engine::Interpreter,
-        translation: crate::translate::Config::default(),
+        translation: translate::Config::default(),
         handle: VcpuHandle::new(),
     })?;
     vcpu.tape = Some(tape);
@@ -298,10 +295,13 @@ impl Vcpu {
     /// From here on the leader is followed.
     fn begin_stretch(&mut self) {
         let Some(mut lockstep) = self.lockstep.take() else { return };
+        if lockstep.granted.len() >= MANY_GRANTS {
+            self.mmu.data.drop_writes();
+        }
         for (view, addr) in lockstep.granted.drain(..) {
             self.mmu.data.drop_write(view, addr);
         }
-        lockstep.before().clear();
+        lock(&lockstep.before).clear();
         lockstep.tape.erase();
         self.memory.code().outside().watch();
         lockstep.start.take(self);
@@ -333,21 +333,23 @@ impl Vcpu {
     }
 
     fn stretch_is_long(&self, pages: usize) -> bool {
-        self.lockstep
-            .as_ref()
-            .is_some_and(|lockstep| lockstep.before().len() >= pages || lockstep.tape.should_end())
+        self.lockstep.as_ref().is_some_and(|lockstep| {
+            lock(&lockstep.before).len() >= pages || lockstep.tape.should_end()
+        })
     }
 
-    /// The page at `host` may be about to be stored to, or to get into the TLB. Says whether
-    /// stores may go there unseen from then on.
-    pub(crate) fn watch_page(&mut self, access: Access, host: *mut u8, frame: RamFrame) -> bool {
+    /// `frame` may be about to be stored to, or to get into the TLB. Says whether stores may
+    /// go there unseen from then on.
+    pub(crate) fn watch_page(&mut self, access: Access, frame: RamFrame) -> bool {
         let Some(lockstep) = &self.lockstep else { return true };
-        let mut before = lockstep.before();
+        let mut before = lock(&lockstep.before);
         if access != Access::Write {
             return before.get(frame).is_some();
         }
-        // SAFETY: the page walker has just found this page of RAM.
-        unsafe { before.keep(frame, host) };
+        let Some(page) = self.memory.shown(frame) else { return true };
+        // SAFETY: a page of RAM, which is mapped as long as the memory is there; all that is
+        // made of it are raw pointers.
+        unsafe { before.keep(frame, page) };
         if before.len() == MANY_PAGES {
             // Translated code looks up.
             self.handle.raise(Event::CODE_CHANGED);
@@ -357,7 +359,9 @@ impl Vcpu {
 
     /// The TLB lets stores to the page at `addr` go unseen, which is to end with the stretch.
     pub(crate) fn note_grant(&mut self, view: View, addr: u64) {
-        if let Some(lockstep) = &mut self.lockstep {
+        if let Some(lockstep) = &mut self.lockstep
+            && lockstep.granted.len() < MANY_GRANTS
+        {
             lockstep.granted.push((view, addr));
         }
     }

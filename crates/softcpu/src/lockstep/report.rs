@@ -8,21 +8,15 @@ use super::Ended;
 use super::chase::Caught;
 use super::compare::{self, Bytes};
 use super::replay::Step;
+use crate::decode::build::MAX_INSTRUCTION;
 use crate::memory::access;
 use crate::memory::overlay::Before;
-use crate::state::segment::SegReg;
+use crate::state::regs::Gpr;
 use crate::state::{CodeSize, VcpuState};
 use crate::vcpu::Vcpu;
 
 /// Blocks of host code that are shown.
 const MOST_BLOCKS: usize = 4;
-/// Longest instruction.
-const MAX_INSTRUCTION: usize = 15;
-
-const GPRS: [&str; 16] = [
-    "rax", "rcx", "rdx", "rbx", "rsp", "rbp", "rsi", "rdi", "r8", "r9", "r10", "r11", "r12", "r13",
-    "r14", "r15",
-];
 
 /// The report of `step`, with pages as they were when the stretch started in `before`.
 pub(super) fn write(step: &Step<'_>, before: &Before) -> String {
@@ -85,22 +79,9 @@ fn path<'a>(step: &Step<'a>) -> &'a [u64] {
 fn guest_code(text: &mut String, step: &Step<'_>) {
     let _ = writeln!(text, "guest code, as interpreted:");
     for rip in path(step) {
-        line(text, &read_code(step.follower, *rip), *rip, step.follower.state.code_size());
+        let code = step.follower.peek_code(*rip, MAX_INSTRUCTION);
+        line(text, &code, *rip, step.follower.state.code_size());
     }
-}
-
-/// The instruction at `rip`, as `cpu` would fetch it now; empty if it would not.
-fn read_code(cpu: &Vcpu, rip: u64) -> Vec<u8> {
-    let linear = match cpu.state.code_size() {
-        CodeSize::Bits64 => rip,
-        _ => cpu.state.segment(SegReg::Cs).base.wrapping_add(rip) & 0xffff_ffff,
-    };
-    let mut bytes = Vec::new();
-    for at in 0..MAX_INSTRUCTION as u64 {
-        let Some(byte) = cpu.peek_byte(linear.wrapping_add(at)) else { break };
-        bytes.push(byte);
-    }
-    bytes
 }
 
 /// The code that the leader ran: of the blocks that begin where the follower has been.
@@ -152,7 +133,7 @@ fn line(text: &mut String, code: &[u8], rip: u64, size: CodeSize) -> usize {
 fn named(state: &VcpuState) -> Vec<(String, String)> {
     let mut all: Vec<(String, String)> = Vec::new();
     let mut put = |name: &str, value: String| all.push((name.to_owned(), value));
-    for (name, value) in GPRS.iter().zip(&state.gpr) {
+    for (name, value) in Gpr::NAMES.iter().zip(&state.gpr) {
         put(name, format!("{value:016x}"));
     }
     put("rip", format!("{:016x}", state.rip));
@@ -185,7 +166,7 @@ fn named(state: &VcpuState) -> Vec<(String, String)> {
 
 /// The flags that `a` and `b` differ in.
 fn flags(a: &VcpuState, b: &VcpuState) -> String {
-    let differ = crate::state::rflags::RFlags::from_bits_retain(a.rflags.bits() ^ b.rflags.bits());
+    let differ = a.rflags ^ b.rflags;
     format!("{:?}", differ.iter_names().map(|(name, _)| name).collect::<Vec<_>>())
 }
 
@@ -196,7 +177,7 @@ fn registers(text: &mut String, step: &Step<'_>, ours: &VcpuState) {
     let _ = writeln!(text, "registers (before, interpreter, translator; * differs):");
     for (n, (((name, before), (_, ours)), (_, theirs))) in rows.enumerate() {
         let differs = ours != theirs;
-        if !differs && n >= GPRS.len().saturating_add(2) {
+        if !differs && n >= Gpr::NAMES.len().saturating_add(2) {
             continue;
         }
         let mark = if differs { '*' } else { ' ' };

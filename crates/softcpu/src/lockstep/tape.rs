@@ -6,11 +6,12 @@
 
 use std::fmt::Display;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use crate::addr::GuestPhysAddr;
 use crate::env::{Environment, Hypercall, MsrRefused};
 use crate::handle::{Event, VcpuHandle};
+use crate::sync::lock;
 use crate::system::tsc::host_tsc;
 
 /// Calls after which a stretch should end.
@@ -44,10 +45,6 @@ pub(crate) struct Tape {
     holds: Arc<AtomicBool>,
     /// Who is told that the stretch should end.
     handle: VcpuHandle,
-}
-
-fn lock<T>(what: &Mutex<T>) -> MutexGuard<'_, T> {
-    what.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Tape {

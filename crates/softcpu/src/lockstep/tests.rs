@@ -8,7 +8,6 @@ use iced_x86::{Code, Instruction};
 use super::*;
 use crate::addr::GuestPhysAddr;
 use crate::decode::op::Op;
-use crate::env::{Hypercall, MsrRefused};
 use crate::testing::TestMachine;
 
 /// Where programs are, and where their data is.
@@ -164,30 +163,6 @@ impl Environment for Device {
     }
 
     fn mmio_write(&mut self, _addr: GuestPhysAddr, _data: &[u8]) {}
-
-    fn read_msr(&mut self, _index: u32) -> Result<u64, MsrRefused> {
-        Err(MsrRefused)
-    }
-
-    fn write_msr(&mut self, _index: u32, _value: u64) -> Result<(), MsrRefused> {
-        Err(MsrRefused)
-    }
-
-    fn acknowledge_interrupt(&mut self) -> Option<u8> {
-        None
-    }
-
-    fn task_priority(&mut self) -> u8 {
-        0
-    }
-
-    fn set_task_priority(&mut self, _class: u8) {}
-
-    fn hypercall(&mut self, _call: &Hypercall) -> u64 {
-        0
-    }
-
-    fn tsc_offset_changed(&mut self, _offset: u64) {}
 }
 
 fn machine_with_device(code: &[u8]) -> TestMachine {

@@ -155,12 +155,6 @@ impl CodeMap {
         })
     }
 
-    /// The same, stored by anybody else than a vCPU's guest code.
-    pub fn written_from_outside(&self, frame: RamFrame, offset: u64, len: u64) -> bool {
-        self.outside.stored(frame, offset, len);
-        self.written(frame, offset, len)
-    }
-
     /// What others than vCPUs have stored.
     pub(crate) fn outside(&self) -> &Outside {
         &self.outside
@@ -185,6 +179,12 @@ impl CodeMap {
             vcpu.handle.raise(Event::CODE_CHANGED);
         }
         true
+    }
+
+    /// As [`CodeMap::written`], for what was stored by anybody else than a vCPU's guest code.
+    pub fn written_from_outside(&self, frame: RamFrame, offset: u64, len: u64) -> bool {
+        self.outside.stored(frame, offset, len);
+        self.written(frame, offset, len)
     }
 }
 

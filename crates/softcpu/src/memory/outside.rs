@@ -2,11 +2,12 @@
 //! two runs of the same guest code may differ by them ([`crate::lockstep`]).
 
 use std::collections::HashMap;
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
-use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use super::copies::PAGE;
 use super::ram::RamFrame;
+use crate::sync::lock;
 
 /// Which bytes of a page.
 type Bytes = [bool; PAGE];
@@ -19,21 +20,17 @@ pub(crate) struct Outside {
 }
 
 impl Outside {
-    fn stores(&self) -> MutexGuard<'_, HashMap<RamFrame, Box<Bytes>>> {
-        self.stores.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     /// Forgets what was stored, and notes what is from now on.
     pub(crate) fn watch(&self) {
         self.watched.store(true, Relaxed);
-        self.stores().clear();
+        lock(&self.stores).clear();
     }
 
     /// `len` bytes at `offset` of `frame` have been stored.
     #[inline]
     pub(super) fn stored(&self, frame: RamFrame, offset: u64, len: u64) {
         if self.watched.load(Relaxed) {
-            let mut stores = self.stores();
+            let mut stores = lock(&self.stores);
             let page = stores.entry(frame).or_insert_with(|| Box::new([false; PAGE]));
             let rest = page.iter_mut().skip(offset as usize);
             rest.take(len as usize).for_each(|byte| *byte = true);
@@ -42,7 +39,7 @@ impl Outside {
 
     /// Whether all bytes in which these two contents of `frame` differ have been stored.
     pub(crate) fn explains(&self, frame: RamFrame, a: &[u8; PAGE], b: &[u8; PAGE]) -> bool {
-        let stores = self.stores();
+        let stores = lock(&self.stores);
         let Some(page) = stores.get(&frame) else { return false };
         a.iter().zip(b).zip(page.iter()).all(|((a, b), stored)| a == b || *stored)
     }

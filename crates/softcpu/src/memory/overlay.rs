@@ -6,10 +6,11 @@
 //! interpreter runs what the translator has run already ([`crate::lockstep`]).
 
 use std::collections::HashSet;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use super::copies::Copies;
 use super::ram::RamFrame;
+use crate::sync::lock;
 
 /// Pages as they were.
 pub(crate) type Before = Arc<Mutex<Copies>>;
@@ -31,10 +32,6 @@ pub(super) struct Overlay {
 struct Own {
     pages: Copies,
     stored: HashSet<RamFrame>,
-}
-
-fn lock<T>(what: &Mutex<T>) -> MutexGuard<'_, T> {
-    what.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Overlay {

@@ -177,10 +177,10 @@ impl PhysMemory {
         Some((page, frame, storable))
     }
 
-    /// The bytes of `frame` now: a mapped page, or null for a frame that is none.
-    pub(crate) fn shown(&self, frame: RamFrame) -> *const u8 {
+    /// The bytes of `frame` now: a mapped page, if there is such a frame.
+    pub(crate) fn shown(&self, frame: RamFrame) -> Option<*const u8> {
         let shown = self.overlay.as_ref().and_then(|overlay| overlay.shown(frame));
-        shown.or_else(|| self.place(frame).map(|(_, host)| host)).unwrap_or(std::ptr::null())
+        shown.or_else(|| self.place(frame).map(|(_, host)| host))
     }
 
     /// Where `frame` is for the guest.

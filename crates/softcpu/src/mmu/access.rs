@@ -259,7 +259,7 @@ impl Vcpu {
         let Some((page, frame, storable)) = self.memory.page_for(found.addr, stores) else {
             return Ok(Place::Device(found.addr));
         };
-        let storable = self.watch_page(access, page, frame) && storable;
+        let storable = self.watch_page(access, frame) && storable;
         let writable =
             found.writable && found.dirty && storable && !self.memory.code().is_marked(frame);
         if view != View::UserAligned && !self.data_breakpoints_active() {

@@ -3,7 +3,7 @@
 //! Called by the run loop through [`Op::run`]. The common case is a compare of mode
 //! bits, a TLB hit and a call; everything else is out of line.
 
-use std::sync::{Mutex, PoisonError};
+use std::sync::Mutex;
 
 use super::Stub;
 use super::classify::Traits;
@@ -18,6 +18,7 @@ use crate::state::fpu::{
     XCR0_SSE,
 };
 use crate::state::rflags::RFlags;
+use crate::sync::lock;
 use crate::vcpu::{Abort, Step, Vcpu};
 
 /// The largest memory operand of a stub, bytes.
@@ -190,7 +191,7 @@ fn exec_elsewhere(cpu: &mut Vcpu, stub: &Stub, addr: u64) -> Step {
         }
     }
     let locked = stub.traits.contains(Traits::LOCK);
-    let _bus = locked.then(|| BUS.lock().unwrap_or_else(PoisonError::into_inner));
+    let _bus = locked.then(|| lock(&BUS));
     let mut bounce = Bounce([0; LARGEST]);
     load(cpu, stub, addr, &mut bounce)?;
     call(stub, &mut cpu.state, bounce.0.as_mut_ptr());

@@ -25,6 +25,14 @@ pub enum Gpr {
     R15,
 }
 
+impl Gpr {
+    /// What they are called, by number.
+    pub const NAMES: [&str; 16] = [
+        "rax", "rcx", "rdx", "rbx", "rsp", "rbp", "rsi", "rdi", "r8", "r9", "r10", "r11", "r12",
+        "r13", "r14", "r15",
+    ];
+}
+
 impl VcpuState {
     /// All 64 bits of `reg`.
     #[inline]

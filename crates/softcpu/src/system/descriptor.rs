@@ -267,8 +267,8 @@ impl Vcpu {
         };
         let shift = (found.0 & 3).wrapping_mul(8) as u32;
         let word = crate::addr::GuestPhysAddr(found.0 & !3);
-        if let Some((page, frame, _)) = self.memory.page_for(word, true) {
-            self.watch_page(MemAccess::Write, page, frame);
+        if let Some((_, frame, _)) = self.memory.page_for(word, true) {
+            self.watch_page(MemAccess::Write, frame);
         }
         loop {
             // A descriptor table outside RAM keeps no bits; nothing to change then.

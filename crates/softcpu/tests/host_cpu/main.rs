@@ -95,7 +95,7 @@ fn rows_with_jumps_are_translated_as_they_are_interpreted() {
 }
 
 #[test]
-fn so_are_they_in_code_memory_that_is_emptied_again_and_again() {
+fn rows_in_code_memory_that_is_emptied_again_and_again_are_translated_as_they_are_interpreted() {
     let config = Config { code_cache: Config::SMALLEST, verify: true };
     let mut translator = guest::Guest::translating_as(0, config);
     let rows = compare_rows(50, &mut translator, sequences::compare);

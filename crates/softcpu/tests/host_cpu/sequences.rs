@@ -194,8 +194,10 @@ pub(crate) fn compare(
     translator: &mut Guest,
     random: &mut Random,
 ) -> Result<(), String> {
+    let seed = random.0;
     let row = straight(codes, random);
     compare_row(&row, [interpreter, translator], 1, random)
+        .map_err(|what| format!("seed {seed}: {what}"))
 }
 
 /// The same for a row with jumps, a few times on end, so that its blocks are hot.
@@ -205,8 +207,10 @@ pub(crate) fn compare_branching(
     translator: &mut Guest,
     random: &mut Random,
 ) -> Result<(), String> {
+    let seed = random.0;
     let row = branching(codes, random);
     compare_row(&row, [interpreter, translator], 6, random)
+        .map_err(|what| format!("seed {seed}: {what}"))
 }
 
 fn compare_row(
@@ -215,7 +219,6 @@ fn compare_row(
     times: usize,
     random: &mut Random,
 ) -> Result<(), String> {
-    let seed = random.0;
     let bytes = assemble(row);
     let offset = 0x400 + random.below(0x800);
     for guest in &mut guests {
@@ -272,7 +275,7 @@ fn compare_row(
         };
         let listing: Vec<String> = row.iter().enumerate().map(listed).collect();
         return Err(format!(
-            "{what} differ, seed {seed}, at {offset:#x}:\n{}\n  before      {:x?} {:?}\n  interpreted {:x?} {:?} {our_end:?} rip {:x}\n  translated  {:x?} {:?} {their_end:?} rip {:x}",
+            "{what} differ at {offset:#x}:\n{}\n  before      {:x?} {:?}\n  interpreted {:x?} {:?} {our_end:?} rip {:x}\n  translated  {:x?} {:?} {their_end:?} rip {:x}",
             listing.join("\n"),
             &before.gpr[..16],
             before.rflags,

@@ -3,12 +3,8 @@
 use std::fmt::Write;
 
 use softcpu::Vcpu;
+use softcpu::state::regs::Gpr;
 use softcpu::state::segment::SegReg;
-
-const GPR_NAMES: [&str; 16] = [
-    "rax", "rcx", "rdx", "rbx", "rsp", "rbp", "rsi", "rdi", "r8 ", "r9 ", "r10", "r11", "r12",
-    "r13", "r14", "r15",
-];
 
 /// What `vcpu` holds now and what it has done so far.
 pub(crate) fn registers(vcpu: &Vcpu) -> String {
@@ -26,9 +22,10 @@ pub(crate) fn registers(vcpu: &Vcpu) -> String {
         state.code_size(),
         state.rflags
     );
-    let named: Vec<_> = GPR_NAMES.iter().zip(&state.gpr).collect();
+    let named: Vec<_> = Gpr::NAMES.iter().zip(&state.gpr).collect();
     for row in named.chunks(4) {
-        let row: Vec<_> = row.iter().map(|(name, value)| format!("{name} {value:016x}")).collect();
+        let row: Vec<_> =
+            row.iter().map(|(name, value)| format!("{name:<3} {value:016x}")).collect();
         let _ = writeln!(text, "{}", row.join("  "));
     }
     let _ = writeln!(

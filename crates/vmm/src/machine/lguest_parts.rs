@@ -82,6 +82,7 @@ pub(super) fn one_vcpu(config: &MachineConfig) -> Result<(), MachineError> {
     }
 }
 
+/// The guest that `config` names cannot be run as it says, for this reason.
 pub(super) fn refuse(config: &MachineConfig, reason: KernelError) -> MachineError {
     LoadError::Kernel { name: config.kernel.name().to_owned(), reason }.into()
 }

@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 
 use crate::engine::{Engine, EngineError};
 use crate::loader::{KernelError, LoadError, PlatformKind, platform_of};
+use crate::sandbox::Sandbox;
 
 mod config;
 mod controller;
@@ -36,8 +37,6 @@ use ending::Ending;
 use input::Input;
 use inspect::Inspector;
 use start_line::{Place, Starter};
-
-use crate::sandbox::Sandbox;
 
 /// How long vCPU threads may take to notice that the machine has ended. One that is
 /// stuck in the host (its console is not read) is left behind.
@@ -116,7 +115,7 @@ fn choose(config: &MachineConfig) -> Result<PlatformKind, MachineError> {
     })
 }
 
-/// Whether one vCPU's stores are all there is between translator and interpreter.
+/// Lockstep is for a PC with one vCPU.
 fn check_lockstep(platform: PlatformKind, cpus: u32) -> Result<(), EngineError> {
     if platform != PlatformKind::Pc {
         return Err(EngineError::LockstepPlatform);

@@ -7,12 +7,13 @@
 
 use std::ptr;
 use std::sync::atomic::{AtomicI32, AtomicU64, Ordering};
-use std::sync::{Mutex, MutexGuard, Once, PoisonError};
+use std::sync::{Mutex, MutexGuard, Once};
 
 use iced_x86::{Code, Encoder, Instruction, MemoryOperand, Register as R};
 
 use crate::state::VcpuState;
 use crate::state::fpu::{FpuState, VectorRegister};
+use crate::sync::lock;
 
 /// Bytes of memory for operands.
 pub(super) const DATA: usize = 8192;
@@ -59,7 +60,7 @@ static SIGNAL: AtomicI32 = AtomicI32::new(0);
 
 impl Oracle {
     pub(super) fn new() -> Self {
-        let turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
+        let turn = lock(&TURN);
         static HANDLERS: Once = Once::new();
         HANDLERS.call_once(catch_faults);
         let (read, write, exec) = (libc::PROT_READ, libc::PROT_WRITE, libc::PROT_EXEC);

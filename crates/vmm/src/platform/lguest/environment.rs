@@ -7,7 +7,7 @@
 
 use std::fmt;
 
-use softcpu::{Environment, Event, GuestPhysAddr, Hypercall, MsrRefused, VcpuHandle};
+use softcpu::{Environment, Event, GuestPhysAddr, VcpuHandle};
 
 use super::{Death, EndSink, Ended, GuestDevices};
 
@@ -60,28 +60,4 @@ impl Environment for LguestEnvironment {
             _ => self.stray(addr),
         }
     }
-
-    fn read_msr(&mut self, _index: u32) -> Result<u64, MsrRefused> {
-        Err(MsrRefused)
-    }
-
-    fn write_msr(&mut self, _index: u32, _value: u64) -> Result<(), MsrRefused> {
-        Err(MsrRefused)
-    }
-
-    fn acknowledge_interrupt(&mut self) -> Option<u8> {
-        None
-    }
-
-    fn task_priority(&mut self) -> u8 {
-        0
-    }
-
-    fn set_task_priority(&mut self, _class: u8) {}
-
-    fn hypercall(&mut self, _call: &Hypercall) -> u64 {
-        u64::MAX
-    }
-
-    fn tsc_offset_changed(&mut self, _offset: u64) {}
 }

@@ -81,6 +81,7 @@ pub struct Block {
     /// What the driver wrote to `writeback`, if it did.
     writeback: Option<bool>,
     running: Option<Running>,
+    /// Who waits for the host's I/O.
     pool: Pool,
 }
 
