@@ -37,7 +37,8 @@ pub(super) struct JitDump {
     shared: Arc<Mutex<Records>>,
     symbols: Arc<Symbols>,
     process: u32,
-    marker: Marker,
+    /// Held for as long as the file is.
+    _marker: Marker,
 }
 
 #[derive(Debug)]
@@ -82,11 +83,11 @@ impl JitDump {
         let marker = unsafe {
             rustix::mm::mmap(std::ptr::null_mut(), MARKER, protection, MapFlags::PRIVATE, &file, 0)
         };
-        let marker = Marker(marker?);
+        let _marker = Marker(marker?);
         let mut file = BufWriter::with_capacity(1 << 18, file);
         file.write_all(&header)?;
         let shared = Arc::new(Mutex::new(Records { file, count: 0 }));
-        Ok(Self { shared, symbols, process, marker })
+        Ok(Self { shared, symbols, process, _marker })
     }
 
     /// Writes out what is buffered.
@@ -94,7 +95,6 @@ impl JitDump {
     /// # Errors
     /// The host's.
     pub(super) fn flush(&self) -> io::Result<()> {
-        debug_assert!(!self.marker.0.is_null());
         self.shared.lock().unwrap_or_else(PoisonError::into_inner).file.flush()
     }
 }
