@@ -87,9 +87,7 @@ impl Table {
         for line in &self.lines {
             let values = line.values.map(number).join(" | ");
             let (ahead, verdict, behind) = match line.ratios() {
-                Some((ahead, behind)) => {
-                    (number(ahead), verdict(ahead >= QEMU), number(behind))
-                }
+                Some((ahead, behind)) => (number(ahead), verdict(ahead >= QEMU), number(behind)),
                 None => (String::new(), "", String::new()),
             };
             lines.push(format!(
