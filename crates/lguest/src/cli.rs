@@ -322,6 +322,30 @@ mod tests {
     }
 
     #[test]
+    fn the_specification_has_every_option_and_its_default() {
+        let specification = include_str!("../../../docs/specification.md");
+        let (_, table) = specification.split_once("### The options of `lguest run`").unwrap();
+        let (table, _) = table.split_once("\n## ").unwrap();
+        let command = Cli::command();
+        let run = command.find_subcommand("run").unwrap();
+        for option in run.get_arguments() {
+            let name = match (option.get_long(), option.get_short()) {
+                (Some(long), _) => format!("--{long}"),
+                (None, short) => format!("-{}", short.unwrap()),
+            };
+            let is_its = |row: &&str| {
+                let rest = row.strip_prefix(&format!("| `{name}"));
+                rest.is_some_and(|rest| rest.starts_with(['`', ' ']))
+            };
+            let row = table.lines().find(is_its).unwrap_or_else(|| panic!("no {name}"));
+            for default in option.get_default_values() {
+                let default = default.to_str().unwrap();
+                assert!(row.contains(default), "{name} is {default} by default: {row}");
+            }
+        }
+    }
+
+    #[test]
     fn the_help_lists_the_exit_statuses() {
         use Status::{Diverged, Panicked, Quit, Reset, TripleFault};
         for status in [Panicked, TripleFault, Reset, Quit, Diverged] {

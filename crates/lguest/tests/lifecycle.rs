@@ -4,11 +4,11 @@
 #[allow(dead_code, reason = "each of the test programs uses a part of it")]
 mod support;
 
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::Signal;
 use std::process::Stdio;
 use std::thread;
 use std::time::Duration;
-use support::{Finished, Run, Running, tiny};
+use support::{Finished, Run, tiny};
 
 /// A run of a tiny kernel, in a directory that goes away with it.
 fn run(code: &[u8], words: &[&str]) -> (tempfile::TempDir, Run) {
@@ -21,11 +21,6 @@ fn run(code: &[u8], words: &[&str]) -> (tempfile::TempDir, Run) {
 fn finish(code: &[u8], words: &[&str]) -> Finished {
     let (_place, run) = run(code, words);
     run.finish()
-}
-
-fn send(running: &Running, signal: Signal) {
-    let pid = Pid::from_raw(running.pid().try_into().unwrap()).unwrap();
-    kill_process(pid, signal).unwrap();
 }
 
 #[test]
@@ -75,7 +70,7 @@ fn signals_end_a_run_with_their_number() {
         let mut running = run.start_with(Stdio::piped());
         running.type_in(b"ready");
         running.wait_for("ready");
-        send(&running, signal);
+        running.send(signal);
         let finished = running.finish();
         finished.assert_status(status);
         finished.assert_one_line(&format!("signal {}", status - 128));
@@ -88,11 +83,11 @@ fn a_signal_shows_the_vcpus_and_the_guest_goes_on() {
     let mut running = run.start_with(Stdio::piped());
     running.type_in(b"before");
     running.wait_for("before");
-    send(&running, Signal::USR1);
+    running.send(Signal::USR1);
     running.type_in(b"after");
     running.wait_for("beforeafter");
     running.wait_for_message("vcpu 1");
-    send(&running, Signal::TERM);
+    running.send(Signal::TERM);
     let finished = running.finish();
     finished.assert_status(143);
     assert!(finished.messages.contains("rip 0x"), "{}", finished.messages);

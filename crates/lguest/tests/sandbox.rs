@@ -4,7 +4,7 @@
 #[allow(dead_code, reason = "each of the test programs uses a part of it")]
 mod support;
 
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::Signal;
 use seccompiler::{BpfProgram, SeccompAction, SeccompFilter, TargetArch};
 use std::collections::BTreeMap;
 use std::fs;
@@ -58,7 +58,7 @@ fn every_thread_is_in_the_sandbox_and_those_for_the_guest_in_a_narrower_one() {
     for (name, filters) in &filters {
         let narrow = ["vcpu", "timers", "io"].iter().any(|kind| name.starts_with(kind));
         // This test may itself be in a sandbox, whose filters are inherited.
-        let more = filters - fields_of_this_process();
+        let more = filters - filters_around_the_tests();
         assert_eq!(more, if narrow { 3 } else { 2 }, "{name}");
     }
     for name in ["vcpu0", "vcpu1", "io0", "io1", "timers", "signals", "lguest", "disk0"] {
@@ -67,7 +67,7 @@ fn every_thread_is_in_the_sandbox_and_those_for_the_guest_in_a_narrower_one() {
 }
 
 /// How many filters there are around the tests.
-fn fields_of_this_process() -> u32 {
+fn filters_around_the_tests() -> u32 {
     let status = fs::read_to_string("/proc/self/status").unwrap();
     let line = status.lines().find_map(|line| line.strip_prefix("Seccomp_filters:"));
     line.map_or(0, |count| count.trim().parse().unwrap())
@@ -76,7 +76,7 @@ fn fields_of_this_process() -> u32 {
 #[test]
 fn off_is_off_and_log_is_a_filter() {
     let place = tempfile::tempdir().unwrap();
-    let here = fields_of_this_process();
+    let here = filters_around_the_tests();
     for (choice, filters) in [("off", 0), ("log", 1), ("on", 2)] {
         fs::remove_file(place.path().join("disk")).ok();
         let running = started(echo(&place, &["--seccomp", choice]));
@@ -108,7 +108,7 @@ fn a_host_without_filters_is_one_warning() {
     let mut running = host_without_filters(echo(&place, &[]));
     running.type_in(b"ready");
     running.wait_for("ready");
-    kill_process(pid(&running), Signal::TERM).unwrap();
+    running.send(Signal::TERM);
     let mut finished = running.finish();
     finished.assert_status(143);
     let (first, rest) = finished.messages.split_once('\n').unwrap();
@@ -133,16 +133,12 @@ fn a_filter_asked_for_by_name_is_had_or_the_guest_does_not_run() {
     finished.assert_one_line("perhaps");
 }
 
-fn pid(running: &Running) -> Pid {
-    Pid::from_raw(running.pid().try_into().unwrap()).unwrap()
-}
-
 /// SIGSYS from elsewhere is a signal like others.
 #[test]
 fn a_signal_of_that_number_from_outside_is_not_called_a_violation() {
     let place = tempfile::tempdir().unwrap();
     let running = started(echo(&place, &[]));
-    kill_process(pid(&running), Signal::SYS).unwrap();
+    running.send(Signal::SYS);
     let finished = running.finish();
     finished.assert_status(159);
     finished.assert_one_line("ended by signal 31");

@@ -186,8 +186,12 @@ fn host() -> String {
     format!("{}, {cores} cores", model.map_or("unknown processor", |(_, name)| name))
 }
 
+/// What is said of a bar.
+fn verdict(met: bool) -> &'static str {
+    if met { "met" } else { "missed" }
+}
+
 fn report(ours: &Summary, theirs: &Summary, setting: &Setting) -> String {
-    let verdict = |met: bool| if met { "met" } else { "missed" };
     let ratio = ours.median / theirs.median;
     let Setting { host, qemu, release, runs, mem } = setting;
     [

@@ -16,6 +16,7 @@ use rustix::time::ClockId;
 use softcpu::trace::{Event, Tracer};
 use vmm::engine::watch::Watcher;
 
+use super::Piece;
 use super::symbols::Symbols;
 
 /// "JiTD", as a number of the machine's.
@@ -36,7 +37,8 @@ pub(super) struct JitDump {
     shared: Arc<Mutex<Records>>,
     symbols: Arc<Symbols>,
     process: u32,
-    marker: Marker,
+    /// Held for as long as the file is.
+    _marker: Marker,
 }
 
 #[derive(Debug)]
@@ -81,11 +83,11 @@ impl JitDump {
         let marker = unsafe {
             rustix::mm::mmap(std::ptr::null_mut(), MARKER, protection, MapFlags::PRIVATE, &file, 0)
         };
-        let marker = Marker(marker?);
+        let _marker = Marker(marker?);
         let mut file = BufWriter::with_capacity(1 << 18, file);
         file.write_all(&header)?;
         let shared = Arc::new(Mutex::new(Records { file, count: 0 }));
-        Ok(Self { shared, symbols, process, marker })
+        Ok(Self { shared, symbols, process, _marker })
     }
 
     /// Writes out what is buffered.
@@ -93,7 +95,6 @@ impl JitDump {
     /// # Errors
     /// The host's.
     pub(super) fn flush(&self) -> io::Result<()> {
-        debug_assert!(!self.marker.0.is_null());
         self.shared.lock().unwrap_or_else(PoisonError::into_inner).file.flush()
     }
 }
@@ -117,17 +118,13 @@ struct Pieces {
 
 impl Tracer for Pieces {
     fn event(&mut self, event: Event<'_>) {
-        let (host, code, name) = match event {
-            Event::Thunks { host, code } => (host, code, "lguest:thunks".to_owned()),
-            Event::Translated { rip, host, code, .. } => (host, code, self.symbols.name(rip)),
-            _ => return,
-        };
+        let Some(piece) = Piece::of(event, &self.symbols) else { return };
         let thread = rustix::thread::gettid().as_raw_nonzero().get().cast_unsigned();
         let mut records = self.shared.lock().unwrap_or_else(PoisonError::into_inner);
         let index = records.count;
         records.count = index.wrapping_add(1);
         // A full disk costs names, not the guest.
-        let _ = records.file.write_all(&load((self.process, thread), index, host, code, &name));
+        let _ = records.file.write_all(&load((self.process, thread), index, &piece));
     }
 
     fn wants_blocks(&self) -> bool {
@@ -136,7 +133,8 @@ impl Tracer for Pieces {
 }
 
 /// A record of a piece of code.
-fn load((process, thread): (u32, u32), index: u64, host: u64, code: &[u8], name: &str) -> Vec<u8> {
+fn load((process, thread): (u32, u32), index: u64, piece: &Piece<'_>) -> Vec<u8> {
+    let Piece { host, code, name } = piece;
     let len = LOAD.saturating_add(name.len()).saturating_add(1).saturating_add(code.len());
     let mut record = Vec::with_capacity(len);
     record.extend(JIT_CODE_LOAD.to_ne_bytes());
@@ -145,12 +143,12 @@ fn load((process, thread): (u32, u32), index: u64, host: u64, code: &[u8], name:
     record.extend(process.to_ne_bytes());
     record.extend(thread.to_ne_bytes());
     // Where it is in the process, and where it was made to be: the same.
-    for word in [host, host, code.len() as u64, index] {
+    for word in [*host, *host, code.len() as u64, index] {
         record.extend(word.to_ne_bytes());
     }
     record.extend(name.as_bytes());
     record.push(0);
-    record.extend(code);
+    record.extend(*code);
     record
 }
 

@@ -12,6 +12,7 @@ use std::io;
 use std::path::Path;
 use std::sync::Arc;
 
+use softcpu::trace::Event;
 use vmm::engine::watch::Watcher;
 
 use crate::Error;
@@ -71,6 +72,29 @@ impl Profile {
         let dump = self.dump.as_ref().map_or(Ok(()), |dump| dump.flush());
         if let Err(error) = map.and(dump) {
             tracing::warn!(%error, "what perf is to read is not whole");
+        }
+    }
+}
+
+/// A piece of generated code, as profilers are told of it.
+struct Piece<'a> {
+    /// Where it is in this process.
+    host: u64,
+    code: &'a [u8],
+    name: String,
+}
+
+impl<'a> Piece<'a> {
+    /// The one that has come to be, if the event is of that kind.
+    fn of(event: Event<'a>, symbols: &Symbols) -> Option<Self> {
+        match event {
+            Event::Thunks { host, code } => {
+                Some(Self { host, code, name: "lguest:thunks".to_owned() })
+            }
+            Event::Translated { rip, host, code, .. } => {
+                Some(Self { host, code, name: symbols.name(rip) })
+            }
+            _ => None,
         }
     }
 }

@@ -11,6 +11,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use softcpu::trace::{Event, Tracer};
 use vmm::engine::watch::Watcher;
 
+use super::Piece;
 use super::symbols::Symbols;
 
 /// The map of a run.
@@ -54,14 +55,10 @@ struct Names {
 
 impl Tracer for Names {
     fn event(&mut self, event: Event<'_>) {
-        let (host, len, name) = match event {
-            Event::Thunks { host, code } => (host, code.len(), "lguest:thunks".to_owned()),
-            Event::Translated { rip, host, code, .. } => (host, code.len(), self.symbols.name(rip)),
-            _ => return,
-        };
+        let Some(Piece { host, code, name }) = Piece::of(event, &self.symbols) else { return };
         let mut lines = self.lines.lock().unwrap_or_else(PoisonError::into_inner);
         // A full disk costs names, not the guest.
-        let _ = writeln!(lines, "{host:x} {len:x} {name}");
+        let _ = writeln!(lines, "{host:x} {:x} {name}", code.len());
     }
 
     fn wants_blocks(&self) -> bool {

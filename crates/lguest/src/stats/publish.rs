@@ -59,9 +59,7 @@ impl Published {
         // A full disk is no reason to bother anybody: the numbers stay old.
         let _ = self.file.write_all_at(&Row::of(stats).to_bytes(), Header::place(vcpu));
     }
-}
 
-impl Published {
     /// The run is over: takes the file away, if nobody has.
     pub(super) fn remove(&self) {
         let _ = std::fs::remove_file(&self.path);

@@ -8,6 +8,7 @@ pub(crate) mod disk;
 pub(crate) mod pty;
 pub(crate) mod tiny;
 
+use rustix::process::{Pid, Signal, kill_process};
 use std::ffi::{OsStr, OsString};
 use std::fs;
 use std::io::{Read, Write};
@@ -220,6 +221,11 @@ impl Running {
         self.child.id()
     }
 
+    /// Sends it a signal.
+    pub(crate) fn send(&self, signal: Signal) {
+        send(&self.child, signal);
+    }
+
     /// Waits until the console shows `wanted`.
     pub(crate) fn wait_for(&self, wanted: &str) {
         while !text(&self.console).contains(wanted) {
@@ -277,6 +283,12 @@ impl Running {
         eprintln!("took {:.1} s", self.started.elapsed().as_secs_f64());
         finished
     }
+}
+
+/// Sends a process of ours a signal.
+fn send(child: &Child, signal: Signal) {
+    let pid = Pid::from_raw(child.id().try_into().unwrap()).unwrap();
+    kill_process(pid, signal).unwrap();
 }
 
 impl Drop for Running {

@@ -1,7 +1,7 @@
 //! lguest on a terminal: a pseudo-terminal of ours, with a keyboard, a screen and a size.
 
 use rustix::fs::{Mode, OFlags};
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::Signal;
 use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
 use rustix::termios::{LocalModes, Termios, Winsize, tcgetattr, tcsetwinsize};
 use std::fs::File;
@@ -102,8 +102,7 @@ impl OnTerminal {
 
     /// Sends a signal.
     pub(crate) fn send(&self, signal: Signal) {
-        let pid = Pid::from_raw(self.child.id().try_into().unwrap()).unwrap();
-        kill_process(pid, signal).unwrap();
+        super::send(&self.child, signal);
     }
 
     /// Waits for the end and asserts that the terminal is as it was. Returns the exit status.

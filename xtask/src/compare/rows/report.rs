@@ -3,7 +3,7 @@
 use bar_chart::{Chart, Scale};
 
 use super::super::measured::Measured;
-use super::super::median;
+use super::super::{median, verdict};
 use super::list::{Bar, Needs, QEMU, QEMU_MEAN, Row};
 use super::peers::Peer;
 
@@ -39,12 +39,8 @@ impl Line {
             Bar::Most(most) => (format!("at most {most:.0} {}", self.unit), ours <= most),
             Bar::Least(least) => (format!("at least {least} {}", self.unit), ours >= least),
         };
-        format!("{words}: {}", met_or_missed(met))
+        format!("{words}: {}", verdict(met))
     }
-}
-
-fn met_or_missed(met: bool) -> &'static str {
-    if met { "met" } else { "missed" }
 }
 
 /// All that was measured, in a few numbers.
@@ -91,9 +87,7 @@ impl Table {
         for line in &self.lines {
             let values = line.values.map(number).join(" | ");
             let (ahead, verdict, behind) = match line.ratios() {
-                Some((ahead, behind)) => {
-                    (number(ahead), met_or_missed(ahead >= QEMU), number(behind))
-                }
+                Some((ahead, behind)) => (number(ahead), verdict(ahead >= QEMU), number(behind)),
                 None => (String::new(), "", String::new()),
             };
             lines.push(format!(
@@ -107,7 +101,7 @@ impl Table {
         if mean.is_finite() {
             lines.push(format!(
                 "| geometric mean | | | | | {mean:.2} | | | at least {QEMU_MEAN}: {} |",
-                met_or_missed(mean >= QEMU_MEAN)
+                verdict(mean >= QEMU_MEAN)
             ));
         }
         if !self.chosen.is_empty() {
