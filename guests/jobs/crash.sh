@@ -52,6 +52,8 @@ check mount ext4_mount "$scratch"
 mkdir -p /mnt/durable
 check promised promised
 if [ "$failed" = 0 ] && [ "$write" = yes ]; then
+    # From here on nothing is promised: a crash may leave all of them, some or none.
+    echo "init: clearing"
     rm -rf /mnt/durable/* && sync && echo "init: cleared"
     noise &
     number=$((last + 1))

@@ -68,7 +68,7 @@ fn kill_and_check(place: &Place, format: Format, rounds: u32) -> Result<u32> {
         if let Some(line) = guest.said("init: FAIL").next() {
             bail!("{name}: {line}: {:?}", guest.said("").collect::<Vec<_>>());
         }
-        if guest.said("init: cleared").next().is_some() {
+        if guest.said("init: clearing").next().is_some() {
             promised.first = promised.last + 1;
         }
         // The last line may have been cut short, and then has a smaller number.
