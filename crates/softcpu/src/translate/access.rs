@@ -1,6 +1,6 @@
 //! Memory accesses: the check against the data TLB, in line.
 //!
-//! A hit costs nine instructions or so and leaves in [`ADDRESS`] what makes a guest address a
+//! A hit costs ten instructions or so and leaves in [`ADDRESS`] what makes a guest address a
 //! host address; anything else (a miss, a page crossing, a device, a page with code on it, a
 //! fault) goes to the interpreter, which runs that one instruction and knows all of it.
 //! Flags are lost: the caller keeps them first.
@@ -9,7 +9,7 @@ use iced_x86::{Code, Instruction, MemoryOperand, Register as R};
 
 use super::assembler::{Assembler, Condition, Label, NotCopied};
 use super::fields::{self, TLB_ADDEND, TLB_STORES, TLB_TAG};
-use super::registers::{ADDRESS, Home, VALUE, home};
+use super::registers::{ADDRESS, Home, Homes, VALUE};
 use crate::addr::{PAGE_OFFSET, PAGE_SHIFT, room_in_page};
 use crate::decode::op::Op;
 use crate::state::{GPR_ZERO, SEG_FLAT};
@@ -65,8 +65,8 @@ impl Place {
 }
 
 /// Bits of an address that choose the entry, shifted to its distance in the table.
-const SHIFT: u8 = PAGE_SHIFT as u8 - 5;
-const MASK: u32 = 0x3ff << 5;
+const SHIFT: u8 = PAGE_SHIFT as u8 - 4;
+const MASK: u32 = 0x1fff << 4;
 
 impl Assembler {
     /// Checks that `op`'s memory operand may be accessed in place, or goes to `slow`. Says
@@ -90,7 +90,7 @@ impl Assembler {
             self.bytes(&[0xa8, access.align_mask]);
             self.jump_if(Condition::NOT_EQUAL, slow);
         }
-        // shr eax, 7; and eax, 0x7fe0
+        // shr eax, 8; and eax, 0x1fff0
         self.bytes(&[0xc1, 0xe8, SHIFT, 0x25]);
         self.bytes(&MASK.to_le_bytes());
         self.add(VALUE, fields::TLB);
@@ -99,7 +99,7 @@ impl Assembler {
         // and r13, -4096
         self.bytes(&[0x49, 0x81, 0xe5, 0x00, 0xf0, 0xff, 0xff]);
         self.compare_tag(table, slow);
-        if let Some(place) = by_register(op) {
+        if let Some(place) = by_register(self.homes, op) {
             self.with_entry(MOV, table.wrapping_add(TLB_ADDEND));
             return Ok(place);
         }
@@ -178,9 +178,9 @@ const MOV: u8 = 0x8b;
 
 /// Where `op`'s operand is once [`ADDRESS`] has what is added to guest addresses, if the
 /// operand is one register and a distance.
-fn by_register(op: &Op) -> Option<Place> {
+fn by_register(homes: Homes, op: &Op) -> Option<Place> {
     let plain = op.index == GPR_ZERO && op.seg == SEG_FLAT && op.addr_mask == u64::MAX;
-    match home(op.base) {
+    match homes.of(op.base) {
         Home::Host(index) if plain => Some(Place { index, displacement: op.disp as i64 }),
         _ => None,
     }

@@ -16,7 +16,7 @@ use super::copy::{self, FlagUse};
 use super::fields;
 use super::flags::{Flags, Producer};
 use super::ops::Ops;
-use super::registers::{ADDRESS, Home, VALUE, home, part};
+use super::registers::{ADDRESS, Home, Homes, VALUE, part};
 use super::stack::{Pushed, RBP, RSP};
 use super::thunks::Thunks;
 use super::trace::{Step, Then, Trace};
@@ -48,6 +48,8 @@ pub(super) struct Apart {
     pub(super) at: Label,
     /// What is done about flags first.
     pub(super) fix: Fix,
+    /// Where guest registers are when it is jumped to.
+    pub(super) homes: Homes,
     pub(super) what: Cold,
 }
 
@@ -169,11 +171,14 @@ pub(super) fn translate(
     if need != 0 {
         block.vectors(need);
     }
+    let homes = block.homes_for(trace);
+    block.code.lend(homes);
     let mut open = true;
     for (n, (step, op)) in trace.steps.iter().zip(&trace.ops).enumerate() {
         (block.step, block.here) = (n, op.rip);
         block.arrive(op.rip)?;
         let before = (block.code.len(), block.flags, block.producer, block.cold.len());
+        let homes = block.code.homes;
         let done = match step.then {
             Then::Next => block.next(step, op),
             Then::Followed => block.followed(op),
@@ -185,6 +190,7 @@ pub(super) fn translate(
             block.code.take_back(before.0);
             (block.flags, block.producer) = (before.1, before.2);
             block.cold.truncate(before.3);
+            block.code.homes = homes;
             match step.then {
                 Then::Next => block.interpret(op)?,
                 // It says itself where it goes on.
@@ -235,6 +241,11 @@ impl Block<'_> {
         Ok(())
     }
 
+    /// Whether some step changes guest register `number`, or may.
+    pub(super) fn writes(&self, number: u8) -> bool {
+        self.effects.iter().any(|effects| effects.writes & 1 << (number & 15) != 0)
+    }
+
     /// Whether somebody may want the flags that step `n` finds.
     fn wanted_from(&self, n: usize) -> bool {
         for effects in self.effects.iter().skip(n) {
@@ -262,7 +273,7 @@ impl Block<'_> {
                 self.keep_flags_for_address(op)?;
                 let number = to.number() as u8;
                 self.overwrite(1 << (number & 15))?;
-                if let Some(host) = direct(number, op)
+                if let Some(host) = direct(self.code.homes, number, op)
                     && to.size() == 8
                 {
                     return self.code.effective(host, op, 0);
@@ -286,7 +297,7 @@ impl Block<'_> {
 
     /// Addresses may take an addition, which changes flags.
     fn keep_flags_for_address(&mut self, op: &Op) -> Result<(), NotCopied> {
-        let in_memory = |number| number != GPR_ZERO && home(number) == Home::Memory;
+        let in_memory = |number| number != GPR_ZERO && self.code.homes.of(number) == Home::Memory;
         if in_memory(op.base) && in_memory(op.index) {
             self.lose_flags()?;
         }
@@ -412,7 +423,7 @@ impl Block<'_> {
     pub(super) fn apart(&mut self, what: Cold) -> Label {
         let at = self.code.label();
         let fix = self.fix();
-        self.cold.push_back(Apart { at, fix, what });
+        self.cold.push_back(Apart { at, fix, homes: self.code.homes, what });
         at
     }
 
@@ -466,14 +477,18 @@ impl Block<'_> {
         self.flags = Flags::Context;
         self.producer = None;
         let op = self.keep(op);
+        let homes = self.code.homes;
+        self.code.give_back();
         self.code.constant(VALUE, op);
         self.code.call(self.thunks.interpret);
+        self.code.lend_again(homes);
         Ok(())
     }
 
     fn interpret_last(&mut self, op: &Op) -> Result<(), NotCopied> {
         self.save_flags()?;
         let op = self.keep(op);
+        self.code.give_back();
         self.code.constant(VALUE, op);
         self.code.call(self.thunks.interpret_last);
         Ok(())
@@ -522,28 +537,30 @@ impl Block<'_> {
 
     fn finish(mut self) -> Result<Translated, NotCopied> {
         self.step = self.effects.len();
-        while let Some(Apart { at, fix, what }) = self.cold.pop_front() {
+        while let Some(Apart { at, fix, homes, what }) = self.cold.pop_front() {
             self.code.bind(at);
             fix.write(&mut self.code)?;
             match what {
                 Cold::Exit { target, from, flags, producer } => {
                     (self.flags, self.producer, self.here) = (flags, producer, from);
+                    self.code.homes = homes;
                     self.edge(target)?;
                 }
-                what => what.write(&mut self.code, self.thunks, self.rip),
+                what => what.write(&mut self.code, self.thunks, self.rip, homes),
             }
         }
         let way_out = self.code.len();
-        Cold::Stale { rip: self.rip }.write(&mut self.code, self.thunks, self.rip);
+        let homes = Homes::default();
+        Cold::Stale { rip: self.rip }.write(&mut self.code, self.thunks, self.rip, homes);
         Ok(Translated { code: self.code.finish()?, links: self.links, way_out })
     }
 }
 
 /// The host register of guest register `to`, if an address of `op`'s registers can be
 /// computed in it: where they are in host registers too, none is overwritten too early.
-fn direct(to: u8, op: &Op) -> Option<R> {
-    let in_host = |number| number == GPR_ZERO || matches!(home(number), Home::Host(_));
-    match home(to) {
+fn direct(homes: Homes, to: u8, op: &Op) -> Option<R> {
+    let in_host = |number| number == GPR_ZERO || matches!(homes.of(number), Home::Host(_));
+    match homes.of(to) {
         Home::Host(host) if in_host(op.base) && in_host(op.index) => Some(host),
         _ => None,
     }

@@ -4,7 +4,7 @@
 use super::assembler::{Assembler, Condition, Label, NotCopied};
 use super::fields;
 use super::flags::{Flags, Producer};
-use super::registers::VALUE;
+use super::registers::{Homes, VALUE};
 use super::thunks::Thunks;
 
 /// How such a piece brings the flags into the context first.
@@ -65,12 +65,15 @@ pub(super) enum Cold {
 }
 
 impl Cold {
-    /// Writes it, for a block that begins at `rip`.
-    pub(super) fn write(self, code: &mut Assembler, thunks: &Thunks, rip: u64) {
+    /// Writes it, for a block that begins at `rip`, where guest registers are in `homes`.
+    pub(super) fn write(self, code: &mut Assembler, thunks: &Thunks, rip: u64, homes: Homes) {
+        code.homes = homes;
+        code.give_back();
         match self {
             Self::Interpret { op, resume, to_host } => {
                 code.constant(VALUE, op);
                 code.call(thunks.interpret);
+                code.lend_again(homes);
                 if to_host {
                     load_flags(code);
                 }

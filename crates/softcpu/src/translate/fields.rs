@@ -55,7 +55,7 @@ pub(super) const TLB_ADDEND: u32 = offset_of!(DataEntry, addend) as u32;
 /// How far the entry for stores lies behind the one for loads.
 pub(super) const TLB_STORES: u32 = offset_of!(DataTables, write) as u32;
 /// The translated check shifts and masks addresses for this table.
-const _: () = assert!(size_of::<DataEntry>() == 32 && DataTlb::ENTRIES == 1024);
+const _: () = assert!(size_of::<DataEntry>() == 16 && DataTlb::ENTRIES == 8192);
 
 /// General-purpose register `number`.
 pub(super) const fn gpr(number: u8) -> Field {

@@ -25,6 +25,7 @@ mod copy;
 mod fields;
 mod flags;
 pub(crate) mod jumps;
+mod lending;
 mod ops;
 mod registers;
 mod run;

@@ -358,7 +358,7 @@ impl Look<'_> {
                 known.then_some(Shown { first, last, stores, at })
             }
             (Known::Tag(page), Known::Tables) if page.terms.is_empty() => {
-                let entry = page.offset as u64 >> 7 & 0x7fe0;
+                let entry = page.offset as u64 >> 8 & 0x1_fff0;
                 let right = at == entry || at == entry.wrapping_add(u64::from(TLB_STORES));
                 let last = Sum { terms: Vec::new(), offset: page.offset | 0xfff };
                 right.then(|| Shown { first: page.clone(), last, stores, at })
@@ -405,7 +405,7 @@ impl Look<'_> {
                 Known::Address(sum)
             }
             (M::And, Known::Address(sum), None) if immediate.is_some() => match immediate {
-                Some(0x7fe0) => Known::Index(sum),
+                Some(0x1_fff0) => Known::Index(sum),
                 Some(0xffff_ffff_ffff_f000) => Known::Page(sum),
                 _ => Known::Nothing,
             },
