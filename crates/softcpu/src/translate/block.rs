@@ -17,6 +17,7 @@ use super::fields;
 use super::flags::{Flags, Producer};
 use super::ops::Ops;
 use super::registers::{ADDRESS, Home, Homes, VALUE, part};
+use super::sharing::Share;
 use super::stack::{Pushed, RBP, RSP};
 use super::thunks::Thunks;
 use super::trace::{Step, Then, Trace};
@@ -82,6 +83,12 @@ pub(super) struct Block<'a> {
     /// What the steps do to flags and registers.
     effects: Vec<Effects>,
     pub(super) heads: HashMap<u64, Head>,
+    /// How the steps' accesses are checked.
+    shares: Vec<Share>,
+    /// The register whose place in host memory is in [`ADDRESS`].
+    pub(super) in_address: Option<u8>,
+    /// What the step's access was checked as, once it was.
+    checked: Option<Share>,
 }
 
 /// What translating a step may do to flags and registers.
@@ -135,7 +142,8 @@ impl Effects {
     }
 }
 
-/// Translates `trace` for code memory at `base`. Links get numbers from `first_link`.
+/// Translates `trace` for code memory at `base`. Links get numbers from `first_link`. Accesses
+/// share checks where that can be, if `share`.
 ///
 /// # Errors
 /// None, unless the assembler is wrong.
@@ -145,6 +153,25 @@ pub(super) fn translate(
     kept: &mut Ops,
     base: u64,
     first_link: u32,
+    share: bool,
+) -> Result<Translated, NotCopied> {
+    if share && let Ok(translated) = attempt(trace, thunks, kept, base, first_link, true) {
+        return Ok(translated);
+    }
+    attempt(trace, thunks, kept, base, first_link, false)
+}
+
+/// As [`translate`].
+///
+/// # Errors
+/// When accesses should share checks, but one of them is to be interpreted.
+fn attempt(
+    trace: &Trace,
+    thunks: &Thunks,
+    kept: &mut Ops,
+    base: u64,
+    first_link: u32,
+    share: bool,
 ) -> Result<Translated, NotCopied> {
     let rip = trace.ops.first().map_or(0, |op| op.rip);
     let mut block = Block {
@@ -162,8 +189,14 @@ pub(super) fn translate(
         here: rip,
         effects: trace.steps.iter().map(Effects::of).collect(),
         heads: HashMap::new(),
+        shares: Vec::new(),
+        in_address: None,
+        checked: None,
     };
     block.find_heads(trace);
+    if share {
+        block.share(trace);
+    }
     let need = trace
         .steps
         .iter()
@@ -179,6 +212,7 @@ pub(super) fn translate(
         block.arrive(op.rip)?;
         let before = (block.code.len(), block.flags, block.producer, block.cold.len());
         let homes = block.code.homes;
+        block.checked = None;
         let done = match step.then {
             Then::Next => block.next(step, op),
             Then::Followed => block.followed(op),
@@ -186,7 +220,14 @@ pub(super) fn translate(
             Then::Last => block.branch(&step.instruction, op),
         };
         open = step.then != Then::Last;
+        let share = block.share_of(n);
+        if share != Share::None && block.checked.take() != Some(share) {
+            return Err(NotCopied);
+        }
         if done.is_err() {
+            if share != Share::None {
+                return Err(NotCopied);
+            }
             block.code.take_back(before.0);
             (block.flags, block.producer) = (before.1, before.2);
             block.cold.truncate(before.3);
@@ -212,6 +253,33 @@ pub(super) fn translate(
 }
 
 impl Block<'_> {
+    /// Finds out which accesses share checks: those that follow others cannot fault.
+    fn share(&mut self, trace: &Trace) {
+        self.shares = self.shares_of(trace);
+        for ((effects, share), step) in self.effects.iter_mut().zip(&self.shares).zip(&trace.steps)
+        {
+            if matches!(share, Share::Follows { .. }) && step.then == Then::Next {
+                effects.wants = match step.instruction.code() {
+                    Code::Push_r64
+                    | Code::Pushq_imm8
+                    | Code::Pushq_imm32
+                    | Code::Pop_r64
+                    | Code::Leaveq => false,
+                    _ => step.plan.as_ref().is_none_or(|plan| FlagUse::of(plan).wants),
+                };
+            }
+        }
+    }
+
+    fn share_of(&self, step: usize) -> Share {
+        self.shares.get(step).copied().unwrap_or(Share::None)
+    }
+
+    /// The guest registers that step `n` may change, a bit each.
+    pub(super) fn writes_of(&self, n: usize) -> u16 {
+        self.effects.get(n).map_or(u16::MAX, |effects| effects.writes)
+    }
+
     /// Finds the places that the trace jumps back to.
     fn find_heads(&mut self, trace: &Trace) {
         let exits = trace.steps.iter().filter_map(|step| match step.then {
@@ -237,6 +305,7 @@ impl Block<'_> {
             self.flags = Flags::Dead;
         }
         self.producer = None;
+        self.in_address = None;
         self.code.bind(head.label);
         Ok(())
     }
@@ -287,9 +356,7 @@ impl Block<'_> {
                 Ok(())
             }
             Code::VEX_Vzeroupper => self.code.emit(instruction),
-            Code::Div_rm32 | Code::Div_rm64 | Code::Idiv_rm32 | Code::Idiv_rm64 => {
-                self.divide(instruction, op)
-            }
+            code if is_division(code) => self.divide(instruction, op),
             _ if copy::is_nothing(instruction) => Ok(()),
             _ => copy::copy(self, step.plan.as_ref().ok_or(NotCopied)?, op),
         }
@@ -427,26 +494,54 @@ impl Block<'_> {
         at
     }
 
-    /// Checks the access to `op`'s memory operand; the interpreter runs `op` where it does
-    /// not hold, and goes on behind it (see [`Block::resume_here`]).
+    /// Checks the step's access, to `op`'s memory operand; the interpreter runs `op` where it
+    /// does not hold, and goes on behind it (see [`Block::resume_here`]).
     pub(super) fn check(
         &mut self,
         op: &Op,
         operand: &Op,
         access: Access,
     ) -> Result<Place, NotCopied> {
+        let share = self.share_of(self.step);
+        if let Share::Follows { base, at } = share {
+            return Ok(self.follow(base, at));
+        }
         self.lose_flags()?;
+        self.checked = Some(share);
         let resume = self.code.label();
-        let op = self.keep(op);
-        let at = self.apart(Cold::Interpret { op, resume, to_host: false });
-        self.code.check(operand, access, at)
+        let kept = self.keep(op);
+        if let Share::Leads { group, at, moves } = share {
+            let (next, group_behind) = (op.next_rip(), group.seen_from(moves));
+            let lead = Cold::Lead { op: kept, group: group_behind, next, resume, to_host: false };
+            let slow = self.apart(lead);
+            self.code.check_group(&group, slow)?;
+            self.in_address = Some(group.base);
+            return Ok(Place::at(at));
+        }
+        self.in_address = None;
+        let slow = self.apart(Cold::Interpret { op: kept, resume, to_host: false });
+        self.code.check(operand, access, slow)
+    }
+
+    /// The step's access is at a distance from what was checked before.
+    fn follow(&mut self, base: u8, at: i64) -> Place {
+        if self.in_address.replace(base) != Some(base) {
+            self.code.load(ADDRESS, fields::shared(base));
+        }
+        self.checked = Some(Share::Follows { base, at });
+        Place::at(at)
     }
 
     /// The instruction is done: what interpreted it goes on here.
     pub(super) fn resume_here(&mut self) {
+        if matches!(self.checked, Some(Share::Follows { .. })) {
+            return;
+        }
         let in_host = matches!(self.flags, Flags::Host | Flags::Both);
-        if let Some(Apart { what: Cold::Interpret { resume, to_host, .. }, .. }) =
-            self.cold.back_mut()
+        if let Some(Apart {
+            what: Cold::Interpret { resume, to_host, .. } | Cold::Lead { resume, to_host, .. },
+            ..
+        }) = self.cold.back_mut()
         {
             *to_host = in_host;
             let resume = *resume;
@@ -461,6 +556,9 @@ impl Block<'_> {
         operand: &Op,
         access: Access,
     ) -> Result<Place, NotCopied> {
+        if let Share::Follows { base, at } = self.share_of(self.step) {
+            return Ok(self.follow(base, at));
+        }
         self.lose_flags()?;
         let at = self.last(op);
         self.code.check(operand, access, at)
@@ -482,6 +580,7 @@ impl Block<'_> {
         self.code.constant(VALUE, op);
         self.code.call(self.thunks.interpret);
         self.code.lend_again(homes);
+        self.in_address = None;
         Ok(())
     }
 
@@ -507,6 +606,7 @@ impl Block<'_> {
         let resume = self.code.label();
         let kept = self.keep(op);
         let unusual = self.apart(Cold::Interpret { op: kept, resume, to_host: false });
+        self.in_address = None;
         if instruction.op0_kind() == iced_x86::OpKind::Register {
             self.code.fetch(ADDRESS, instruction.op0_register().number() as u8);
         } else {
@@ -546,14 +646,19 @@ impl Block<'_> {
                     self.code.homes = homes;
                     self.edge(target)?;
                 }
-                what => what.write(&mut self.code, self.thunks, self.rip, homes),
+                what => what.write(&mut self.code, self.thunks, self.rip, homes)?,
             }
         }
         let way_out = self.code.len();
         let homes = Homes::default();
-        Cold::Stale { rip: self.rip }.write(&mut self.code, self.thunks, self.rip, homes);
+        Cold::Stale { rip: self.rip }.write(&mut self.code, self.thunks, self.rip, homes)?;
         Ok(Translated { code: self.code.finish()?, links: self.links, way_out })
     }
+}
+
+/// Whether [`Block::divide`] does `code`.
+pub(super) fn is_division(code: Code) -> bool {
+    matches!(code, Code::Div_rm32 | Code::Div_rm64 | Code::Idiv_rm32 | Code::Idiv_rm64)
 }
 
 /// The host register of guest register `to`, if an address of `op`'s registers can be

@@ -3,7 +3,7 @@
 //! Blocks are only ever added, until the memory is full and starts over empty. One whose code
 //! has changed is not taken out: its first instruction becomes a jump out.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::io;
 
 use super::config::{BadTranslation, Config};
@@ -38,9 +38,23 @@ struct Placed {
     rip: u64,
     /// Where in its code it leaves to be looked up again.
     way_out: usize,
-    /// Its code has changed: nothing may be linked from it any more.
+    /// The frame its code is in.
+    frame: RamFrame,
+    /// It is entered no more: nothing may be linked from it either.
     stale: bool,
 }
+
+/// How often lately a trace was left because what it checks at once lies in two pages.
+#[derive(Clone, Copy, Debug)]
+struct Splits {
+    since: u64,
+    times: u32,
+}
+
+/// So often within [`SPLIT_WINDOW`], and a trace is better off with a check for each access.
+const MANY_SPLITS: u32 = 64;
+/// Ticks of the TSC: a millisecond or so.
+const SPLIT_WINDOW: u64 = 1 << 22;
 
 /// A jump in code memory that may go straight to another block.
 #[derive(Clone, Copy, Debug)]
@@ -64,6 +78,13 @@ pub(crate) struct Translator {
     /// What they call the interpreter with.
     ops: Ops,
     links: Vec<Link>,
+    /// Traces that were split lately, by the RIP of their code.
+    splits: HashMap<u64, Splits>,
+    /// Those that are to check each access, and where they were when they did not, if nothing
+    /// has taken their place yet.
+    separate: HashMap<(RamFrame, u64), Option<u32>>,
+    /// The addresses that they had then.
+    retired: HashSet<u64>,
     /// Blocks by the frame their code is in, and the version they hold for.
     frames: HashMap<RamFrame, (u32, Vec<u32>)>,
     /// The link that the last block was left by.
@@ -113,7 +134,7 @@ pub struct Counters {
 impl Counters {
     /// What the reasons in [`Counters::exits`] are, by number.
     pub const EXITS: [&'static str; 8] =
-        ["", "look-up", "new link", "to interpret", "machine", "fault", "", ""];
+        ["", "look-up", "new link", "to interpret", "machine", "fault", "split check", ""];
 
     /// Translated code was left for `reason`, while an event was waiting or not.
     pub(super) fn left(&mut self, reason: u64, event: bool) {
@@ -144,6 +165,9 @@ impl Translator {
             blocks: Vec::new(),
             ops: Ops::default(),
             links: Vec::new(),
+            splits: HashMap::new(),
+            separate: HashMap::new(),
+            retired: HashSet::new(),
             frames: HashMap::new(),
             pending: None,
             seen: 0,
@@ -196,6 +220,9 @@ impl Translator {
         self.blocks.clear();
         self.ops.clear();
         self.links.clear();
+        self.splits.clear();
+        self.separate.clear();
+        self.retired.clear();
         self.frames.clear();
         self.pending = None;
         self.counters.emptied = self.counters.emptied.wrapping_add(1);
@@ -208,8 +235,10 @@ impl Translator {
         let address = self.memory.address(offset) as u64;
         let first_link = u32::try_from(self.links.len()).ok()?;
         let rip = trace.ops.first()?.rip;
+        let former = self.separate.get(&(frame, rip)).copied();
+        let (thunks, share) = (&self.thunks, former.is_none());
         let made =
-            block::translate(&trace, &self.thunks, &mut self.ops, address, first_link).ok()?;
+            block::translate(&trace, thunks, &mut self.ops, address, first_link, share).ok()?;
         #[cfg(test)]
         let made =
             block::Translated { code: [self.smuggled.as_slice(), &made.code].concat(), ..made };
@@ -233,13 +262,20 @@ impl Translator {
             from: number,
         }));
         let (len, way_out) = (made.code.len(), made.way_out);
-        self.blocks.push(Placed { offset, len, rip, way_out, stale: false });
+        self.blocks.push(Placed { offset, len, rip, way_out, frame, stale: false });
         let (known, blocks) = self.frames.entry(frame).or_insert((version, Vec::new()));
         if *known != version {
             // The others are stale, and about to be found out.
             return None;
         }
         blocks.push(number);
+        if let Some(former) = former.flatten()
+            && let Some(former) = self.blocks.get(former as usize)
+        {
+            // Whoever has a link to it comes here.
+            self.aim(former.offset.saturating_add(1), address);
+            self.separate.insert((frame, rip), None);
+        }
         Some(Entry { generation: self.generation, address })
     }
 
@@ -286,15 +322,52 @@ impl Translator {
         for frame in changed {
             let Some((_, blocks)) = self.frames.remove(&frame) else { continue };
             for number in blocks {
-                let Some(placed) = self.blocks.get_mut(number as usize) else { continue };
-                placed.stale = true;
-                // jmp: five bytes, which the shortest block has.
-                let [a, b, c, d] = (placed.way_out as u32).wrapping_sub(5).to_le_bytes();
-                let written = self.memory.write(placed.offset, &[0xe9, a, b, c, d]);
-                debug_assert!(written, "blocks are inside the code memory");
-                dropped(placed.rip);
-                self.counters.invalidated = self.counters.invalidated.wrapping_add(1);
+                if let Some(rip) = self.close(number) {
+                    dropped(rip);
+                    self.counters.invalidated = self.counters.invalidated.wrapping_add(1);
+                }
             }
         }
+    }
+
+    /// Block `number` is entered no more. Says for what code it stands.
+    fn close(&mut self, number: u32) -> Option<u64> {
+        let placed = self.blocks.get_mut(number as usize)?;
+        placed.stale = true;
+        // jmp: five bytes, which the shortest block has.
+        let [a, b, c, d] = (placed.way_out as u32).wrapping_sub(5).to_le_bytes();
+        let written = self.memory.write(placed.offset, &[0xe9, a, b, c, d]);
+        debug_assert!(written, "blocks are inside the code memory");
+        Some(placed.rip)
+    }
+
+    /// The trace at `rip` was left at time `now` because what it checks at once lies in two
+    /// pages, or is not all of one kind. Where that happens again and again it is made anew.
+    pub(super) fn split(&mut self, rip: u64, now: u64) {
+        let splits = self.splits.entry(rip).or_insert(Splits { since: now, times: 0 });
+        if now.wrapping_sub(splits.since) > SPLIT_WINDOW {
+            *splits = Splits { since: now, times: 0 };
+        }
+        splits.times = splits.times.saturating_add(1);
+        if splits.times < MANY_SPLITS {
+            return;
+        }
+        self.splits.remove(&rip);
+        let of_it = |placed: &Placed| placed.rip == rip && !placed.stale;
+        let Some(number) = self.blocks.iter().rposition(of_it) else { return };
+        let Some(placed) = self.blocks.get(number) else { return };
+        let key = (placed.frame, rip);
+        if self.separate.contains_key(&key) {
+            return;
+        }
+        self.retired.insert(self.memory.address(placed.offset) as u64);
+        self.separate.insert(key, Some(number as u32));
+        self.close(number as u32);
+    }
+
+    /// Whether `entry` can still be entered.
+    pub(super) fn holds(&self, entry: Entry) -> bool {
+        entry.generation == self.generation
+            && (self.retired.is_empty() || !self.retired.contains(&entry.address))
     }
 }

@@ -110,6 +110,9 @@ pub(super) fn copy(block: &mut Block<'_>, plan: &Plan, op: &Op) -> Result<(), No
     if accumulator {
         block.code.copy(VALUE, ACCUMULATOR);
     }
+    if temporaries.iter().any(|temporary| temporary.host == ADDRESS) {
+        block.in_address = None;
+    }
     for temporary in &temporaries {
         if temporary.loaded {
             block.code.load(temporary.host, fields::gpr(temporary.guest));

@@ -29,6 +29,7 @@ mod lending;
 mod ops;
 mod registers;
 mod run;
+mod sharing;
 mod stack;
 #[cfg(test)]
 mod tests;

@@ -84,7 +84,7 @@ impl Vcpu {
         if translator.refused.take() == Some(block.rip) {
             return Translation::None;
         }
-        let known = block.entry.get().filter(|known| known.generation == translator.generation);
+        let known = block.entry.get().filter(|known| translator.holds(*known));
         if let Some(entry) = known {
             return Translation::Known(entry);
         }
@@ -214,6 +214,8 @@ impl Vcpu {
             return Err(Abort::Exit);
         } else if reason == Exit::Fault as u64 {
             return Err(Abort::Fault);
+        } else if reason == Exit::Split as u64 {
+            translator.split(self.context.spare, host_tsc());
         } else if reason == Exit::Interpret as u64 {
             translator.refused = Some(self.state.rip);
         }
