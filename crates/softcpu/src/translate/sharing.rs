@@ -41,6 +41,12 @@ pub(super) struct Group {
 }
 
 impl Group {
+    /// From `first` to `last` byte, through register `base`.
+    #[cfg(test)]
+    pub(super) fn of(base: u8, first: i64, last: i64, stores: bool) -> Self {
+        Self { base, first, last, stores, aligned: None, origin: 0, members: 2 }
+    }
+
     /// The same, for when the register has moved by `distance`.
     pub(super) fn seen_from(self, distance: i64) -> Self {
         let moved = |at: i64| at.wrapping_sub(distance);
