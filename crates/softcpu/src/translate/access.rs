@@ -10,7 +10,7 @@ use iced_x86::{Code, Instruction, MemoryOperand, Register as R};
 use super::assembler::{Assembler, Condition, Label, NotCopied};
 use super::fields::{self, TLB_ADDEND, TLB_STORES, TLB_TAG};
 use super::registers::{ADDRESS, Home, Homes, VALUE};
-use super::sharing::Group;
+use super::sharing::{Group, Origin};
 use crate::addr::{PAGE_OFFSET, PAGE_SHIFT, room_in_page};
 use crate::decode::op::Op;
 use crate::state::{GPR_ZERO, SEG_FLAT};
@@ -108,7 +108,7 @@ impl Assembler {
         Ok(Place::HERE)
     }
 
-    /// Checks all that `group` may access at once, or goes to `slow`. Where its origin is in
+    /// Checks all that `group` may access at once, or goes to `slow`. Where its zero is in
     /// host memory is in [`ADDRESS`] then, and kept. Uses [`VALUE`].
     ///
     /// # Errors
@@ -116,35 +116,26 @@ impl Assembler {
     pub(super) fn check_group(&mut self, group: &Group, slow: Label) -> Result<(), NotCopied> {
         let table = if group.stores { TLB_STORES } else { 0 };
         if let Some((at, mask)) = group.aligned {
-            self.from(VALUE, group.base, at)?;
+            self.sum(VALUE, group.origin, at)?;
             self.misaligned(mask, slow);
         }
-        self.from(VALUE, group.base, group.first)?;
+        self.sum(VALUE, group.origin, group.first)?;
         self.entry_of_value();
-        self.from(ADDRESS, group.base, group.last)?;
+        self.sum(ADDRESS, group.origin, group.last)?;
         self.page_of_address();
         self.compare_tag(table, slow);
         self.with_entry(MOV, table.wrapping_add(TLB_ADDEND));
-        match self.homes.of(group.base) {
-            Home::Host(base) => self.lea(ADDRESS, ADDRESS, base, 1, group.origin)?,
-            Home::Memory => {
-                self.add(ADDRESS, fields::gpr(group.base));
-                self.lea(ADDRESS, ADDRESS, R::None, 1, group.origin)?;
+        match self.homes.of(group.origin.base & 15) {
+            Home::Host(base) if group.origin == Origin::register(group.origin.base) => {
+                self.lea(ADDRESS, ADDRESS, base, 1, group.zero)?;
+            }
+            _ => {
+                self.sum(VALUE, group.origin, group.zero)?;
+                self.lea(ADDRESS, ADDRESS, VALUE, 1, 0)?;
             }
         }
-        self.store(fields::shared(group.base), ADDRESS);
+        self.store(fields::shared(group.place), ADDRESS);
         Ok(())
-    }
-
-    /// `distance` from where guest register `number` points to.
-    fn from(&mut self, to: R, number: u8, distance: i64) -> Result<(), NotCopied> {
-        match self.homes.of(number) {
-            Home::Host(base) => self.lea(to, base, R::None, 1, distance),
-            Home::Memory => {
-                self.load(to, fields::gpr(number));
-                self.lea(to, to, R::None, 1, distance)
-            }
-        }
     }
 
     /// Goes to `slow` if the address in [`VALUE`] has bits of `mask`.

@@ -4,6 +4,7 @@ use iced_x86::{Code, Encoder, Instruction, MemoryOperand, Register as R};
 
 use super::fields::{self, Field};
 use super::registers::{Home, Homes};
+use super::sharing::Origin;
 use crate::decode::op::Op;
 use crate::state::{GPR_ZERO, SEG_FLAT};
 
@@ -337,11 +338,30 @@ impl Assembler {
             self.constant(to, displacement & op.addr_mask);
             return Ok(());
         }
-        let displacement = displacement as i64;
+        let origin = Origin { base: op.base, index: op.index, scale: op.scale };
+        self.sum(to, origin, displacement as i64)?;
+        if narrow {
+            let number = to.number() as u8;
+            let high = number >> 3 & 1;
+            self.bytes(&[0x40 | high | high << 2, 0x8b, 0xc0 | (number & 7) << 3 | number & 7]);
+        }
+        Ok(())
+    }
+
+    /// `displacement` from `origin`, in `to`. Leaves flags alone as [`Assembler::effective`] does.
+    ///
+    /// # Errors
+    /// As there.
+    pub(super) fn sum(
+        &mut self,
+        to: R,
+        origin: Origin,
+        displacement: i64,
+    ) -> Result<(), NotCopied> {
         if i32::try_from(displacement).is_err() {
             return Err(NotCopied);
         }
-        let factor = 1 << (op.scale & 3);
+        let factor = 1 << (origin.scale & 3);
         let host = |number| match number {
             GPR_ZERO => Some(R::None),
             number => match self.homes.of(number) {
@@ -349,28 +369,23 @@ impl Assembler {
                 Home::Memory => None,
             },
         };
-        match (host(op.base), host(op.index)) {
-            (Some(base), Some(index)) => self.lea(to, base, index, factor, displacement)?,
+        match (host(origin.base), host(origin.index)) {
+            (Some(base), Some(index)) => self.lea(to, base, index, factor, displacement),
             (None, Some(index)) => {
-                self.load(to, fields::gpr(op.base));
-                self.lea(to, to, index, factor, displacement)?;
+                self.load(to, fields::gpr(origin.base));
+                self.lea(to, to, index, factor, displacement)
             }
             (Some(base), None) => {
-                self.load(to, fields::gpr(op.index));
-                self.lea(to, base, to, factor, displacement)?;
+                self.load(to, fields::gpr(origin.index));
+                self.lea(to, base, to, factor, displacement)
             }
             (None, None) => {
-                self.load(to, fields::gpr(op.index));
+                self.load(to, fields::gpr(origin.index));
                 self.lea(to, R::None, to, factor, displacement)?;
-                self.add(to, fields::gpr(op.base));
+                self.add(to, fields::gpr(origin.base));
+                Ok(())
             }
         }
-        if narrow {
-            let number = to.number() as u8;
-            let high = number >> 3 & 1;
-            self.bytes(&[0x40 | high | high << 2, 0x8b, 0xc0 | (number & 7) << 3 | number & 7]);
-        }
-        Ok(())
     }
 
     /// The linear address of `op`'s memory operand, plus `extra`, in `to`. Changes flags.

@@ -85,7 +85,7 @@ pub(super) struct Block<'a> {
     pub(super) heads: HashMap<u64, Head>,
     /// How the steps' accesses are checked.
     shares: Vec<Share>,
-    /// The register whose place in host memory is in [`ADDRESS`].
+    /// The place whose host address is in [`ADDRESS`].
     pub(super) in_address: Option<u8>,
     /// What the step's access was checked as, once it was.
     checked: Option<Share>,
@@ -503,8 +503,8 @@ impl Block<'_> {
         access: Access,
     ) -> Result<Place, NotCopied> {
         let share = self.share_of(self.step);
-        if let Share::Follows { base, at } = share {
-            return Ok(self.follow(base, at));
+        if let Share::Follows { place, at } = share {
+            return Ok(self.follow(place, at));
         }
         self.lose_flags()?;
         self.checked = Some(share);
@@ -515,7 +515,7 @@ impl Block<'_> {
             let lead = Cold::Lead { op: kept, group: group_behind, next, resume, to_host: false };
             let slow = self.apart(lead);
             self.code.check_group(&group, slow)?;
-            self.in_address = Some(group.base);
+            self.in_address = Some(group.place);
             return Ok(Place::at(at));
         }
         self.in_address = None;
@@ -524,11 +524,11 @@ impl Block<'_> {
     }
 
     /// The step's access is at a distance from what was checked before.
-    fn follow(&mut self, base: u8, at: i64) -> Place {
-        if self.in_address.replace(base) != Some(base) {
-            self.code.load(ADDRESS, fields::shared(base));
+    fn follow(&mut self, place: u8, at: i64) -> Place {
+        if self.in_address.replace(place) != Some(place) {
+            self.code.load(ADDRESS, fields::shared(place));
         }
-        self.checked = Some(Share::Follows { base, at });
+        self.checked = Some(Share::Follows { place, at });
         Place::at(at)
     }
 
@@ -556,8 +556,8 @@ impl Block<'_> {
         operand: &Op,
         access: Access,
     ) -> Result<Place, NotCopied> {
-        if let Share::Follows { base, at } = self.share_of(self.step) {
-            return Ok(self.follow(base, at));
+        if let Share::Follows { place, at } = self.share_of(self.step) {
+            return Ok(self.follow(place, at));
         }
         self.lose_flags()?;
         let at = self.last(op);

@@ -1,6 +1,7 @@
 //! What translated code shares with the run loop: where the TLB is, what of the vector unit
 //! is loaded, the status flags between blocks.
 
+use super::sharing::PLACES;
 use crate::state::control::{Cr0, Cr4};
 use crate::state::fpu::{MXCSR_MASKS, XCR0_AVX, XCR0_SSE};
 use crate::state::rflags::RFlags;
@@ -35,9 +36,8 @@ pub(crate) struct Context {
     pub(super) vectors: u64,
     /// What may be loaded, given control registers and MXCSR.
     pub(super) allowed: u64,
-    /// Where in host memory it is that each guest register points to, while a trace has
-    /// accesses that share a check.
-    pub(super) shared: [u64; 16],
+    /// Host addresses that accesses which share a check are made from, within a trace.
+    pub(super) shared: [u64; PLACES as usize],
 }
 
 impl Context {
@@ -53,7 +53,7 @@ impl Context {
             link: 0,
             vectors: 0,
             allowed: 0,
-            shared: [0; 16],
+            shared: [0; PLACES as usize],
         }
     }
 }

@@ -64,9 +64,9 @@ pub(super) const fn gpr(number: u8) -> Field {
     Field(gprs as u32 + (number as u32 & 15) * 8)
 }
 
-/// Where guest register `number` points to in host memory, for accesses that share a check.
-pub(super) const fn shared(number: u8) -> Field {
-    Field(SHARED.0 + (number as u32 & 15) * 8)
+/// Where a host address is kept for accesses that share a check.
+pub(super) const fn shared(place: u8) -> Field {
+    Field(SHARED.0 + (place as u32 & 15) * 8)
 }
 
 /// Vector register `number`.

@@ -1,8 +1,8 @@
 //! Which accesses of a trace share one TLB check.
 //!
-//! Compiled code reaches most of its memory through a register that stays as it is for a
-//! while: a frame's stack pointer, a pointer to a structure. The first access of such a
-//! *group* checks that all of it lies in one page and may be accessed, and keeps where that
+//! Compiled code reaches most of its memory from a place that stays for a while: a frame's
+//! stack pointer, a pointer to a structure, an element of an array. The first access of such
+//! a *group* checks that all of it lies in one page and may be accessed, and keeps where that
 //! is in host memory; the others go straight there. A register that moves by constants
 //! (pushes and pops, pointers that are stepped) is followed.
 //!
@@ -23,10 +23,43 @@ use crate::state::{GPR_ZERO, SEG_FLAT};
 /// into another page.
 const SPAN: i64 = 1024;
 
-/// Accesses that share a check. Distances are from what the register is when it is made.
+/// How many groups there can be at a time.
+pub(super) const PLACES: u8 = 16;
+
+/// What accesses are made from: the sum of a register and a multiple of another, either of
+/// which may be [`GPR_ZERO`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Origin {
+    pub(super) base: u8,
+    pub(super) index: u8,
+    /// log2 of the index's factor.
+    pub(super) scale: u8,
+}
+
+impl Origin {
+    /// What one register points to.
+    pub(super) fn register(base: u8) -> Self {
+        Self { base, index: GPR_ZERO, scale: 0 }
+    }
+
+    /// How it moves when guest register `number` changes; `None`: not by a constant.
+    fn follows(self, number: u8, change: Change) -> Option<i64> {
+        let Change::By(distance) = change else {
+            return (self.base != number && self.index != number).then_some(0);
+        };
+        let base = if self.base == number { distance } else { 0 };
+        let index =
+            if self.index == number { distance.wrapping_shl(u32::from(self.scale & 3)) } else { 0 };
+        Some(base.wrapping_add(index))
+    }
+}
+
+/// Accesses that share a check. Distances are from what the origin is when it is made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Group {
-    pub(super) base: u8,
+    pub(super) origin: Origin,
+    /// Where the host address is kept.
+    pub(super) place: u8,
     /// The first byte.
     pub(super) first: i64,
     /// The last byte.
@@ -36,25 +69,25 @@ pub(super) struct Group {
     /// What must be aligned, and by which mask.
     pub(super) aligned: Option<(i64, u8)>,
     /// What the distances of the others are from.
-    pub(super) origin: i64,
+    pub(super) zero: i64,
     members: u32,
 }
 
 impl Group {
-    /// From `first` to `last` byte, through register `base`.
+    /// From `first` to `last` byte, from `origin`, kept at `place`.
     #[cfg(test)]
-    pub(super) fn of(base: u8, first: i64, last: i64, stores: bool) -> Self {
-        Self { base, first, last, stores, aligned: None, origin: 0, members: 2 }
+    pub(super) fn of(origin: Origin, place: u8, first: i64, last: i64, stores: bool) -> Self {
+        Self { origin, place, first, last, stores, aligned: None, zero: 0, members: 2 }
     }
 
-    /// The same, for when the register has moved by `distance`.
+    /// The same, for when the origin has moved by `distance`.
     pub(super) fn seen_from(self, distance: i64) -> Self {
         let moved = |at: i64| at.wrapping_sub(distance);
         Self {
             first: moved(self.first),
             last: moved(self.last),
             aligned: self.aligned.map(|(at, mask)| (moved(at), mask)),
-            origin: moved(self.origin),
+            zero: moved(self.zero),
             ..self
         }
     }
@@ -87,15 +120,15 @@ impl Group {
 pub(super) enum Share {
     /// It is checked for itself.
     None,
-    /// It checks this for others too; the register is moved by `moves` behind it.
+    /// It checks this for others too; the origin is moved by `moves` behind it.
     Leads { group: Group, at: i64, moves: i64 },
-    /// It was checked, at this distance from what the register was then.
-    Follows { base: u8, at: i64 },
+    /// It was checked, at this distance from the address that was kept then.
+    Follows { place: u8, at: i64 },
 }
 
-/// An access at a distance from a register.
+/// An access at a distance from an origin.
 struct Simple {
-    base: u8,
+    origin: Origin,
     displacement: i64,
     len: i64,
     stores: bool,
@@ -109,11 +142,13 @@ enum Change {
     Anyhow,
 }
 
-/// A register that accesses are made through.
-#[derive(Clone, Copy, Debug, Default)]
-struct Base {
-    /// The group that the next access may join, and how far the register has moved since.
-    group: Option<usize>,
+/// A group that the next access may join.
+#[derive(Clone, Copy, Debug)]
+struct Open {
+    origin: Origin,
+    group: usize,
+    place: u8,
+    /// How far the origin has moved since the group began.
     moved: i64,
 }
 
@@ -121,48 +156,26 @@ impl Block<'_> {
     /// Which steps of `trace` share checks: one entry each.
     pub(super) fn shares_of(&self, trace: &Trace) -> Vec<Share> {
         let mut groups: Vec<Group> = Vec::new();
-        let mut bases = [Base::default(); 16];
-        // The group of each step, the distance, and how the register moves with the step.
-        let mut joined: Vec<Option<(usize, i64, i64)>> = Vec::new();
+        let mut open: Vec<Open> = Vec::new();
+        // The group of each step, the distance, and how the origin moves with the step.
+        let mut joined: Vec<Option<(usize, i64, i64)>> = Vec::with_capacity(trace.steps.len());
         for (n, (step, op)) in trace.steps.iter().zip(&trace.ops).enumerate() {
             if self.heads.contains_key(&op.rip) {
-                bases = [Base::default(); 16];
+                open.clear();
             }
-            let access = simple(step, op);
-            let mut joins = None;
-            if let Some(access) = &access
-                && let Some(base) = bases.get_mut(usize::from(access.base))
-            {
-                let open = base.group.and_then(|group| groups.get_mut(group));
-                let at = base.moved.wrapping_add(access.displacement);
-                let wider = open.as_ref().and_then(|open| open.with(access, at));
-                match (open, wider, base.group) {
-                    (Some(open), Some(wider), Some(group)) => {
-                        *open = wider;
-                        joins = Some((group, at));
-                    }
-                    _ => {
-                        *base = Base { group: Some(groups.len()), moved: 0 };
-                        joins = Some((groups.len(), access.displacement));
-                        groups.push(alone(access));
-                    }
-                }
-            }
+            let joins = simple(step, op).map(|access| join(&mut groups, &mut open, &access));
             let writes = self.writes_of(n);
             let mut moves = 0;
-            for (number, base) in (0_u8..).zip(&mut bases) {
-                if writes & 1 << number == 0 {
-                    continue;
-                }
-                match change(step, op, number) {
-                    Change::By(distance) => {
-                        base.moved = base.moved.wrapping_add(distance);
-                        if access.as_ref().is_some_and(|access| access.base == number) {
-                            moves = distance;
-                        }
+            for number in (0..16_u8).filter(|number| writes & 1 << number != 0) {
+                let change = change(step, op, number);
+                open.retain_mut(|open| {
+                    let Some(distance) = open.origin.follows(number, change) else { return false };
+                    open.moved = open.moved.wrapping_add(distance);
+                    if joins.is_some_and(|(group, _)| group == open.group) {
+                        moves = distance.wrapping_add(moves);
                     }
-                    Change::Anyhow => *base = Base::default(),
-                }
+                    true
+                });
             }
             joined.push(joins.map(|(group, at)| (group, at, moves)));
         }
@@ -172,7 +185,7 @@ impl Block<'_> {
             match (groups.get(number), led.get_mut(number)) {
                 (Some(group), Some(led)) if group.members > 1 => {
                     if std::mem::replace(led, true) {
-                        Share::Follows { base: group.base, at }
+                        Share::Follows { place: group.place, at }
                     } else {
                         Share::Leads { group: *group, at, moves }
                     }
@@ -184,23 +197,44 @@ impl Block<'_> {
     }
 }
 
-fn alone(access: &Simple) -> Group {
-    let Simple { base, displacement, len, stores, align_mask } = *access;
-    Group {
-        base,
+/// Puts `access` into a group that is open, or opens one for it. Says which, and the distance.
+fn join(groups: &mut Vec<Group>, open: &mut Vec<Open>, access: &Simple) -> (usize, i64) {
+    let known = open.iter().position(|open| open.origin == access.origin);
+    if let Some(known) = known
+        && let Some(Open { group, moved, .. }) = open.get(known).copied()
+        && let at = moved.wrapping_add(access.displacement)
+        && let Some(begun) = groups.get_mut(group)
+        && let Some(wider) = begun.with(access, at)
+    {
+        *begun = wider;
+        return (group, at);
+    }
+    if let Some(known) = known.or((open.len() >= usize::from(PLACES)).then_some(0)) {
+        open.remove(known);
+    }
+    let taken = |place: u8| open.iter().any(|open| open.place == place);
+    let place = (0..PLACES).find(|place| !taken(*place)).unwrap_or(0);
+    let group = groups.len();
+    let Simple { origin, displacement, len, stores, align_mask } = *access;
+    open.push(Open { origin, group, place, moved: 0 });
+    groups.push(Group {
+        origin,
+        place,
         first: displacement,
         last: displacement.wrapping_add(len).wrapping_sub(1),
         stores,
         aligned: (align_mask != 0).then_some((displacement, align_mask)),
-        origin: 0,
+        zero: 0,
         members: 1,
-    }
+    });
+    (group, displacement)
 }
 
-/// The access that `step` makes, if it is through one register.
+/// The access that `step` makes, if it is from an origin.
 fn simple(step: &Step, op: &Op) -> Option<Simple> {
     let word = |base, displacement, stores| {
-        Some(Simple { base, displacement, len: 8, stores, align_mask: 0 })
+        let origin = Origin::register(base);
+        Some(Simple { origin, displacement, len: 8, stores, align_mask: 0 })
     };
     match (step.then, step.instruction.code(), &step.plan) {
         (Then::Next, Code::Push_r64 | Code::Pushq_imm8 | Code::Pushq_imm32, _)
@@ -214,14 +248,12 @@ fn simple(step: &Step, op: &Op) -> Option<Simple> {
                 && !is_division(code)
                 && !is_nothing(&step.instruction) =>
         {
-            let simple = op.index == GPR_ZERO
-                && op.base != GPR_ZERO
-                && op.seg == SEG_FLAT
-                && op.addr_mask == u64::MAX;
+            let fixed = op.index == GPR_ZERO && op.base == GPR_ZERO;
+            let simple = !fixed && op.seg == SEG_FLAT && op.addr_mask == u64::MAX;
             let displacement = op.disp as i64;
             i32::try_from(displacement).ok()?;
             simple.then_some(Simple {
-                base: op.base,
+                origin: Origin { base: op.base, index: op.index, scale: op.scale & 3 },
                 displacement,
                 len: i64::try_from(plan.size).ok()?,
                 stores: plan.traits.contains(Traits::STORES),

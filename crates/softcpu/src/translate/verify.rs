@@ -99,13 +99,12 @@ impl Shown {
         self.first.terms.iter().chain(&self.last.terms).any(of)
     }
 
-    /// What may be accessed from where `distance` behind `part` points to, if it is through
-    /// that alone that it was shown.
-    fn through(&self, part: &Term, distance: i64) -> Option<Pointer> {
-        let alone = |sum: &Sum| sum.terms == [part.clone()];
-        (alone(&self.first) && alone(&self.last)).then_some(Pointer {
-            first: self.first.offset.checked_sub(distance)?,
-            last: self.last.offset.checked_sub(distance)?,
+    /// What may be accessed from the host address of `sum`, if it was shown of its parts.
+    fn from(&self, sum: &Sum) -> Option<Pointer> {
+        let same = self.first.terms == sum.terms && self.last.terms == sum.terms;
+        same.then_some(Pointer {
+            first: self.first.offset.checked_sub(sum.offset)?,
+            last: self.last.offset.checked_sub(sum.offset)?,
             stores: self.stores,
         })
     }
@@ -494,23 +493,13 @@ impl Look<'_> {
                 _ => Known::Nothing,
             },
             (M::Lea, Known::Addend(shown), _) if it.memory_base() == ADDRESS => {
-                let part = Term::Register(it.memory_index(), 1);
-                let distance = it.memory_displacement64() as i64;
                 let alone = it.memory_index_scale() == 1 && it.op0_register() == ADDRESS;
-                let pointer = shown.through(&part, distance).filter(|_| alone);
+                let sum = self.sum_of(it.memory_index()).filter(|_| alone);
+                let pointer = sum.and_then(|mut sum| {
+                    sum.offset = sum.offset.checked_add(it.memory_displacement64() as i64)?;
+                    shown.from(&sum)
+                });
                 pointer.map_or(Known::Nothing, Known::Pointer)
-            }
-            (M::Lea, Known::Pointer(pointer), _)
-                if it.op0_register() == ADDRESS
-                    && it.memory_base() == ADDRESS
-                    && it.memory_index() == R::None =>
-            {
-                pointer
-                    .moved(it.memory_displacement64() as i64)
-                    .map_or(Known::Nothing, Known::Pointer)
-            }
-            (M::Add, Known::Addend(shown), Some(at)) => {
-                shown.through(&Term::Field(at, 1), 0).map_or(Known::Nothing, Known::Pointer)
             }
             (M::Lea, ..) => self.lea(it).map_or(Known::Nothing, Known::Address),
             (M::Add, Known::Address(mut sum), Some(at)) => {

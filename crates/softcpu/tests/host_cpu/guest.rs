@@ -186,6 +186,14 @@ impl Guest {
         self.machine.put(start + bytes.len() as u64, &STAY);
     }
 
+    /// Whether the row is as it was put there.
+    pub(crate) fn has_row(&self, offset: u64, bytes: &[u8]) -> bool {
+        let at = softcpu::GuestPhysAddr(CODE + offset - AREA + PHYSICAL);
+        let mut row = vec![0; bytes.len()];
+        assert!(self.machine.memory.read(at, &mut row));
+        row == bytes
+    }
+
     /// Runs a row of `len` bytes to its end or to the first fault, or gives up after `most`
     /// blocks.
     pub(crate) fn run_row(

@@ -13,15 +13,6 @@ pub(super) struct Pointer {
     pub(super) stores: bool,
 }
 
-impl Pointer {
-    /// What the address is that lies `distance` behind it.
-    pub(super) fn moved(self, distance: i64) -> Option<Self> {
-        let first = self.first.checked_sub(distance)?;
-        let last = self.last.checked_sub(distance)?;
-        Some(Self { first, last, ..self })
-    }
-}
-
 /// All that are known at one place.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Pointers {

@@ -1,6 +1,6 @@
 use super::super::access::{Access, Place};
 use super::super::assembler::{Assembler, Condition, NotCopied};
-use super::super::sharing::Group;
+use super::super::sharing::{Group, Origin};
 use super::super::thunks;
 use super::*;
 use crate::decode::op::Op;
@@ -76,7 +76,7 @@ fn behind_a_shared_check(
     stores: bool,
     then: impl FnOnce(&mut Assembler) -> Result<(), NotCopied>,
 ) -> Result<(), Violation> {
-    let group = Group::of(3, 0, 31, stores);
+    let group = Group::of(Origin::register(3), 3, 0, 31, stores);
     let (_, thunks) = thunks::make(BASE).unwrap();
     judged(|code| {
         let slow = code.label();
@@ -116,7 +116,7 @@ fn what_was_checked_together_is_allowed_until_the_way_is_another() {
     judged(|code| {
         let [slow, joined] = [code.label(), code.label()];
         code.jump_if(Condition::EQUAL, joined);
-        code.check_group(&Group::of(3, 0, 31, false), slow).unwrap();
+        code.check_group(&Group::of(Origin::register(3), 3, 0, 31, false), slow).unwrap();
         code.bind(joined);
         code.load(ADDRESS, fields::shared(3));
         load(code, Place::at(0)).unwrap();
@@ -127,7 +127,7 @@ fn what_was_checked_together_is_allowed_until_the_way_is_another() {
     judged(|code| {
         let [slow, joined, other] = [code.label(), code.label(), code.label()];
         code.jump_if(Condition::EQUAL, other);
-        code.check_group(&Group::of(3, 0, 31, false), slow).unwrap();
+        code.check_group(&Group::of(Origin::register(3), 3, 0, 31, false), slow).unwrap();
         code.bind(joined);
         code.load(ADDRESS, fields::shared(3));
         load(code, Place::at(0)).unwrap();
