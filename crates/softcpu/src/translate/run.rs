@@ -101,6 +101,17 @@ impl Vcpu {
         Translation::Wanted
     }
 
+    /// Forgets all translations (native stubs are about to be thrown away, which their ops
+    /// name). None of them may be running.
+    pub(crate) fn forget_translations(&mut self) {
+        let Some(translator) = &mut self.translator else { return };
+        translator.empty();
+        self.mmu.jumps.clear();
+        if let Some(tracer) = &mut self.tracer {
+            tracer.event(trace::Event::Emptied);
+        }
+    }
+
     /// Translates the block in `slot`, and what the guest goes on with from there.
     #[cold]
     pub(crate) fn translate(&mut self, blocks: &BlockCache, slot: usize) -> Option<Entry> {
