@@ -17,6 +17,7 @@ use super::fields;
 use super::flags::{Flags, Producer};
 use super::ops::Ops;
 use super::registers::{ADDRESS, Home, VALUE, home, part};
+use super::relocate::{Kind, Relocation};
 use super::stack::{Pushed, RBP, RSP};
 use super::thunks::Thunks;
 use super::trace::{Step, Then, Trace};
@@ -24,7 +25,7 @@ use crate::decode::op::Op;
 use crate::state::GPR_ZERO;
 
 /// A jump that can be made to go straight to another block.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Link {
     /// Where in the block's code its distance is.
     pub(super) at: usize,
@@ -40,6 +41,8 @@ pub(super) struct Translated {
     pub(super) links: Vec<Link>,
     /// Where code is that leaves to look the block up again.
     pub(super) way_out: usize,
+    /// What must change in it for another address; `None` if it cannot be moved.
+    pub(super) relocations: Option<Vec<Relocation>>,
 }
 
 /// Code that is rarely run, and lies behind the rest.
@@ -466,7 +469,7 @@ impl Block<'_> {
         self.flags = Flags::Context;
         self.producer = None;
         let op = self.keep(op);
-        self.code.constant(VALUE, op);
+        self.code.moving_constant(VALUE, op, Kind::Op);
         self.code.call(self.thunks.interpret);
         Ok(())
     }
@@ -474,7 +477,7 @@ impl Block<'_> {
     fn interpret_last(&mut self, op: &Op) -> Result<(), NotCopied> {
         self.save_flags()?;
         let op = self.keep(op);
-        self.code.constant(VALUE, op);
+        self.code.moving_constant(VALUE, op, Kind::Op);
         self.code.call(self.thunks.interpret_last);
         Ok(())
     }
@@ -535,7 +538,9 @@ impl Block<'_> {
         }
         let way_out = self.code.len();
         Cold::Stale { rip: self.rip }.write(&mut self.code, self.thunks, self.rip);
-        Ok(Translated { code: self.code.finish()?, links: self.links, way_out })
+        let (code, relocations) = self.code.finish()?;
+        let relocations = relocations.of_code_at(self.rip);
+        Ok(Translated { code, links: self.links, way_out, relocations })
     }
 }
 

@@ -5,6 +5,7 @@ use super::assembler::{Assembler, Condition, Label, NotCopied};
 use super::fields;
 use super::flags::{Flags, Producer};
 use super::registers::VALUE;
+use super::relocate::Kind;
 use super::thunks::Thunks;
 
 /// How such a piece brings the flags into the context first.
@@ -69,7 +70,7 @@ impl Cold {
     pub(super) fn write(self, code: &mut Assembler, thunks: &Thunks, rip: u64) {
         match self {
             Self::Interpret { op, resume, to_host } => {
-                code.constant(VALUE, op);
+                code.moving_constant(VALUE, op, Kind::Op);
                 code.call(thunks.interpret);
                 if to_host {
                     load_flags(code);
@@ -77,15 +78,15 @@ impl Cold {
                 code.jump(resume);
             }
             Self::Last { op } => {
-                code.constant(VALUE, op);
+                code.moving_constant(VALUE, op, Kind::Op);
                 code.call(thunks.interpret_last);
             }
             Self::Leave { rip } => {
-                code.constant(VALUE, rip);
+                code.guest_address(VALUE, rip);
                 code.jump_to(thunks.leave_at);
             }
             Self::Stale { rip } => {
-                code.constant(VALUE, rip);
+                code.guest_address(VALUE, rip);
                 code.jump_to(thunks.leave_to_look);
             }
             Self::LeaveByKey => {
@@ -102,7 +103,7 @@ impl Cold {
             // The block writes it, which knows its edges.
             Self::Exit { .. } => {}
             Self::Link { number } => {
-                code.constant(VALUE, number.into());
+                code.moving_constant(VALUE, number.into(), Kind::Link);
                 code.jump_to(thunks.leave_by_link);
             }
             Self::Vectors { need, resume } => {
@@ -110,7 +111,7 @@ impl Cold {
                 code.load(VALUE, fields::VECTORS);
                 require(code, need);
                 code.jump_if(Condition::EQUAL, resume);
-                code.constant(VALUE, rip);
+                code.guest_address(VALUE, rip);
                 code.jump_to(thunks.leave_to_interpret);
             }
         }

@@ -18,6 +18,7 @@ mod assembler;
 mod block;
 mod branch;
 mod cache;
+mod clone;
 mod cold;
 mod config;
 pub(crate) mod context;
@@ -27,6 +28,7 @@ mod flags;
 pub(crate) mod jumps;
 mod ops;
 mod registers;
+mod relocate;
 mod run;
 mod stack;
 #[cfg(test)]

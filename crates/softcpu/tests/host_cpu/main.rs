@@ -95,6 +95,13 @@ fn rows_with_jumps_are_translated_as_they_are_interpreted() {
 }
 
 #[test]
+fn rows_at_other_addresses_are_translated_as_they_are_interpreted() {
+    let mut translator = guest::Guest::translating_as(3, Config::default());
+    let rows = compare_rows(50, &mut translator, sequences::compare_elsewhere);
+    assert!(rows.moved > rows.translated, "{rows:?}");
+}
+
+#[test]
 fn rows_in_code_memory_that_is_emptied_again_and_again_are_translated_as_they_are_interpreted() {
     let config = Config { code_cache: Config::SMALLEST, verify: true };
     let mut translator = guest::Guest::translating_as(0, config);
