@@ -15,26 +15,33 @@ use crate::addr::{PAGE_OFFSET, PAGE_SHIFT, room_in_page};
 use crate::memory::ram::RamFrame;
 use crate::mmu::{Access, Mmu, View};
 
-/// Entries per view of the data TLB.
-const DATA_ENTRIES: usize = 1024;
+/// Entries per view and kind of access of the data TLB: what reaches further than the host's
+/// own second-level TLB does, because a miss here costs so much more than one there.
+const DATA_ENTRIES: usize = 8192;
 /// Entries of the code TLB, per privilege.
 const CODE_ENTRIES: usize = 512;
-/// A tag that no canonical address has.
-const INVALID: u64 = 1 << 62;
-/// One cached translation for loads, or for stores.
+/// A tag that nothing has: address spaces are numbered from one. Being zero, it makes tables
+/// that were never used cost no memory.
+const INVALID: u64 = 0;
+/// One cached translation for loads, or for stores: what a hit needs, and nothing else, so
+/// that four of them share a cache line.
 #[derive(Clone, Copy, Debug)]
-#[repr(C, align(32))]
+#[repr(C, align(16))]
 pub(crate) struct DataEntry {
     /// Page and address space for which the access is allowed.
     pub(crate) tag: u64,
     /// Host address minus guest address.
     pub(crate) addend: u64,
-    pub(crate) frame: RamFrame,
-    global: bool,
 }
 
-const EMPTY_DATA: DataEntry =
-    DataEntry { tag: INVALID, addend: 0, frame: RamFrame(0), global: false };
+const EMPTY_DATA: DataEntry = DataEntry { tag: INVALID, addend: 0 };
+
+/// What else is known of an entry's page.
+#[derive(Clone, Copy, Debug)]
+struct Backing {
+    frame: RamFrame,
+    global: bool,
+}
 
 /// The entries of one view: loads, and stores that need not be looked at one by one. Two
 /// tables, because what is copied is often a multiple of their reach away from its copy.
@@ -43,6 +50,8 @@ const EMPTY_DATA: DataEntry =
 pub(crate) struct DataTables {
     pub(crate) read: [DataEntry; DATA_ENTRIES],
     pub(crate) write: [DataEntry; DATA_ENTRIES],
+    /// Of the entries for loads, and of those for stores.
+    backing: [[Backing; DATA_ENTRIES]; 2],
 }
 
 impl DataTables {
@@ -73,6 +82,10 @@ const EMPTY_CODE: CodeEntry =
 #[derive(Debug)]
 pub(crate) struct DataTlb {
     views: Box<[DataTables; 4]>,
+    /// Views that have had entries since they were emptied, a bit each.
+    used: u8,
+    /// Frames that may have entries for stores.
+    stored: FrameFilter,
     /// What was filled last: its tag.
     last: u64,
     pub(super) space: u64,
@@ -88,9 +101,7 @@ pub(crate) struct CodeTlb {
 impl Mmu {
     /// Forgets every translation, global ones too.
     pub(crate) fn flush_all(&mut self) {
-        for table in self.data.views.iter_mut().flat_map(DataTables::both) {
-            table.fill(EMPTY_DATA);
-        }
+        self.data.clear();
         self.code.entries.as_flattened_mut().fill(EMPTY_CODE);
         self.large.clear();
         self.jumps.clear();
@@ -160,9 +171,22 @@ impl DataTlb {
     }
 
     pub(crate) fn new() -> Self {
-        let tables =
-            || DataTables { read: [EMPTY_DATA; DATA_ENTRIES], write: [EMPTY_DATA; DATA_ENTRIES] };
-        Self { views: Box::new([tables(), tables(), tables(), tables()]), last: INVALID, space: 1 }
+        // SAFETY: numbers and a bool, for all of which zero is a value; together they make
+        // entries whose tag is `INVALID`.
+        let views = unsafe { Box::<[DataTables; 4]>::new_zeroed().assume_init() };
+        Self { views, used: 0, stored: FrameFilter::new(), last: u64::MAX, space: 1 }
+    }
+
+    fn clear(&mut self) {
+        for (number, tables) in self.views.iter_mut().enumerate() {
+            if self.used & 1 << number != 0 {
+                for table in tables.both() {
+                    table.fill(EMPTY_DATA);
+                }
+            }
+        }
+        self.used = 0;
+        self.stored.clear();
     }
 
     /// The entry that `addr` has to itself and its aliases.
@@ -195,8 +219,8 @@ impl DataTlb {
     pub(crate) fn lookup_slow(&mut self, view: View, addr: u64) -> bool {
         let tag = addr & !PAGE_OFFSET | self.space;
         let mut taken = false;
-        for entry in self.entries_of(view, addr) {
-            if entry.global && entry.tag != tag && (entry.tag ^ addr) >> PAGE_SHIFT == 0 {
+        for (entry, backing) in self.entries_of(view, addr) {
+            if backing.global && entry.tag != tag && (entry.tag ^ addr) >> PAGE_SHIFT == 0 {
                 entry.tag = tag;
                 taken = true;
             }
@@ -205,14 +229,26 @@ impl DataTlb {
     }
 
     /// The entries for loads and for stores.
-    fn entries_of(&mut self, view: View, addr: u64) -> impl Iterator<Item = &mut DataEntry> {
+    fn entries_of(
+        &mut self,
+        view: View,
+        addr: u64,
+    ) -> impl Iterator<Item = (&mut DataEntry, &mut Backing)> {
+        let slot = data_slot(addr);
         let tables = self.views.get_mut(view as usize).into_iter();
-        tables.flat_map(DataTables::both).filter_map(move |table| table.get_mut(data_slot(addr)))
+        tables.flat_map(move |tables| {
+            let entries = [tables.read.get_mut(slot), tables.write.get_mut(slot)];
+            let backing = tables.backing.iter_mut().map(move |table| table.get_mut(slot));
+            entries.into_iter().flatten().zip(backing.flatten())
+        })
     }
 
     /// The frame of the entry that [`DataTlb::lookup`] would hit.
     pub(crate) fn frame(&self, view: View, addr: u64, access: Access) -> RamFrame {
-        self.entry(view, addr, access).frame
+        let stores = usize::from(matches!(access, Access::Write));
+        let tables = self.views.get(view as usize);
+        let table = tables.and_then(|tables| tables.backing.get(stores));
+        table.and_then(|table| table.get(data_slot(addr))).map_or(RamFrame(0), |it| it.frame)
     }
 
     /// Keeps a translation that `access` wanted. The other kind of access gets it too, unless
@@ -222,13 +258,13 @@ impl DataTlb {
         let page = addr & !PAGE_OFFSET;
         let tag = page | self.space;
         let last = std::mem::replace(&mut self.last, tag);
-        let new = DataEntry {
-            tag,
-            addend: fill.host.wrapping_sub(page),
-            frame: fill.frame,
-            global: fill.global,
-        };
+        let new = DataEntry { tag, addend: fill.host.wrapping_sub(page) };
+        let behind = Backing { frame: fill.frame, global: fill.global };
         let stores = matches!(access, Access::Write);
+        self.used |= 1 << view as u8;
+        if fill.writable {
+            self.stored.add(fill.frame);
+        }
         let [Some(read), Some(write)] = ({
             let mut entries = self.entries_of(view, addr);
             [entries.next(), entries.next()]
@@ -236,21 +272,24 @@ impl DataTlb {
             return;
         };
         let free = |entry: &DataEntry| entry.tag != last;
-        if !(stores && fill.writable) || free(read) {
-            *read = new;
+        if !(stores && fill.writable) || free(read.0) {
+            (*read.0, *read.1) = (new, behind);
         }
-        if fill.writable && (stores || free(write)) {
-            *write = new;
-        } else if !fill.writable && (write.tag ^ addr) >> PAGE_SHIFT == 0 {
-            *write = EMPTY_DATA;
+        if fill.writable && (stores || free(write.0)) {
+            (*write.0, *write.1) = (new, behind);
+        } else if !fill.writable && (write.0.tag ^ addr) >> PAGE_SHIFT == 0 {
+            *write.0 = EMPTY_DATA;
         }
     }
 
     /// Takes away every permission to store unseen.
     pub(crate) fn drop_writes(&mut self) {
-        for tables in self.views.iter_mut() {
-            tables.write.fill(EMPTY_DATA);
+        for (number, tables) in self.views.iter_mut().enumerate() {
+            if self.used & 1 << number != 0 {
+                tables.write.fill(EMPTY_DATA);
+            }
         }
+        self.stored.clear();
     }
 
     /// Takes away the permission to store unseen to the page at `addr`.
@@ -263,9 +302,26 @@ impl DataTlb {
 
     /// Takes away the permission to store unseen to `frame`.
     pub(crate) fn drop_writes_to(&mut self, frame: RamFrame) {
-        for entry in self.views.iter_mut().flat_map(|tables| &mut tables.write) {
-            if entry.frame == frame {
-                *entry = EMPTY_DATA;
+        // Most code was never written to by whoever runs it.
+        if !self.stored.may_have(frame) {
+            return;
+        }
+        // All entries are looked at, so the filter can be made anew of those that stay.
+        self.stored.clear();
+        for (number, tables) in self.views.iter_mut().enumerate() {
+            if self.used & 1 << number == 0 {
+                continue;
+            }
+            let [_, behind] = &tables.backing;
+            for (entry, backing) in tables.write.iter_mut().zip(behind) {
+                if entry.tag == INVALID {
+                    continue;
+                }
+                if backing.frame == frame {
+                    *entry = EMPTY_DATA;
+                } else {
+                    self.stored.add(backing.frame);
+                }
             }
         }
     }
@@ -279,6 +335,40 @@ impl DataTlb {
                 *entry = EMPTY_DATA;
             }
         }
+    }
+}
+
+/// A set of frames that may claim too many, never too few: a bit each, by the frame's number.
+#[derive(Debug)]
+struct FrameFilter {
+    words: Box<[u64; Self::WORDS]>,
+}
+
+impl FrameFilter {
+    const WORDS: usize = 1024;
+
+    fn new() -> Self {
+        Self { words: Box::new([0; Self::WORDS]) }
+    }
+
+    fn place(frame: RamFrame) -> (usize, u64) {
+        ((frame.0 / 64) as usize & (Self::WORDS - 1), 1 << (frame.0 % 64))
+    }
+
+    fn add(&mut self, frame: RamFrame) {
+        let (word, bit) = Self::place(frame);
+        if let Some(word) = self.words.get_mut(word) {
+            *word |= bit;
+        }
+    }
+
+    fn may_have(&self, frame: RamFrame) -> bool {
+        let (word, bit) = Self::place(frame);
+        self.words.get(word).is_some_and(|word| word & bit != 0)
+    }
+
+    fn clear(&mut self) {
+        self.words.fill(0);
     }
 }
 
@@ -346,5 +436,42 @@ impl CodeTlb {
                 *entry = EMPTY_CODE;
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_frame_loses_its_entries_for_stores_and_no_others() {
+        let mut tlb = DataTlb::new();
+        let fill = |frame: u32, writable| Fill {
+            host: 0x7000_0000 + (u64::from(frame) << PAGE_SHIFT),
+            frame: RamFrame(frame),
+            writable,
+            global: false,
+            size: PageSize::Small,
+        };
+        // Two frames that the filter cannot tell apart, and one that it can.
+        let same = 7 + 64 * FrameFilter::WORDS as u32;
+        for (view, page, frame) in
+            [(View::User, 1, 7), (View::Kernel, 2, 7), (View::User, 3, same), (View::User, 4, 9)]
+        {
+            tlb.fill(view, page << PAGE_SHIFT, Access::Write, &fill(frame, true));
+        }
+        let stores = |tlb: &DataTlb, view, page: u64| {
+            tlb.lookup(view, page << PAGE_SHIFT, 8, Access::Write).is_some()
+        };
+        tlb.drop_writes_to(RamFrame(8));
+        assert!(stores(&tlb, View::User, 1));
+        tlb.drop_writes_to(RamFrame(7));
+        assert!(!stores(&tlb, View::User, 1) && !stores(&tlb, View::Kernel, 2));
+        assert!(stores(&tlb, View::User, 3) && stores(&tlb, View::User, 4));
+        assert!(tlb.lookup(View::User, 1 << PAGE_SHIFT, 8, Access::Read).is_some());
+        tlb.drop_writes_to(RamFrame(same));
+        assert!(!stores(&tlb, View::User, 3), "the filter was made anew of what was left");
+        tlb.clear();
+        assert!(!stores(&tlb, View::User, 4));
     }
 }

@@ -1,6 +1,6 @@
 //! Memory accesses: the check against the data TLB, in line.
 //!
-//! A hit costs nine instructions or so and leaves in [`ADDRESS`] what makes a guest address a
+//! A hit costs ten instructions or so and leaves in [`ADDRESS`] what makes a guest address a
 //! host address; anything else (a miss, a page crossing, a device, a page with code on it, a
 //! fault) goes to the interpreter, which runs that one instruction and knows all of it.
 //! Flags are lost: the caller keeps them first.
@@ -9,8 +9,9 @@ use iced_x86::{Code, Instruction, MemoryOperand, Register as R};
 
 use super::assembler::{Assembler, Condition, Label, NotCopied};
 use super::fields::{self, TLB_ADDEND, TLB_STORES, TLB_TAG};
-use super::registers::{ADDRESS, Home, VALUE, home};
+use super::registers::{ADDRESS, Home, Homes, VALUE};
 use super::relocate::Kind;
+use super::sharing::Group;
 use crate::addr::{PAGE_OFFSET, PAGE_SHIFT, room_in_page};
 use crate::decode::op::{Op, OpFlags};
 use crate::state::{GPR_ZERO, SEG_FLAT};
@@ -43,6 +44,11 @@ impl Place {
     /// At [`ADDRESS`] itself.
     const HERE: Self = Self { index: R::None, displacement: 0 };
 
+    /// So far from it.
+    pub(super) fn at(displacement: i64) -> Self {
+        Self { index: R::None, displacement }
+    }
+
     /// The memory operand of an instruction that works on it.
     pub(super) fn operand(self) -> MemoryOperand {
         let size = u32::from(self.displacement != 0);
@@ -66,8 +72,8 @@ impl Place {
 }
 
 /// Bits of an address that choose the entry, shifted to its distance in the table.
-const SHIFT: u8 = PAGE_SHIFT as u8 - 5;
-const MASK: u32 = 0x3ff << 5;
+const SHIFT: u8 = PAGE_SHIFT as u8 - 4;
+const MASK: u32 = 0x1fff << 4;
 
 /// Where in its table the entry for `address` is.
 pub(super) fn tlb_entry(address: u64) -> u32 {
@@ -92,20 +98,14 @@ impl Assembler {
         }
         self.linear(VALUE, op, 0)?;
         if access.align_mask != 0 {
-            // test al, mask
-            self.bytes(&[0xa8, access.align_mask]);
-            self.jump_if(Condition::NOT_EQUAL, slow);
+            self.misaligned(access.align_mask, slow);
         }
-        // shr eax, 7; and eax, 0x7fe0
-        self.bytes(&[0xc1, 0xe8, SHIFT, 0x25]);
-        self.bytes(&MASK.to_le_bytes());
-        self.add(VALUE, fields::TLB);
+        self.entry_of_value();
         // The page of the last byte: an access that crosses into the next misses.
         self.linear(ADDRESS, op, u64::from(access.len.saturating_sub(1)))?;
-        // and r13, -4096
-        self.bytes(&[0x49, 0x81, 0xe5, 0x00, 0xf0, 0xff, 0xff]);
+        self.page_of_address();
         self.compare_tag(table, slow);
-        if let Some(place) = by_register(op) {
+        if let Some(place) = by_register(self.homes, op) {
             self.with_entry(MOV, table.wrapping_add(TLB_ADDEND));
             return Ok(place);
         }
@@ -114,7 +114,67 @@ impl Assembler {
         Ok(Place::HERE)
     }
 
-    /// The same for an address that is known now.
+    /// Checks all that `group` may access at once, or goes to `slow`. Where its origin is in
+    /// host memory is in [`ADDRESS`] then, and kept. Uses [`VALUE`].
+    ///
+    /// # Errors
+    /// As [`Assembler::effective`].
+    pub(super) fn check_group(&mut self, group: &Group, slow: Label) -> Result<(), NotCopied> {
+        let table = if group.stores { TLB_STORES } else { 0 };
+        if let Some((at, mask)) = group.aligned {
+            self.from(VALUE, group.base, at)?;
+            self.misaligned(mask, slow);
+        }
+        self.from(VALUE, group.base, group.first)?;
+        self.entry_of_value();
+        self.from(ADDRESS, group.base, group.last)?;
+        self.page_of_address();
+        self.compare_tag(table, slow);
+        self.with_entry(MOV, table.wrapping_add(TLB_ADDEND));
+        match self.homes.of(group.base) {
+            Home::Host(base) => self.lea(ADDRESS, ADDRESS, base, 1, group.origin)?,
+            Home::Memory => {
+                self.add(ADDRESS, fields::gpr(group.base));
+                self.lea(ADDRESS, ADDRESS, R::None, 1, group.origin)?;
+            }
+        }
+        self.store(fields::shared(group.base), ADDRESS);
+        Ok(())
+    }
+
+    /// `distance` from where guest register `number` points to.
+    fn from(&mut self, to: R, number: u8, distance: i64) -> Result<(), NotCopied> {
+        match self.homes.of(number) {
+            Home::Host(base) => self.lea(to, base, R::None, 1, distance),
+            Home::Memory => {
+                self.load(to, fields::gpr(number));
+                self.lea(to, to, R::None, 1, distance)
+            }
+        }
+    }
+
+    /// Goes to `slow` if the address in [`VALUE`] has bits of `mask`.
+    fn misaligned(&mut self, mask: u8, slow: Label) {
+        // test al, mask
+        self.bytes(&[0xa8, mask]);
+        self.jump_if(Condition::NOT_EQUAL, slow);
+    }
+
+    /// The TLB's entry for the address in [`VALUE`].
+    fn entry_of_value(&mut self) {
+        // shr eax, 8; and eax, 0x1fff0
+        self.bytes(&[0xc1, 0xe8, SHIFT, 0x25]);
+        self.bytes(&MASK.to_le_bytes());
+        self.add(VALUE, fields::TLB);
+    }
+
+    /// The page of the address in [`ADDRESS`].
+    fn page_of_address(&mut self) {
+        // and r13, -4096
+        self.bytes(&[0x49, 0x81, 0xe5, 0x00, 0xf0, 0xff, 0xff]);
+    }
+
+    /// The same as [`Assembler::check`] for an address that is known now.
     fn check_constant(
         &mut self,
         op: &Op,
@@ -211,9 +271,9 @@ const MOV: u8 = 0x8b;
 
 /// Where `op`'s operand is once [`ADDRESS`] has what is added to guest addresses, if the
 /// operand is one register and a distance.
-fn by_register(op: &Op) -> Option<Place> {
+fn by_register(homes: Homes, op: &Op) -> Option<Place> {
     let plain = op.index == GPR_ZERO && op.seg == SEG_FLAT && op.addr_mask == u64::MAX;
-    match home(op.base) {
+    match homes.of(op.base) {
         Home::Host(index) if plain => Some(Place { index, displacement: op.disp as i64 }),
         _ => None,
     }

@@ -2,8 +2,8 @@
 
 use iced_x86::{Code, Encoder, Instruction, MemoryOperand, Register as R};
 
-use super::fields::Field;
-use super::registers::{self, Home};
+use super::fields::{self, Field};
+use super::registers::{Home, Homes};
 use super::relocate::{Kind, Relocations};
 use crate::decode::op::{Op, OpFlags};
 use crate::state::{GPR_ZERO, SEG_FLAT};
@@ -33,6 +33,8 @@ impl Condition {
 
 /// Code on its way to `base`.
 pub(super) struct Assembler {
+    /// Where guest registers are.
+    pub(super) homes: Homes,
     encoder: Encoder,
     base: u64,
     len: usize,
@@ -48,6 +50,7 @@ impl Assembler {
     /// For code that will be executed at `base`.
     pub(super) fn new(base: u64) -> Self {
         Self {
+            homes: Homes::default(),
             encoder: Encoder::new(64),
             base,
             len: 0,
@@ -304,19 +307,46 @@ impl Assembler {
         self.bytes(&[rm, 0x89, 0xc3]);
     }
 
+    /// Makes the loans of `homes`.
+    pub(super) fn lend(&mut self, homes: Homes) {
+        for loan in homes.loans() {
+            self.store(fields::gpr(loan.owner), loan.host);
+        }
+        self.lend_again(homes);
+    }
+
+    /// Makes them where their owners are in memory already.
+    pub(super) fn lend_again(&mut self, homes: Homes) {
+        for loan in homes.loans() {
+            self.load(loan.host, fields::gpr(loan.user));
+        }
+        self.homes = homes;
+    }
+
+    /// All guest registers are where they are between traces.
+    pub(super) fn give_back(&mut self) {
+        for loan in self.homes.loans() {
+            if loan.changes {
+                self.store(fields::gpr(loan.user), loan.host);
+            }
+            self.load(loan.host, fields::gpr(loan.owner));
+        }
+        self.homes = Homes::default();
+    }
+
     /// Puts the guest register `number` into `to`.
     pub(super) fn fetch(&mut self, to: R, number: u8) {
-        match registers::home(number) {
+        match self.homes.of(number) {
             Home::Host(host) => self.copy(to, host),
-            Home::Memory => self.load(to, super::fields::gpr(number)),
+            Home::Memory => self.load(to, fields::gpr(number)),
         }
     }
 
     /// Puts `from` into the guest register `number`.
     pub(super) fn put(&mut self, number: u8, from: R) {
-        match registers::home(number) {
+        match self.homes.of(number) {
             Home::Host(host) => self.copy(host, from),
-            Home::Memory => self.store(super::fields::gpr(number), from),
+            Home::Memory => self.store(fields::gpr(number), from),
         }
     }
 
@@ -351,7 +381,7 @@ impl Assembler {
         let factor = 1 << (op.scale & 3);
         let host = |number| match number {
             GPR_ZERO => Some(R::None),
-            number => match registers::home(number) {
+            number => match self.homes.of(number) {
                 Home::Host(host) => Some(host),
                 Home::Memory => None,
             },
@@ -359,17 +389,17 @@ impl Assembler {
         match (host(op.base), host(op.index)) {
             (Some(base), Some(index)) => self.lea(to, base, index, factor, displacement)?,
             (None, Some(index)) => {
-                self.load(to, super::fields::gpr(op.base));
+                self.load(to, fields::gpr(op.base));
                 self.lea(to, to, index, factor, displacement)?;
             }
             (Some(base), None) => {
-                self.load(to, super::fields::gpr(op.index));
+                self.load(to, fields::gpr(op.index));
                 self.lea(to, base, to, factor, displacement)?;
             }
             (None, None) => {
-                self.load(to, super::fields::gpr(op.index));
+                self.load(to, fields::gpr(op.index));
                 self.lea(to, R::None, to, factor, displacement)?;
-                self.add(to, super::fields::gpr(op.base));
+                self.add(to, fields::gpr(op.base));
             }
         }
         if narrow {
@@ -387,7 +417,7 @@ impl Assembler {
     pub(super) fn linear(&mut self, to: R, op: &Op, extra: u64) -> Result<(), NotCopied> {
         self.effective(to, op, extra)?;
         if op.seg != SEG_FLAT {
-            self.add(to, super::fields::segment_base(op.seg));
+            self.add(to, fields::segment_base(op.seg));
         }
         Ok(())
     }

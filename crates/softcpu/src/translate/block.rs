@@ -16,8 +16,9 @@ use super::copy::{self, FlagUse};
 use super::fields;
 use super::flags::{Flags, Producer};
 use super::ops::Ops;
-use super::registers::{ADDRESS, Home, VALUE, home, part};
+use super::registers::{ADDRESS, Home, Homes, VALUE, part};
 use super::relocate::{Kind, Relocation};
+use super::sharing::Share;
 use super::stack::{Pushed, RBP, RSP};
 use super::thunks::Thunks;
 use super::trace::{Step, Then, Trace};
@@ -41,6 +42,8 @@ pub(super) struct Translated {
     pub(super) links: Vec<Link>,
     /// Where code is that leaves to look the block up again.
     pub(super) way_out: usize,
+    /// The number of its first op.
+    pub(super) first_op: usize,
     /// What must change in it for another address; `None` if it cannot be moved.
     pub(super) relocations: Option<Vec<Relocation>>,
 }
@@ -51,6 +54,8 @@ pub(super) struct Apart {
     pub(super) at: Label,
     /// What is done about flags first.
     pub(super) fix: Fix,
+    /// Where guest registers are when it is jumped to.
+    pub(super) homes: Homes,
     pub(super) what: Cold,
 }
 
@@ -70,6 +75,8 @@ pub(super) struct Block<'a> {
     pub(super) producer: Option<Producer>,
     thunks: &'a Thunks,
     kept: &'a mut Ops,
+    /// The number of the first op that is kept.
+    first_op: usize,
     /// The op that was kept last: where it is in the guest's code, and its address.
     last_kept: Option<(u64, u64)>,
     pub(super) cold: VecDeque<Apart>,
@@ -83,6 +90,12 @@ pub(super) struct Block<'a> {
     /// What the steps do to flags and registers.
     effects: Vec<Effects>,
     pub(super) heads: HashMap<u64, Head>,
+    /// How the steps' accesses are checked.
+    shares: Vec<Share>,
+    /// The register whose place in host memory is in [`ADDRESS`].
+    pub(super) in_address: Option<u8>,
+    /// What the step's access was checked as, once it was.
+    checked: Option<Share>,
 }
 
 /// What translating a step may do to flags and registers.
@@ -136,7 +149,8 @@ impl Effects {
     }
 }
 
-/// Translates `trace` for code memory at `base`. Links get numbers from `first_link`.
+/// Translates `trace` for code memory at `base`. Links get numbers from `first_link`. Accesses
+/// share checks where that can be, if `share`.
 ///
 /// # Errors
 /// None, unless the assembler is wrong.
@@ -146,6 +160,25 @@ pub(super) fn translate(
     kept: &mut Ops,
     base: u64,
     first_link: u32,
+    share: bool,
+) -> Result<Translated, NotCopied> {
+    if share && let Ok(translated) = attempt(trace, thunks, kept, base, first_link, true) {
+        return Ok(translated);
+    }
+    attempt(trace, thunks, kept, base, first_link, false)
+}
+
+/// As [`translate`].
+///
+/// # Errors
+/// When accesses should share checks, but one of them is to be interpreted.
+fn attempt(
+    trace: &Trace,
+    thunks: &Thunks,
+    kept: &mut Ops,
+    base: u64,
+    first_link: u32,
+    share: bool,
 ) -> Result<Translated, NotCopied> {
     let rip = trace.ops.first().map_or(0, |op| op.rip);
     let mut block = Block {
@@ -153,6 +186,7 @@ pub(super) fn translate(
         flags: Flags::Context,
         producer: None,
         thunks,
+        first_op: kept.count(),
         kept,
         last_kept: None,
         cold: VecDeque::new(),
@@ -163,8 +197,14 @@ pub(super) fn translate(
         here: rip,
         effects: trace.steps.iter().map(Effects::of).collect(),
         heads: HashMap::new(),
+        shares: Vec::new(),
+        in_address: None,
+        checked: None,
     };
     block.find_heads(trace);
+    if share {
+        block.share(trace);
+    }
     let need = trace
         .steps
         .iter()
@@ -172,11 +212,15 @@ pub(super) fn translate(
     if need != 0 {
         block.vectors(need);
     }
+    let homes = block.homes_for(trace);
+    block.code.lend(homes);
     let mut open = true;
     for (n, (step, op)) in trace.steps.iter().zip(&trace.ops).enumerate() {
         (block.step, block.here) = (n, op.rip);
         block.arrive(op.rip)?;
         let before = (block.code.len(), block.flags, block.producer, block.cold.len());
+        let homes = block.code.homes;
+        block.checked = None;
         let done = match step.then {
             Then::Next => block.next(step, op),
             Then::Followed => block.followed(op),
@@ -184,10 +228,18 @@ pub(super) fn translate(
             Then::Last => block.branch(&step.instruction, op),
         };
         open = step.then != Then::Last;
+        let share = block.share_of(n);
+        if share != Share::None && block.checked.take() != Some(share) {
+            return Err(NotCopied);
+        }
         if done.is_err() {
+            if share != Share::None {
+                return Err(NotCopied);
+            }
             block.code.take_back(before.0);
             (block.flags, block.producer) = (before.1, before.2);
             block.cold.truncate(before.3);
+            block.code.homes = homes;
             match step.then {
                 Then::Next => block.interpret(op)?,
                 // It says itself where it goes on.
@@ -209,6 +261,33 @@ pub(super) fn translate(
 }
 
 impl Block<'_> {
+    /// Finds out which accesses share checks: those that follow others cannot fault.
+    fn share(&mut self, trace: &Trace) {
+        self.shares = self.shares_of(trace);
+        for ((effects, share), step) in self.effects.iter_mut().zip(&self.shares).zip(&trace.steps)
+        {
+            if matches!(share, Share::Follows { .. }) && step.then == Then::Next {
+                effects.wants = match step.instruction.code() {
+                    Code::Push_r64
+                    | Code::Pushq_imm8
+                    | Code::Pushq_imm32
+                    | Code::Pop_r64
+                    | Code::Leaveq => false,
+                    _ => step.plan.as_ref().is_none_or(|plan| FlagUse::of(plan).wants),
+                };
+            }
+        }
+    }
+
+    fn share_of(&self, step: usize) -> Share {
+        self.shares.get(step).copied().unwrap_or(Share::None)
+    }
+
+    /// The guest registers that step `n` may change, a bit each.
+    pub(super) fn writes_of(&self, n: usize) -> u16 {
+        self.effects.get(n).map_or(u16::MAX, |effects| effects.writes)
+    }
+
     /// Finds the places that the trace jumps back to.
     fn find_heads(&mut self, trace: &Trace) {
         let exits = trace.steps.iter().filter_map(|step| match step.then {
@@ -234,8 +313,14 @@ impl Block<'_> {
             self.flags = Flags::Dead;
         }
         self.producer = None;
+        self.in_address = None;
         self.code.bind(head.label);
         Ok(())
+    }
+
+    /// Whether some step changes guest register `number`, or may.
+    pub(super) fn writes(&self, number: u8) -> bool {
+        self.effects.iter().any(|effects| effects.writes & 1 << (number & 15) != 0)
     }
 
     /// Whether somebody may want the flags that step `n` finds.
@@ -265,7 +350,7 @@ impl Block<'_> {
                 self.keep_flags_for_address(op)?;
                 let number = to.number() as u8;
                 self.overwrite(1 << (number & 15))?;
-                if let Some(host) = direct(number, op)
+                if let Some(host) = direct(self.code.homes, number, op)
                     && to.size() == 8
                 {
                     return self.code.effective(host, op, 0);
@@ -279,9 +364,7 @@ impl Block<'_> {
                 Ok(())
             }
             Code::VEX_Vzeroupper => self.code.emit(instruction),
-            Code::Div_rm32 | Code::Div_rm64 | Code::Idiv_rm32 | Code::Idiv_rm64 => {
-                self.divide(instruction, op)
-            }
+            code if is_division(code) => self.divide(instruction, op),
             _ if copy::is_nothing(instruction) => Ok(()),
             _ => copy::copy(self, step.plan.as_ref().ok_or(NotCopied)?, op),
         }
@@ -289,7 +372,7 @@ impl Block<'_> {
 
     /// Addresses may take an addition, which changes flags.
     fn keep_flags_for_address(&mut self, op: &Op) -> Result<(), NotCopied> {
-        let in_memory = |number| number != GPR_ZERO && home(number) == Home::Memory;
+        let in_memory = |number| number != GPR_ZERO && self.code.homes.of(number) == Home::Memory;
         if in_memory(op.base) && in_memory(op.index) {
             self.lose_flags()?;
         }
@@ -415,30 +498,58 @@ impl Block<'_> {
     pub(super) fn apart(&mut self, what: Cold) -> Label {
         let at = self.code.label();
         let fix = self.fix();
-        self.cold.push_back(Apart { at, fix, what });
+        self.cold.push_back(Apart { at, fix, homes: self.code.homes, what });
         at
     }
 
-    /// Checks the access to `op`'s memory operand; the interpreter runs `op` where it does
-    /// not hold, and goes on behind it (see [`Block::resume_here`]).
+    /// Checks the step's access, to `op`'s memory operand; the interpreter runs `op` where it
+    /// does not hold, and goes on behind it (see [`Block::resume_here`]).
     pub(super) fn check(
         &mut self,
         op: &Op,
         operand: &Op,
         access: Access,
     ) -> Result<Place, NotCopied> {
+        let share = self.share_of(self.step);
+        if let Share::Follows { base, at } = share {
+            return Ok(self.follow(base, at));
+        }
         self.lose_flags()?;
+        self.checked = Some(share);
         let resume = self.code.label();
-        let op = self.keep(op);
-        let at = self.apart(Cold::Interpret { op, resume, to_host: false });
-        self.code.check(operand, access, at)
+        let kept = self.keep(op);
+        if let Share::Leads { group, at, moves } = share {
+            let (next, group_behind) = (op.next_rip(), group.seen_from(moves));
+            let lead = Cold::Lead { op: kept, group: group_behind, next, resume, to_host: false };
+            let slow = self.apart(lead);
+            self.code.check_group(&group, slow)?;
+            self.in_address = Some(group.base);
+            return Ok(Place::at(at));
+        }
+        self.in_address = None;
+        let slow = self.apart(Cold::Interpret { op: kept, resume, to_host: false });
+        self.code.check(operand, access, slow)
+    }
+
+    /// The step's access is at a distance from what was checked before.
+    fn follow(&mut self, base: u8, at: i64) -> Place {
+        if self.in_address.replace(base) != Some(base) {
+            self.code.load(ADDRESS, fields::shared(base));
+        }
+        self.checked = Some(Share::Follows { base, at });
+        Place::at(at)
     }
 
     /// The instruction is done: what interpreted it goes on here.
     pub(super) fn resume_here(&mut self) {
+        if matches!(self.checked, Some(Share::Follows { .. })) {
+            return;
+        }
         let in_host = matches!(self.flags, Flags::Host | Flags::Both);
-        if let Some(Apart { what: Cold::Interpret { resume, to_host, .. }, .. }) =
-            self.cold.back_mut()
+        if let Some(Apart {
+            what: Cold::Interpret { resume, to_host, .. } | Cold::Lead { resume, to_host, .. },
+            ..
+        }) = self.cold.back_mut()
         {
             *to_host = in_host;
             let resume = *resume;
@@ -453,6 +564,9 @@ impl Block<'_> {
         operand: &Op,
         access: Access,
     ) -> Result<Place, NotCopied> {
+        if let Share::Follows { base, at } = self.share_of(self.step) {
+            return Ok(self.follow(base, at));
+        }
         self.lose_flags()?;
         let at = self.last(op);
         self.code.check(operand, access, at)
@@ -469,14 +583,19 @@ impl Block<'_> {
         self.flags = Flags::Context;
         self.producer = None;
         let op = self.keep(op);
+        let homes = self.code.homes;
+        self.code.give_back();
         self.code.moving_constant(VALUE, op, Kind::Op);
         self.code.call(self.thunks.interpret);
+        self.code.lend_again(homes);
+        self.in_address = None;
         Ok(())
     }
 
     fn interpret_last(&mut self, op: &Op) -> Result<(), NotCopied> {
         self.save_flags()?;
         let op = self.keep(op);
+        self.code.give_back();
         self.code.moving_constant(VALUE, op, Kind::Op);
         self.code.call(self.thunks.interpret_last);
         Ok(())
@@ -495,6 +614,7 @@ impl Block<'_> {
         let resume = self.code.label();
         let kept = self.keep(op);
         let unusual = self.apart(Cold::Interpret { op: kept, resume, to_host: false });
+        self.in_address = None;
         if instruction.op0_kind() == iced_x86::OpKind::Register {
             self.code.fetch(ADDRESS, instruction.op0_register().number() as u8);
         } else {
@@ -525,30 +645,37 @@ impl Block<'_> {
 
     fn finish(mut self) -> Result<Translated, NotCopied> {
         self.step = self.effects.len();
-        while let Some(Apart { at, fix, what }) = self.cold.pop_front() {
+        while let Some(Apart { at, fix, homes, what }) = self.cold.pop_front() {
             self.code.bind(at);
             fix.write(&mut self.code)?;
             match what {
                 Cold::Exit { target, from, flags, producer } => {
                     (self.flags, self.producer, self.here) = (flags, producer, from);
+                    self.code.homes = homes;
                     self.edge(target)?;
                 }
-                what => what.write(&mut self.code, self.thunks, self.rip),
+                what => what.write(&mut self.code, self.thunks, self.rip, homes)?,
             }
         }
         let way_out = self.code.len();
-        Cold::Stale { rip: self.rip }.write(&mut self.code, self.thunks, self.rip);
+        let homes = Homes::default();
+        Cold::Stale { rip: self.rip }.write(&mut self.code, self.thunks, self.rip, homes)?;
         let (code, relocations) = self.code.finish()?;
         let relocations = relocations.of_code_at(self.rip);
-        Ok(Translated { code, links: self.links, way_out, relocations })
+        Ok(Translated { code, links: self.links, way_out, first_op: self.first_op, relocations })
     }
+}
+
+/// Whether [`Block::divide`] does `code`.
+pub(super) fn is_division(code: Code) -> bool {
+    matches!(code, Code::Div_rm32 | Code::Div_rm64 | Code::Idiv_rm32 | Code::Idiv_rm64)
 }
 
 /// The host register of guest register `to`, if an address of `op`'s registers can be
 /// computed in it: where they are in host registers too, none is overwritten too early.
-fn direct(to: u8, op: &Op) -> Option<R> {
-    let in_host = |number| number == GPR_ZERO || matches!(home(number), Home::Host(_));
-    match home(to) {
+fn direct(homes: Homes, to: u8, op: &Op) -> Option<R> {
+    let in_host = |number| number == GPR_ZERO || matches!(homes.of(number), Home::Host(_));
+    match homes.of(to) {
         Home::Host(host) if in_host(op.base) && in_host(op.index) => Some(host),
         _ => None,
     }

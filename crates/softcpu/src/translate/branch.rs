@@ -45,7 +45,7 @@ impl Block<'_> {
             let at = self.code.label();
             let (flags, producer, from) = (self.flags, self.producer, op.rip);
             let what = Cold::Exit { target: exit, from, flags, producer };
-            self.cold.push_back(Apart { at, fix: Fix::None, what });
+            self.cold.push_back(Apart { at, fix: Fix::None, homes: self.code.homes, what });
             self.code.jump_if(condition, at);
         }
         if !taken && op.imm <= op.rip { self.poll(op.imm) } else { Ok(()) }
@@ -53,6 +53,7 @@ impl Block<'_> {
 
     pub(super) fn branch(&mut self, instruction: &Instruction, op: &Op) -> Result<(), NotCopied> {
         self.save_flags()?;
+        self.code.give_back();
         match instruction.code() {
             Code::Call_rel32_64 if canonical(op.imm) => {
                 let place = self.check_last(op, &stack_operand(op, RSP, -8), Access::STORE_WORD)?;
@@ -145,6 +146,7 @@ impl Block<'_> {
             return Ok(());
         }
         self.save_flags()?;
+        self.code.give_back();
         if target <= self.here {
             self.poll(target)?;
         }
@@ -154,7 +156,8 @@ impl Block<'_> {
             let at = self.code.label();
             self.code.jump(at);
             self.links.push(Link { at: self.code.len().saturating_sub(4), target });
-            self.cold.push_back(Apart { at, fix: Fix::None, what: Cold::Link { number } });
+            let (homes, what) = (self.code.homes, Cold::Link { number });
+            self.cold.push_back(Apart { at, fix: Fix::None, homes, what });
             return Ok(());
         }
         let (key, host) = fields::jump_entry(target);

@@ -3,7 +3,7 @@
 //! Blocks are only ever added, until the memory is full and starts over empty. One whose code
 //! has changed is not taken out: its first instruction becomes a jump out.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::io;
 
 use super::clone::{Code, Span, code_at};
@@ -48,9 +48,23 @@ pub(super) struct Placed {
     pub(super) instructions: u16,
     /// What changes in it when it is moved.
     pub(super) relocations: Span,
-    /// Its code has changed: nothing may be linked from it any more.
+    /// The frame its code is in.
+    pub(super) frame: RamFrame,
+    /// It is entered no more: nothing may be linked from it either.
     pub(super) stale: bool,
 }
+
+/// How often lately a trace was left because what it checks at once lies in two pages.
+#[derive(Clone, Copy, Debug)]
+struct Splits {
+    since: u64,
+    times: u32,
+}
+
+/// So often within [`SPLIT_WINDOW`], and a trace is better off with a check for each access.
+const MANY_SPLITS: u32 = 64;
+/// Ticks of the TSC: a millisecond or so.
+const SPLIT_WINDOW: u64 = 1 << 22;
 
 /// A jump in code memory that may go straight to another block.
 #[derive(Clone, Copy, Debug)]
@@ -76,6 +90,13 @@ pub(crate) struct Translator {
     pub(super) links: Vec<Link>,
     /// What changes in those that can be moved.
     pub(super) relocations: Vec<Relocation>,
+    /// Traces that were split lately, by the RIP of their code.
+    splits: HashMap<u64, Splits>,
+    /// Those that are to check each access, and where they were when they did not, if nothing
+    /// has taken their place yet.
+    pub(super) separate: HashMap<(RamFrame, u64), Option<u32>>,
+    /// The addresses that they had then.
+    retired: HashSet<u64>,
     /// Blocks by the frame their code is in, and the version they hold for.
     pub(super) frames: HashMap<RamFrame, (u32, Vec<u32>)>,
     /// The block that was placed last for some code, at whichever address.
@@ -99,7 +120,7 @@ pub(crate) struct Translator {
     pub(crate) mistake: Option<fn(&mut iced_x86::Instruction, &mut crate::decode::op::Op)>,
     /// What blocks were made of, by their number.
     #[cfg(test)]
-    pub(super) traces: HashMap<u32, Trace>,
+    pub(super) traces: HashMap<u32, (Trace, bool)>,
 }
 
 /// What the translator did.
@@ -132,7 +153,7 @@ pub struct Counters {
 impl Counters {
     /// What the reasons in [`Counters::exits`] are, by number.
     pub const EXITS: [&'static str; 8] =
-        ["", "look-up", "new link", "to interpret", "machine", "fault", "", ""];
+        ["", "look-up", "new link", "to interpret", "machine", "fault", "split check", ""];
 
     /// Translated code was left for `reason`, while an event was waiting or not.
     pub(super) fn left(&mut self, reason: u64, event: bool) {
@@ -164,6 +185,9 @@ impl Translator {
             ops: Ops::default(),
             links: Vec::new(),
             relocations: Vec::new(),
+            splits: HashMap::new(),
+            separate: HashMap::new(),
+            retired: HashSet::new(),
             frames: HashMap::new(),
             by_code: HashMap::new(),
             pending: None,
@@ -224,6 +248,9 @@ impl Translator {
         self.ops.clear();
         self.links.clear();
         self.relocations.clear();
+        self.splits.clear();
+        self.separate.clear();
+        self.retired.clear();
         self.frames.clear();
         self.by_code.clear();
         #[cfg(test)]
@@ -237,11 +264,12 @@ impl Translator {
     pub(super) fn place(&mut self, trace: Trace, frame: RamFrame, version: u32) -> Option<Entry> {
         let offset = self.next_offset()?;
         let address = self.memory.address(offset as usize) as u64;
-        let (first_link, first_op) = (self.links.len(), self.ops.count());
-        let first_link = u32::try_from(first_link).ok()?;
+        let first_link = u32::try_from(self.links.len()).ok()?;
         let rip = trace.ops.first()?.rip;
+        let former = self.separate.get(&(frame, rip)).copied();
+        let (thunks, share) = (&self.thunks, former.is_none());
         let made =
-            block::translate(&trace, &self.thunks, &mut self.ops, address, first_link).ok()?;
+            block::translate(&trace, thunks, &mut self.ops, address, first_link, share).ok()?;
         #[cfg(test)]
         let made = if self.smuggled.is_empty() {
             made
@@ -256,16 +284,24 @@ impl Translator {
             len: u32::try_from(made.code.len()).ok()?,
             way_out: u32::try_from(made.way_out).ok()?,
             first_link,
-            first_op: u32::try_from(first_op).ok()?,
-            ops: u16::try_from(self.ops.count().saturating_sub(first_op)).ok()?,
+            first_op: u32::try_from(made.first_op).ok()?,
+            ops: u16::try_from(self.ops.count().saturating_sub(made.first_op)).ok()?,
             instructions: u16::try_from(trace.steps.len()).ok()?,
             relocations: Span::push(&mut self.relocations, &relocations),
+            frame,
             stale: false,
         };
         #[cfg(test)]
-        self.traces.insert(self.blocks.len() as u32, trace);
-        let entry = self.add(&made.code, &made.links, placed, frame, version)?;
+        self.traces.insert(self.blocks.len() as u32, (trace, share));
+        let entry = self.add(&made.code, &made.links, placed, version)?;
         self.counters.translated = self.counters.translated.wrapping_add(1);
+        if let Some(former) = former.flatten()
+            && let Some(former) = self.blocks.get(former as usize)
+        {
+            // Whoever has a link to it comes here.
+            self.aim(former.offset.saturating_add(1) as usize, entry.address);
+            self.separate.insert((frame, rip), None);
+        }
         Some(entry)
     }
 
@@ -280,10 +316,9 @@ impl Translator {
         code: &[u8],
         links: &[block::Link],
         placed: Placed,
-        frame: RamFrame,
         version: u32,
     ) -> Option<Entry> {
-        let offset = placed.offset as usize;
+        let (offset, frame) = (placed.offset as usize, placed.frame);
         let address = self.memory.address(offset) as u64;
         if (self.verify || cfg!(debug_assertions))
             && let Err(violation) = verify::verify(code, address, &self.thunks)
@@ -358,15 +393,52 @@ impl Translator {
         for frame in changed {
             let Some((_, blocks)) = self.frames.remove(&frame) else { continue };
             for number in blocks {
-                let Some(placed) = self.blocks.get_mut(number as usize) else { continue };
-                placed.stale = true;
-                // jmp: five bytes, which the shortest block has.
-                let [a, b, c, d] = placed.way_out.wrapping_sub(5).to_le_bytes();
-                let written = self.memory.write(placed.offset as usize, &[0xe9, a, b, c, d]);
-                debug_assert!(written, "blocks are inside the code memory");
-                dropped(placed.rip);
-                self.counters.invalidated = self.counters.invalidated.wrapping_add(1);
+                if let Some(rip) = self.close(number) {
+                    dropped(rip);
+                    self.counters.invalidated = self.counters.invalidated.wrapping_add(1);
+                }
             }
         }
+    }
+
+    /// Block `number` is entered no more. Says for what code it stands.
+    fn close(&mut self, number: u32) -> Option<u64> {
+        let placed = self.blocks.get_mut(number as usize)?;
+        placed.stale = true;
+        // jmp: five bytes, which the shortest block has.
+        let [a, b, c, d] = placed.way_out.wrapping_sub(5).to_le_bytes();
+        let written = self.memory.write(placed.offset as usize, &[0xe9, a, b, c, d]);
+        debug_assert!(written, "blocks are inside the code memory");
+        Some(placed.rip)
+    }
+
+    /// The trace at `rip` was left at time `now` because what it checks at once lies in two
+    /// pages, or is not all of one kind. Where that happens again and again it is made anew.
+    pub(super) fn split(&mut self, rip: u64, now: u64) {
+        let splits = self.splits.entry(rip).or_insert(Splits { since: now, times: 0 });
+        if now.wrapping_sub(splits.since) > SPLIT_WINDOW {
+            *splits = Splits { since: now, times: 0 };
+        }
+        splits.times = splits.times.saturating_add(1);
+        if splits.times < MANY_SPLITS {
+            return;
+        }
+        self.splits.remove(&rip);
+        let of_it = |placed: &Placed| placed.rip == rip && !placed.stale;
+        let Some(number) = self.blocks.iter().rposition(of_it) else { return };
+        let Some(placed) = self.blocks.get(number) else { return };
+        let key = (placed.frame, rip);
+        if self.separate.contains_key(&key) {
+            return;
+        }
+        self.retired.insert(self.memory.address(placed.offset as usize) as u64);
+        self.separate.insert(key, Some(number as u32));
+        self.close(number as u32);
+    }
+
+    /// Whether `entry` can still be entered.
+    pub(super) fn holds(&self, entry: Entry) -> bool {
+        entry.generation == self.generation
+            && (self.retired.is_empty() || !self.retired.contains(&entry.address))
     }
 }

@@ -91,16 +91,12 @@ impl Translator {
 
     /// Makes a clone of the translation `number`, for its code at `rip`. `None` if it cannot
     /// be moved there, or there is no room.
-    pub(super) fn clone_to(
-        &mut self,
-        number: u32,
-        frame: RamFrame,
-        version: u32,
-        rip: u64,
-    ) -> Option<Entry> {
+    pub(super) fn clone_to(&mut self, number: u32, version: u32, rip: u64) -> Option<Entry> {
         let origin = *self.blocks.get(number as usize)?;
         let relocations = origin.relocations.of(&self.relocations)?;
-        if !relocate::is_movable(rip) || !self.has_room() {
+        // What is to have a check for each access here has something better to come.
+        let separate = self.separate.contains_key(&(origin.frame, rip));
+        if separate || !relocate::is_movable(rip) || !self.has_room() {
             return None;
         }
         let (first, last) = (origin.first_op as usize, origin.ops);
@@ -142,7 +138,7 @@ impl Translator {
                 target: link.target.wrapping_add(distance.guest),
             })
             .collect();
-        let entry = self.add(&code, &links, placed, frame, version)?;
+        let entry = self.add(&code, &links, placed, version)?;
         #[cfg(test)]
         tests::compare(self, number, &links);
         self.counters.moved = self.counters.moved.wrapping_add(1);

@@ -4,8 +4,9 @@
 use super::assembler::{Assembler, Condition, Label, NotCopied};
 use super::fields;
 use super::flags::{Flags, Producer};
-use super::registers::VALUE;
+use super::registers::{Homes, VALUE};
 use super::relocate::Kind;
+use super::sharing::Group;
 use super::thunks::Thunks;
 
 /// How such a piece brings the flags into the context first.
@@ -47,6 +48,9 @@ pub(super) fn keep_flags(code: &mut Assembler) {
 pub(super) enum Cold {
     /// Interprets an op and goes on at `resume`, with flags in host flags if asked.
     Interpret { op: u64, resume: Label, to_host: bool },
+    /// Interprets an op that was to check what others access too, checks `group`, which is that
+    /// as seen from behind the op, and goes on at `resume`, or else leaves for `next`.
+    Lead { op: u64, group: Group, next: u64, resume: Label, to_host: bool },
     /// Interprets the last op.
     Last { op: u64 },
     /// Leaves with RIP at `rip`.
@@ -66,16 +70,45 @@ pub(super) enum Cold {
 }
 
 impl Cold {
-    /// Writes it, for a block that begins at `rip`.
-    pub(super) fn write(self, code: &mut Assembler, thunks: &Thunks, rip: u64) {
+    /// Writes it, for a block that begins at `rip`, where guest registers are in `homes`.
+    ///
+    /// # Errors
+    /// None, unless the assembler is wrong.
+    pub(super) fn write(
+        self,
+        code: &mut Assembler,
+        thunks: &Thunks,
+        rip: u64,
+        homes: Homes,
+    ) -> Result<(), NotCopied> {
+        code.homes = homes;
+        code.give_back();
         match self {
             Self::Interpret { op, resume, to_host } => {
                 code.moving_constant(VALUE, op, Kind::Op);
                 code.call(thunks.interpret);
+                code.lend_again(homes);
                 if to_host {
                     load_flags(code);
                 }
                 code.jump(resume);
+            }
+            Self::Lead { op, group, next, resume, to_host } => {
+                code.moving_constant(VALUE, op, Kind::Op);
+                code.call(thunks.interpret);
+                code.lend_again(homes);
+                let split = code.label();
+                code.check_group(&group, split)?;
+                if to_host {
+                    load_flags(code);
+                }
+                code.jump(resume);
+                code.bind(split);
+                code.give_back();
+                code.guest_address(VALUE, rip);
+                code.store(fields::SPARE, VALUE);
+                code.guest_address(VALUE, next);
+                code.jump_to(thunks.leave_split);
             }
             Self::Last { op } => {
                 code.moving_constant(VALUE, op, Kind::Op);
@@ -115,6 +148,7 @@ impl Cold {
                 code.jump_to(thunks.leave_to_interpret);
             }
         }
+        Ok(())
     }
 }
 

@@ -35,6 +35,9 @@ pub(crate) struct Context {
     pub(super) vectors: u64,
     /// What may be loaded, given control registers and MXCSR.
     pub(super) allowed: u64,
+    /// Where in host memory it is that each guest register points to, while a trace has
+    /// accesses that share a check.
+    pub(super) shared: [u64; 16],
 }
 
 impl Context {
@@ -50,6 +53,7 @@ impl Context {
             link: 0,
             vectors: 0,
             allowed: 0,
+            shared: [0; 16],
         }
     }
 }

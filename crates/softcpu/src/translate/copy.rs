@@ -12,7 +12,7 @@ use super::block::Block;
 use super::context::{AVX, SSE};
 use super::fields;
 use super::flags::Producer;
-use super::registers::{ACCUMULATOR, ADDRESS, Home, VALUE, home, is_high_byte, part};
+use super::registers::{ACCUMULATOR, ADDRESS, Home, Homes, VALUE, is_high_byte, part};
 use crate::decode::op::Op;
 use crate::native::features::FeatureSet;
 use crate::native::{Plan, Traits, is_hint, is_special, plan, without_prefix};
@@ -90,7 +90,8 @@ impl FlagUse {
 /// It must be interpreted. `block` may then hold part of it.
 pub(super) fn copy(block: &mut Block<'_>, plan: &Plan, op: &Op) -> Result<(), NotCopied> {
     let memory = plan.traits.contains(Traits::MEMORY);
-    let Renamed { mut instruction, temporaries, accumulator } = rename(plan, memory)?;
+    let Renamed { mut instruction, temporaries, accumulator } =
+        rename(plan, memory, block.code.homes)?;
     if memory {
         let access = Access {
             len: u8::try_from(plan.size).map_err(|_| NotCopied)?,
@@ -109,6 +110,9 @@ pub(super) fn copy(block: &mut Block<'_>, plan: &Plan, op: &Op) -> Result<(), No
     if accumulator {
         block.code.copy(VALUE, ACCUMULATOR);
     }
+    if temporaries.iter().any(|temporary| temporary.host == ADDRESS) {
+        block.in_address = None;
+    }
     for temporary in &temporaries {
         if temporary.loaded {
             block.code.load(temporary.host, fields::gpr(temporary.guest));
@@ -124,7 +128,11 @@ pub(super) fn copy(block: &mut Block<'_>, plan: &Plan, op: &Op) -> Result<(), No
         block.code.copy(ACCUMULATOR, VALUE);
     }
     if flags.changes {
-        block.made_flags(if flags.wants { None } else { Producer::of(&plan.instruction) });
+        block.made_flags(if flags.wants {
+            None
+        } else {
+            Producer::of(&plan.instruction, block.code.homes)
+        });
     }
     if memory {
         block.resume_here();
@@ -159,7 +167,7 @@ struct Renamed {
     accumulator: bool,
 }
 
-fn rename(plan: &Plan, memory: bool) -> Result<Renamed, NotCopied> {
+fn rename(plan: &Plan, memory: bool, homes: Homes) -> Result<Renamed, NotCopied> {
     let mut it = plan.instruction;
     let registers: Vec<(u32, R)> = (0..it.op_count())
         .filter(|n| it.op_kind(*n) == OpKind::Register)
@@ -181,7 +189,7 @@ fn rename(plan: &Plan, memory: bool) -> Result<Renamed, NotCopied> {
     let mut temporaries: Vec<Temporary> = Vec::new();
     for used in &plan.gprs {
         let guest = u8::try_from(used.number).map_err(|_| NotCopied)?;
-        if home(guest) == Home::Memory {
+        if homes.of(guest) == Home::Memory {
             let host = free.pop().ok_or(NotCopied)?;
             let loaded = used.loaded;
             temporaries.push(Temporary { guest, host, loaded, written: used.written });
@@ -193,7 +201,7 @@ fn rename(plan: &Plan, memory: bool) -> Result<Renamed, NotCopied> {
             // The encoder refuses it beside what needs a REX prefix.
             continue;
         }
-        let host = match home(number) {
+        let host = match homes.of(number) {
             // Both AL and AH, or an implied RAX: all of them stay in RAX.
             Home::Host(_) if number == 0 && accumulator => R::RAX,
             Home::Host(host) => host,

@@ -36,6 +36,7 @@ pub(super) const SPARE: Field = context!(spare);
 pub(super) const LINK: Field = context!(link);
 pub(super) const VECTORS: Field = context!(vectors);
 pub(super) const ALLOWED: Field = context!(allowed);
+pub(super) const SHARED: Field = context!(shared);
 pub(super) const EVENT_MASK: Field = Field(offset_of!(Vcpu, event_mask) as u32);
 pub(super) const RIP: Field = Field((offset_of!(Vcpu, state) + offset_of!(VcpuState, rip)) as u32);
 pub(super) const MXCSR: Field =
@@ -55,12 +56,17 @@ pub(super) const TLB_ADDEND: u32 = offset_of!(DataEntry, addend) as u32;
 /// How far the entry for stores lies behind the one for loads.
 pub(super) const TLB_STORES: u32 = offset_of!(DataTables, write) as u32;
 /// The translated check shifts and masks addresses for this table.
-const _: () = assert!(size_of::<DataEntry>() == 32 && DataTlb::ENTRIES == 1024);
+const _: () = assert!(size_of::<DataEntry>() == 16 && DataTlb::ENTRIES == 8192);
 
 /// General-purpose register `number`.
 pub(super) const fn gpr(number: u8) -> Field {
     let gprs = offset_of!(Vcpu, state) + offset_of!(VcpuState, gpr);
     Field(gprs as u32 + (number as u32 & 15) * 8)
+}
+
+/// Where guest register `number` points to in host memory, for accesses that share a check.
+pub(super) const fn shared(number: u8) -> Field {
+    Field(SHARED.0 + (number as u32 & 15) * 8)
 }
 
 /// Vector register `number`.

@@ -9,7 +9,7 @@
 use iced_x86::{Code, Instruction, MemoryOperand, OpKind, Register as R};
 
 use super::fields;
-use super::registers::{Home, VALUE, home, is_high_byte, part, whole};
+use super::registers::{Home, Homes, VALUE, is_high_byte, part, whole};
 
 /// Where the guest's status flags are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -41,9 +41,9 @@ impl Producer {
     }
 
     /// What makes the flags of `it` again, which is a guest's instruction in its form with
-    /// named operands, once it has run.
-    pub(super) fn of(it: &Instruction) -> Option<Self> {
-        let mut operands = Operands { loads: None, reads: 0 };
+    /// named operands, once it has run, as long as guest registers are in `homes`.
+    pub(super) fn of(it: &Instruction, homes: Homes) -> Option<Self> {
+        let mut operands = Operands { homes, loads: None, reads: 0 };
         match general(it.code())? {
             Kind::Compare => {
                 let steps = operands.as_it_was(it)?;
@@ -154,6 +154,7 @@ fn named(it: &Instruction, n: u32) -> Option<R> {
 
 /// Guest registers on their way to host registers.
 struct Operands {
+    homes: Homes,
     /// Loads the one that is kept in memory.
     loads: Option<Instruction>,
     reads: u16,
@@ -165,7 +166,7 @@ impl Operands {
         let number = register.full_register().number() as u8 & 15;
         let first = self.reads & 1 << number == 0;
         self.reads |= 1 << number;
-        match home(number) {
+        match self.homes.of(number) {
             Home::Host(host) => Some(part(host, register)),
             // There is one scratch register only.
             Home::Memory if first && self.loads.is_some() => None,

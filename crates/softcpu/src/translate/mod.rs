@@ -26,10 +26,12 @@ mod copy;
 mod fields;
 mod flags;
 pub(crate) mod jumps;
+mod lending;
 mod ops;
 mod registers;
 mod relocate;
 mod run;
+mod sharing;
 mod stack;
 #[cfg(test)]
 mod tests;

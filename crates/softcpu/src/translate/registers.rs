@@ -3,8 +3,11 @@
 //! Nearly all sit in the host registers of the same name, so that instructions with
 //! implied operands (shifts by CL, products in RDX) need no moves. Three host registers
 //! are taken: RSP is the host's stack, RAX and R13 are scratch. RAX is one of them because
-//! `lahf` and `seto` are the cheapest way to keep flags. Guest RAX and RSP move to R11 and
-//! R15, and what compilers use last stays in memory: R11, R13 and R15.
+//! `lahf` and `seto` are the cheapest way to keep flags. Guest RAX, RSP and R13 move to R11,
+//! R15 and R14, and what compilers use last stays in memory: R11, R14 and R15.
+//!
+//! So it is between traces. Within one, a register that it does not need may lend its place
+//! to one of those three that it does ([`Homes::lend`]).
 
 use iced_x86::Register as R;
 
@@ -26,12 +29,13 @@ pub(super) enum Home {
     Memory,
 }
 
-/// Where guest register `number` is.
-pub(super) fn home(number: u8) -> Home {
+/// Where guest register `number` is between traces.
+fn home(number: u8) -> Home {
     match number {
         0 => Home::Host(ACCUMULATOR),
         4 => Home::Host(STACK),
-        11 | 13 | 15 => Home::Memory,
+        13 => Home::Host(R::R14),
+        11 | 14 | 15 => Home::Memory,
         number => Home::Host(whole(number)),
     }
 }
@@ -42,6 +46,59 @@ pub(super) fn pinned() -> impl Iterator<Item = (u8, R)> {
         Home::Host(host) => Some((number, host)),
         Home::Memory => None,
     })
+}
+
+/// A host register that is not its owner's for a while.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Loan {
+    pub(super) host: R,
+    /// Whose it is: a guest register, which waits in memory.
+    pub(super) owner: u8,
+    /// Who has it.
+    pub(super) user: u8,
+    /// The user is changed while it has it.
+    pub(super) changes: bool,
+}
+
+/// Where guest registers are at some point of a trace.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Homes {
+    /// As many as there are registers in memory.
+    loans: [Option<Loan>; 3],
+}
+
+impl Homes {
+    /// Registers whose host register no instruction implies.
+    pub(super) const LENDERS: [u8; 7] = [6, 7, 8, 9, 10, 12, 13];
+    /// Those that are in memory between traces.
+    pub(super) const BORROWERS: [u8; 3] = [11, 14, 15];
+
+    /// Gives the place of `owner` to `user`, one of [`Homes::BORROWERS`].
+    pub(super) fn lend(&mut self, owner: u8, user: u8, changes: bool) {
+        if let Home::Host(host) = home(owner)
+            && let Some(free) = self.loans.iter_mut().find(|loan| loan.is_none())
+        {
+            *free = Some(Loan { host, owner, user, changes });
+        }
+    }
+
+    /// What is lent.
+    pub(super) fn loans(&self) -> impl Iterator<Item = Loan> + use<> {
+        self.loans.into_iter().flatten()
+    }
+
+    /// Where guest register `number` is.
+    pub(super) fn of(&self, number: u8) -> Home {
+        for loan in self.loans() {
+            if loan.user == number {
+                return Home::Host(loan.host);
+            }
+            if loan.owner == number {
+                return Home::Memory;
+            }
+        }
+        home(number)
+    }
 }
 
 /// The 64-bit register `number`.
@@ -83,6 +140,20 @@ mod tests {
                 assert!(!is_high_byte(part));
             }
         }
+    }
+
+    #[test]
+    fn a_lender_waits_in_memory_while_a_borrower_has_its_place() {
+        let mut homes = Homes::default();
+        for (owner, user) in Homes::LENDERS.into_iter().zip(Homes::BORROWERS) {
+            let place = homes.of(owner);
+            assert_eq!((place == Home::Memory, homes.of(user)), (false, Home::Memory));
+            homes.lend(owner, user, true);
+            assert_eq!((homes.of(owner), homes.of(user)), (Home::Memory, place));
+        }
+        let mut hosts: Vec<Home> = (0..16).map(|number| homes.of(number)).collect();
+        hosts.retain(|home| *home != Home::Memory);
+        assert_eq!(hosts.len(), pinned().count());
     }
 
     #[test]

@@ -77,7 +77,7 @@ impl Vcpu {
         if translator.refused.take() == Some(block.rip) {
             return Translation::None;
         }
-        let known = block.entry.get().filter(|known| known.generation == translator.generation);
+        let known = block.entry.get().filter(|known| translator.holds(*known));
         if let Some(entry) = known {
             return Translation::Known(entry);
         }
@@ -142,7 +142,7 @@ impl Vcpu {
         if let Some(entry) = translator.entry_at(number, rip) {
             return Some(entry);
         }
-        let entry = translator.clone_to(number, frame, version, rip)?;
+        let entry = translator.clone_to(number, version, rip)?;
         self.tell_of_newest(entry);
         Some(entry)
     }
@@ -271,6 +271,8 @@ impl Vcpu {
             return Err(Abort::Exit);
         } else if reason == Exit::Fault as u64 {
             return Err(Abort::Fault);
+        } else if reason == Exit::Split as u64 {
+            translator.split(self.context.spare, host_tsc());
         } else if reason == Exit::Interpret as u64 {
             translator.refused = Some(self.state.rip);
         }

@@ -5,7 +5,7 @@ use iced_x86::Register as R;
 use super::access::Access;
 use super::assembler::NotCopied;
 use super::block::Block;
-use super::registers::{Home, STACK, VALUE, home};
+use super::registers::{Home, STACK, VALUE};
 use crate::decode::op::Op;
 use crate::state::{GPR_ZERO, SEG_FLAT};
 
@@ -35,7 +35,7 @@ impl Block<'_> {
     pub(super) fn push(&mut self, op: &Op, what: Pushed) -> Result<(), NotCopied> {
         let place = self.check(op, &stack_operand(op, RSP, -8), Access::STORE_WORD)?;
         let from = match what {
-            Pushed::Register(register) => match home(register.number() as u8) {
+            Pushed::Register(register) => match self.code.homes.of(register.number() as u8) {
                 Home::Host(host) => host,
                 Home::Memory => {
                     self.code.fetch(VALUE, register.number() as u8);
@@ -56,12 +56,12 @@ impl Block<'_> {
     pub(super) fn pop(&mut self, op: &Op, register: u8) -> Result<(), NotCopied> {
         let place = self.check(op, &stack_operand(op, RSP, 0), Access::LOAD_WORD)?;
         self.overwrite(1 << RSP | 1 << (register & 15))?;
-        match home(register) {
+        match self.code.homes.of(register) {
             Home::Host(host) if host != STACK => self.code.load_at(host, place)?,
             _ => self.code.load_at(VALUE, place)?,
         }
         self.code.lea(STACK, STACK, R::None, 1, 8)?;
-        if register == RSP || home(register) == Home::Memory {
+        if register == RSP || self.code.homes.of(register) == Home::Memory {
             self.code.put(register, VALUE);
         }
         self.resume_here();

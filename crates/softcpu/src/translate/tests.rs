@@ -146,6 +146,42 @@ fn code_that_is_mapped_twice_runs_at_both_addresses() {
     }
 }
 
+/// A hundred thousand turns of a loop that adds two words at RBX, and stores between them;
+/// then `hlt`.
+const TOGETHER: &[u8] = &[
+    0xb9, 0xa0, 0x86, 0x01, 0x00, // mov ecx, 100000
+    0x31, 0xd2, // xor edx, edx
+    0x48, 0x03, 0x13, // again: add rdx, [rbx]
+    0x48, 0x89, 0x4b, 0x08, // mov [rbx + 8], rcx
+    0x48, 0x03, 0x53, 0x10, // add rdx, [rbx + 16]
+    0xff, 0xc9, // dec ecx
+    0x75, 0xf1, // jnz again
+    0xf4, // hlt
+];
+
+#[test]
+fn what_lies_in_two_pages_is_not_checked_at_once_for_ever() {
+    let splits = |counters: Counters| counters.exits[6];
+    for (at, in_two_pages) in [(0x5100, false), (0x5ff0, true), (0x5ff8, true), (0x6000, false)] {
+        let mut machine = machine(TOGETHER, Config { verify: true, ..Config::default() });
+        machine.put(at, &3_u64.to_le_bytes());
+        machine.put(at + 16, &4_u64.to_le_bytes());
+        machine.vcpu.state.gpr[3] = at;
+        assert_eq!(run(&mut machine), Exit::Halt);
+        assert_eq!(machine.vcpu.state.gpr[2], 700_000);
+        let counters = machine.vcpu.translator_counters().unwrap();
+        assert_eq!(splits(counters) > 0, in_two_pages, "{counters:?}");
+        // Not so often that a stolen processor in between could make it more.
+        assert!(splits(counters) < 50_000, "{counters:?}");
+        // It is the same again where it was.
+        machine.vcpu.state.gpr[3] = 0x5100;
+        machine.put(0x5100, &3_u64.to_le_bytes());
+        machine.put(0x5110, &4_u64.to_le_bytes());
+        assert_eq!(run(&mut machine), Exit::Halt);
+        assert_eq!(machine.vcpu.state.gpr[2], 700_000);
+    }
+}
+
 #[test]
 fn what_was_done_and_how_long_it_took_is_published() {
     let mut machine = machine(DIVISIONS, Config::default());

@@ -24,6 +24,8 @@ pub(super) enum Exit {
     Machine = 4,
     /// An instruction has faulted, which is for the run loop to deliver.
     Fault = 5,
+    /// As `Next`: what the trace at the address in the context checks at once cannot be.
+    Split = 6,
 }
 
 /// Addresses of the thunks.
@@ -39,6 +41,8 @@ pub(super) struct Thunks {
     pub(super) leave_to_interpret: u64,
     /// Leaves with [`Exit::Next`] and RIP from RAX: what the jump cache has for it is stale.
     pub(super) leave_to_look: u64,
+    /// Leaves with [`Exit::Split`] and RIP from RAX.
+    pub(super) leave_split: u64,
     /// Called with an op in RAX: runs it and returns, or goes elsewhere, or leaves.
     pub(super) interpret: u64,
     /// The same for the last op of a block: never returns.
@@ -113,6 +117,7 @@ pub(super) fn make(base: u64) -> Result<(Vec<u8>, Thunks), NotCopied> {
         (&mut thunks.leave_by_link, fields::LINK, Exit::Link),
         (&mut thunks.leave_to_interpret, fields::RIP, Exit::Interpret),
         (&mut thunks.leave_to_look, fields::RIP, Exit::Next),
+        (&mut thunks.leave_split, fields::RIP, Exit::Split),
     ] {
         *thunk = here(&code);
         code.store(keeps, VALUE);

@@ -6,14 +6,18 @@
 //! larger and no more than that check was for. Every branch must stay in the block or go to
 //! a thunk, and nothing may touch the host's stack, segments or system. It shares no code
 //! with what it looks at but the fields' places. Tests run it on every block they translate.
+//!
+//! Host addresses that are kept for later ([`pointers`]) hold over branches, and are followed
+//! along each of them.
 
 use std::collections::{HashMap, HashSet};
 
 use iced_x86::{
-    Decoder, DecoderOptions, FlowControl, Instruction, InstructionInfoFactory, Mnemonic as M,
+    Code, Decoder, DecoderOptions, FlowControl, Instruction, InstructionInfoFactory, Mnemonic as M,
     OpAccess, OpKind, Register as R,
 };
 
+use self::pointers::{Pointer, Pointers, Roads};
 use super::fields::{self, Field, TLB_ADDEND, TLB_STORES, TLB_TAG};
 use super::jumps::{ENTRIES, Jump};
 use super::registers::{ADDRESS, VALUE};
@@ -66,6 +70,8 @@ enum Known {
     Events,
     /// An index into the jump cache.
     Slot,
+    /// A host address that may be accessed at some distances.
+    Pointer(Pointer),
     /// A host address that so many bytes may be accessed at.
     Host {
         len: i64,
@@ -84,9 +90,24 @@ struct Shown {
 }
 
 impl Shown {
-    fn has(&self, register: R) -> bool {
-        let of = |term: &Term| matches!(term, Term::Register(r, _) if *r == register);
+    fn has(&self, part: &Term) -> bool {
+        let of = |term: &Term| match (term, part) {
+            (Term::Register(a, _), Term::Register(b, _)) => a == b,
+            (Term::Field(a, _), Term::Field(b, _)) => a == b,
+            _ => false,
+        };
         self.first.terms.iter().chain(&self.last.terms).any(of)
+    }
+
+    /// What may be accessed from where `distance` behind `part` points to, if it is through
+    /// that alone that it was shown.
+    fn through(&self, part: &Term, distance: i64) -> Option<Pointer> {
+        let alone = |sum: &Sum| sum.terms == [part.clone()];
+        (alone(&self.first) && alone(&self.last)).then_some(Pointer {
+            first: self.first.offset.checked_sub(distance)?,
+            last: self.last.offset.checked_sub(distance)?,
+            stores: self.stores,
+        })
     }
 
     /// Whether it covers `size` bytes at the sum of `terms` and `offset`.
@@ -110,6 +131,8 @@ struct Look<'a> {
     range: std::ops::Range<u64>,
     /// Where jumps go that are made with an index into the jump cache at hand.
     slots: HashSet<u64>,
+    /// What is kept, and where the two scratch registers' pointer is among it.
+    pointers: Pointers,
 }
 
 /// Looks at `code`, which is executed at `base`.
@@ -126,6 +149,23 @@ pub(super) fn verify(code: &[u8], base: u64, thunks: &Thunks) -> Result<(), Viol
         *times = times.saturating_add(1);
     }
     let starts: HashSet<u64> = instructions.iter().map(Instruction::ip).collect();
+    let mut roads = Roads::default();
+    // What was taken to be known where a jump backwards leads may turn out not to be: then all
+    // is looked at again, with less.
+    while !look_at(&instructions, base, code.len(), thunks, &targets, &starts, &mut roads)? {}
+    Ok(())
+}
+
+/// Looks at it once. Says whether that was enough.
+fn look_at(
+    instructions: &[Instruction],
+    base: u64,
+    len: usize,
+    thunks: &Thunks,
+    targets: &HashMap<u64, u32>,
+    starts: &HashSet<u64>,
+    roads: &mut Roads,
+) -> Result<bool, Violation> {
     let mut look = Look {
         factory: InstructionInfoFactory::new(),
         value: Known::Nothing,
@@ -133,13 +173,17 @@ pub(super) fn verify(code: &[u8], base: u64, thunks: &Thunks) -> Result<(), Viol
         compared: None,
         shown: None,
         thunks,
-        range: base..base.saturating_add(code.len() as u64),
+        range: base..base.saturating_add(len as u64),
         slots: HashSet::new(),
+        pointers: Pointers::default(),
     };
+    roads.begin();
     let mut falls_through = true;
-    for it in &instructions {
+    for it in instructions {
         if let Some(times) = targets.get(&it.ip()) {
+            let here = falls_through.then(|| look.all_pointers());
             look.forget();
+            look.take_over(roads.arrive(it.ip(), here));
             // Come to by one jump only, with an index into the jump cache.
             if !falls_through && *times == 1 && look.slots.contains(&it.ip()) {
                 look.address = Known::Slot;
@@ -151,19 +195,44 @@ pub(super) fn verify(code: &[u8], base: u64, thunks: &Thunks) -> Result<(), Viol
             FlowControl::Call => it.near_branch_target() != thunks.interpret_last,
             _ => true,
         };
-        look.step(it, &starts).map_err(|why| Violation {
+        if let FlowControl::ConditionalBranch | FlowControl::UnconditionalBranch = it.flow_control()
+        {
+            let target = it.near_branch_target();
+            if look.range.contains(&target) {
+                roads.leave(it.ip(), target, &look.all_pointers());
+            }
+        }
+        look.step(it, starts).map_err(|why| Violation {
             why,
             offset: it.ip().wrapping_sub(base),
             instruction: it.to_string(),
         })?;
     }
-    Ok(())
+    Ok(roads.hold())
 }
 
 impl Look<'_> {
     fn forget(&mut self) {
         (self.value, self.address) = (Known::Nothing, Known::Nothing);
         (self.compared, self.shown) = (None, None);
+    }
+
+    /// What is kept, and what is in [`ADDRESS`].
+    fn all_pointers(&self) -> Pointers {
+        let here = match self.address {
+            Known::Pointer(pointer) => Some(pointer),
+            _ => None,
+        };
+        let mut pointers = self.pointers;
+        pointers.here = here;
+        pointers
+    }
+
+    fn take_over(&mut self, pointers: Pointers) {
+        self.pointers = pointers;
+        if let Some(pointer) = pointers.here {
+            self.address = Known::Pointer(pointer);
+        }
     }
 
     fn step(&mut self, it: &Instruction, starts: &HashSet<u64>) -> Result<(), &'static str> {
@@ -201,6 +270,7 @@ impl Look<'_> {
             self.thunks.leave_by_link,
             self.thunks.leave_to_interpret,
             self.thunks.leave_to_look,
+            self.thunks.leave_split,
         ];
         let jump = it.is_jmp_short_or_near();
         let inside = self.range.contains(&target) && starts.contains(&target);
@@ -244,7 +314,7 @@ impl Look<'_> {
             (R::GS, R::None, R::None) => {
                 let end = displacement.saturating_add(size);
                 let here = displacement >= 0 && end <= size_of::<Vcpu>() as i64;
-                here && (reads || may_be_written(displacement, end))
+                here && (reads || may_be_written(displacement, end) || self.keeps(it))
             }
             (R::GS, R::None, ADDRESS) => {
                 let tables = [fields::JUMP_KEYS, fields::JUMP_HOSTS];
@@ -275,11 +345,24 @@ impl Look<'_> {
                     let single = index == R::None || it.memory_index_scale() == 1;
                     single && shown.covers(terms, displacement, size) && (reads || shown.stores)
                 }
+                Known::Pointer(pointer) => {
+                    let last = displacement.saturating_add(size).saturating_sub(1);
+                    let inside = displacement >= pointer.first && last <= pointer.last;
+                    index == R::None && inside && (reads || pointer.stores)
+                }
                 _ => false,
             },
             _ => false,
         };
         if good { Ok(()) } else { Err("an access to memory that nothing allows") }
+    }
+
+    /// Whether `it` keeps the pointer in [`ADDRESS`], and nothing else.
+    fn keeps(&self, it: &Instruction) -> bool {
+        it.code() == Code::Mov_rm64_r64
+            && it.op1_register() == ADDRESS
+            && matches!(self.address, Known::Pointer(_))
+            && Pointers::place(it.memory_displacement64()).is_some()
     }
 
     fn registers(&mut self, it: &Instruction) -> Result<(), &'static str> {
@@ -336,14 +419,24 @@ impl Look<'_> {
             }
         }
         // A guest's register that an address was made of has changed.
-        if first != R::None && !matches!(first.full_register(), VALUE | ADDRESS) {
-            let changed = first.full_register();
-            if self.shown.as_ref().is_some_and(|shown| shown.has(changed)) {
-                self.shown = None;
+        let changed = if first != R::None && !matches!(first.full_register(), VALUE | ADDRESS) {
+            Term::Register(first.full_register(), 1)
+        } else if it.op_count() > 0 && it.op0_kind() == OpKind::Memory {
+            let at = it.memory_displacement64();
+            if self.keeps(it)
+                && let Known::Pointer(pointer) = self.address
+            {
+                self.pointers.keep(at, pointer);
             }
-            if matches!(&self.address, Known::Addend(shown) if shown.has(changed)) {
-                self.address = Known::Nothing;
-            }
+            Term::Field(at as u32, 1)
+        } else {
+            return;
+        };
+        if self.shown.as_ref().is_some_and(|shown| shown.has(&changed)) {
+            self.shown = None;
+        }
+        if matches!(&self.address, Known::Addend(shown) if shown.has(&changed)) {
+            self.address = Known::Nothing;
         }
     }
 
@@ -358,7 +451,7 @@ impl Look<'_> {
                 known.then_some(Shown { first, last, stores, at })
             }
             (Known::Tag(page), Known::Tables) if page.terms.is_empty() => {
-                let entry = page.offset as u64 >> 7 & 0x7fe0;
+                let entry = page.offset as u64 >> 8 & 0x1_fff0;
                 let right = at == entry || at == entry.wrapping_add(u64::from(TLB_STORES));
                 let last = Sum { terms: Vec::new(), offset: page.offset | 0xfff };
                 right.then(|| Shown { first: page.clone(), last, stores, at })
@@ -384,6 +477,11 @@ impl Look<'_> {
             (M::Mov, ..) if wide && it.memory_base() == VALUE && second == Some(OpKind::Memory) => {
                 self.checked(it).map_or(Known::Nothing, |shown| Known::Addend(shown.clone()))
             }
+            (M::Mov, _, Some(at)) if wide && Pointers::place(u64::from(at)).is_some() => {
+                let kept = self.pointers.kept(u64::from(at));
+                let right = it.op0_register() == ADDRESS;
+                kept.filter(|_| right).map_or(Known::Nothing, Known::Pointer)
+            }
             (M::Mov, _, Some(at)) if wide => {
                 Known::Address(Sum { terms: vec![Term::Field(at, 1)], offset: 0 })
             }
@@ -395,6 +493,25 @@ impl Look<'_> {
                 }),
                 _ => Known::Nothing,
             },
+            (M::Lea, Known::Addend(shown), _) if it.memory_base() == ADDRESS => {
+                let part = Term::Register(it.memory_index(), 1);
+                let distance = it.memory_displacement64() as i64;
+                let alone = it.memory_index_scale() == 1 && it.op0_register() == ADDRESS;
+                let pointer = shown.through(&part, distance).filter(|_| alone);
+                pointer.map_or(Known::Nothing, Known::Pointer)
+            }
+            (M::Lea, Known::Pointer(pointer), _)
+                if it.op0_register() == ADDRESS
+                    && it.memory_base() == ADDRESS
+                    && it.memory_index() == R::None =>
+            {
+                pointer
+                    .moved(it.memory_displacement64() as i64)
+                    .map_or(Known::Nothing, Known::Pointer)
+            }
+            (M::Add, Known::Addend(shown), Some(at)) => {
+                shown.through(&Term::Field(at, 1), 0).map_or(Known::Nothing, Known::Pointer)
+            }
             (M::Lea, ..) => self.lea(it).map_or(Known::Nothing, Known::Address),
             (M::Add, Known::Address(mut sum), Some(at)) => {
                 sum.terms.push(Term::Field(at, 1));
@@ -405,7 +522,7 @@ impl Look<'_> {
                 Known::Address(sum)
             }
             (M::And, Known::Address(sum), None) if immediate.is_some() => match immediate {
-                Some(0x7fe0) => Known::Index(sum),
+                Some(0x1_fff0) => Known::Index(sum),
                 Some(0xffff_ffff_ffff_f000) => Known::Page(sum),
                 _ => Known::Nothing,
             },
@@ -539,5 +656,6 @@ fn memory_size(size: usize) -> i64 {
     i64::try_from(size).unwrap_or(i64::MAX)
 }
 
+mod pointers;
 #[cfg(test)]
 mod tests;

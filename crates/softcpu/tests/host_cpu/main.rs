@@ -102,6 +102,13 @@ fn rows_at_other_addresses_are_translated_as_they_are_interpreted() {
 }
 
 #[test]
+fn rows_that_share_checks_are_translated_as_they_are_interpreted() {
+    let rows = compare_rows(300, &mut guest::Guest::translating(), sequences::compare_pointing);
+    let split = Counters::EXITS.iter().position(|name| *name == "split check");
+    assert!(split.is_some_and(|split| rows.exits[split] > 0), "{rows:?}");
+}
+
+#[test]
 fn rows_in_code_memory_that_is_emptied_again_and_again_are_translated_as_they_are_interpreted() {
     let config = Config { code_cache: Config::SMALLEST, verify: true };
     let mut translator = guest::Guest::translating_as(0, config);

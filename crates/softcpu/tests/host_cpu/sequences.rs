@@ -5,12 +5,15 @@
 //! registers, faults in the middle) shows only in a row. Undefined flags are left out by not
 //! taking instructions that have some.
 
-use iced_x86::{Code, FlowControl, Instruction, Mnemonic as M, OpKind, RflagsBits};
+use iced_x86::{
+    Code, Encoder, FlowControl, Instruction, MemoryOperand, Mnemonic as M, OpKind, Register as R,
+    RflagsBits,
+};
 use softcpu::state::VcpuState;
 
 use crate::encode::{Encoded, encode};
 use crate::guest::{Guest, RowEnd, elsewhere};
-use crate::layout::{DATA_LEN, Mode};
+use crate::layout::{DATA, DATA_LEN, Mode};
 use crate::prepare::prepare;
 use crate::random::{self, Random};
 
@@ -164,6 +167,54 @@ fn straight(codes: &Codes, random: &mut Random) -> Vec<Piece> {
     (0..len).map(|_| Piece::Instruction(instruction(codes, random))).collect()
 }
 
+/// A row that reaches memory through two registers, which are stepped now and then, as
+/// compiled code does; often near the end of a page. With jumps in it, or straight.
+fn pointing(codes: &Codes, random: &mut Random, jumps: bool) -> Vec<Piece> {
+    let mut row = if jumps { branching(codes, random) } else { straight(codes, random) };
+    let bases = [R::RBX, R::RBP, R::RSI, R::R11, R::R14, R::R15];
+    let bases = [random.pick(&bases), R::RSP];
+    for piece in &mut row {
+        let Piece::Instruction(it) = piece else { continue };
+        let base = if random.one_in(3) { bases[1] } else { bases[0] };
+        let through = it.instruction.op_kinds().any(|kind| kind == OpKind::Memory)
+            && it.instruction.memory_index() == R::None
+            && it.instruction.memory_segment() == R::DS;
+        let step = if base == R::RSP { 8 } else { 1 + random.below(32) as i32 };
+        let made = match random.below(8) {
+            0 => Instruction::with2(Code::Add_rm64_imm8, base, step).unwrap(),
+            1 => Instruction::with2(Code::Sub_rm64_imm8, base, step).unwrap(),
+            2 => {
+                let at = MemoryOperand::with_base_displ(base, step.into());
+                Instruction::with2(Code::Lea_r64_m, base, at).unwrap()
+            }
+            _ if through => {
+                let mut made = it.instruction;
+                made.set_memory_base(base);
+                made.set_memory_displacement64(8 * random.below(24));
+                made.set_memory_displ_size(1);
+                made
+            }
+            _ => continue,
+        };
+        let mut encoder = Encoder::new(64);
+        if encoder.encode(&made, it.instruction.ip()).is_ok() {
+            it.bytes = encoder.take_buffer();
+            it.instruction = made;
+        }
+    }
+    let page = DATA + 0x1000 * (1 + random.below(3));
+    let at = if random.one_in(2) { page - random.below(0x100) } else { page + random.below(0x800) };
+    if let Some(first) = row.iter_mut().find_map(|piece| match piece {
+        Piece::Instruction(it) => Some(it),
+        Piece::Jump { .. } => None,
+    }) {
+        let pins = bases.map(|base| (base.number(), at & !15, u64::MAX));
+        first.pins.retain(|(register, ..)| pins.iter().all(|(pinned, ..)| pinned != register));
+        first.pins.extend(pins);
+    }
+    row
+}
+
 /// A row with jumps forwards and backwards in it.
 fn branching(codes: &Codes, random: &mut Random) -> Vec<Piece> {
     let len = 4 + random.below(3 * LONGEST) as usize;
@@ -224,6 +275,20 @@ pub(crate) fn compare_elsewhere(
     let row = branching(codes, random);
     let [a, b, c] = [(); 3].map(|()| elsewhere(random.next()));
     compare_row(&row, [interpreter, translator], &[a, a, a, a, a, b, b, a, c], random)
+        .map_err(|what| format!("seed {seed}: {what}"))
+}
+
+/// The same for rows that reach memory through registers.
+pub(crate) fn compare_pointing(
+    codes: &Codes,
+    interpreter: &mut Guest,
+    translator: &mut Guest,
+    random: &mut Random,
+) -> Result<(), String> {
+    let seed = random.0;
+    let jumps = random.one_in(2);
+    let row = pointing(codes, random, jumps);
+    compare_row(&row, [interpreter, translator], &[0; 6], random)
         .map_err(|what| format!("seed {seed}: {what}"))
 }
 

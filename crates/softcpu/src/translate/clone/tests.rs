@@ -39,11 +39,12 @@ pub(super) fn compare(translator: &mut Translator, number: u32, links: &[block::
     let newest = *translator.blocks.last().unwrap();
     let origin = translator.blocks[number as usize];
     let distance = newest.rip.wrapping_sub(origin.rip);
-    let trace = moved(&translator.traces[&number], distance);
+    let (trace, share) = &translator.traces[&number];
+    let (trace, share) = (moved(trace, distance), *share);
     let address = translator.memory.address(newest.offset as usize) as u64;
     let mut ops = Ops::default();
-    let made =
-        block::translate(&trace, &translator.thunks, &mut ops, address, newest.first_link).unwrap();
+    let (thunks, first_link) = (&translator.thunks, newest.first_link);
+    let made = block::translate(&trace, thunks, &mut ops, address, first_link, share).unwrap();
     let (mut wanted, relocations) = (made.code, made.relocations.unwrap());
     assert_eq!(newest.relocations.of(&translator.relocations), Some(&relocations[..]));
     assert_eq!((newest.way_out as usize, links), (made.way_out, &made.links[..]));
@@ -62,7 +63,7 @@ pub(super) fn compare(translator: &mut Translator, number: u32, links: &[block::
     }
     assert_eq!(wanted, code, "the clone at {:#x} of {:#x}", newest.rip, origin.rip);
     let number = translator.blocks.len() as u32 - 1;
-    translator.traces.insert(number, trace);
+    translator.traces.insert(number, (trace, share));
 }
 
 /// The frame that the code is in.

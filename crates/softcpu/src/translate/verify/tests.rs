@@ -1,5 +1,6 @@
 use super::super::access::{Access, Place};
-use super::super::assembler::{Assembler, NotCopied};
+use super::super::assembler::{Assembler, Condition, NotCopied};
+use super::super::sharing::Group;
 use super::super::thunks;
 use super::*;
 use crate::decode::op::Op;
@@ -68,6 +69,80 @@ fn store(code: &mut Assembler, place: Place) -> Result<(), NotCopied> {
 fn operands() -> [Op; 4] {
     let fixed = |disp| Op { base: GPR_ZERO, disp, ..operand() };
     [operand(), Op { index: 1, ..operand() }, fixed(0xffff_ffff_8123_4568), fixed(0x7fff_0123_4568)]
+}
+
+/// A check of the words from RBX on to 32 bytes further, and what `then` makes behind it.
+fn behind_a_shared_check(
+    stores: bool,
+    then: impl FnOnce(&mut Assembler) -> Result<(), NotCopied>,
+) -> Result<(), Violation> {
+    let group = Group::of(3, 0, 31, stores);
+    let (_, thunks) = thunks::make(BASE).unwrap();
+    judged(|code| {
+        let slow = code.label();
+        code.check_group(&group, slow).unwrap();
+        then(code).unwrap();
+        code.bind(slow);
+        code.jump_to(thunks.leave_at);
+    })
+}
+
+#[test]
+fn what_was_checked_together_is_allowed_until_the_way_is_another() {
+    let later = |code: &mut Assembler| {
+        // mov rbx, rax: where RBX points to now does not matter.
+        code.bytes(&[0x48, 0x89, 0xc3]);
+        code.load(ADDRESS, fields::shared(3));
+    };
+    for at in [0, 24] {
+        behind_a_shared_check(false, |code| load(code, Place::at(at))).unwrap();
+        behind_a_shared_check(true, |code| {
+            later(code);
+            store(code, Place::at(at))
+        })
+        .unwrap();
+    }
+    for at in [-1, 25, 32] {
+        behind_a_shared_check(false, |code| load(code, Place::at(at))).unwrap_err();
+    }
+    behind_a_shared_check(false, |code| store(code, Place::at(0))).unwrap_err();
+    // Another register's was never checked.
+    behind_a_shared_check(false, |code| {
+        code.load(ADDRESS, fields::shared(5));
+        load(code, Place::at(0))
+    })
+    .unwrap_err();
+    // Come to from where nothing was checked: before, or after.
+    judged(|code| {
+        let [slow, joined] = [code.label(), code.label()];
+        code.jump_if(Condition::EQUAL, joined);
+        code.check_group(&Group::of(3, 0, 31, false), slow).unwrap();
+        code.bind(joined);
+        code.load(ADDRESS, fields::shared(3));
+        load(code, Place::at(0)).unwrap();
+        code.bind(slow);
+    })
+    .unwrap_err();
+    let (_, thunks) = thunks::make(BASE).unwrap();
+    judged(|code| {
+        let [slow, joined, other] = [code.label(), code.label(), code.label()];
+        code.jump_if(Condition::EQUAL, other);
+        code.check_group(&Group::of(3, 0, 31, false), slow).unwrap();
+        code.bind(joined);
+        code.load(ADDRESS, fields::shared(3));
+        load(code, Place::at(0)).unwrap();
+        code.jump_to(thunks.leave_at);
+        code.bind(other);
+        code.jump(joined);
+        code.bind(slow);
+    })
+    .unwrap_err();
+    // Nothing else is kept there.
+    behind_a_shared_check(false, |code| {
+        code.store(fields::shared(3), R::RBX);
+        Ok(())
+    })
+    .unwrap_err();
 }
 
 #[test]

@@ -1,0 +1,75 @@
+//! Which registers a trace lends: those kept in memory that it uses much get the places of
+//! those that it uses less.
+//!
+//! A register in memory costs an instruction at each use and, worse, the time a store takes
+//! to reach the load behind it, which in a loop adds up along the chain of its values.
+
+use iced_x86::Code;
+
+use super::block::Block;
+use super::registers::Homes;
+use super::trace::{Step, Trace};
+use crate::decode::op::{Op, OpFlags};
+use crate::state::GPR_ZERO;
+
+/// What a use in a loop counts.
+const IN_LOOP: u32 = 8;
+/// How much more the borrower must be used than the lender: what lending and giving back cost.
+const WORTH: u32 = 5;
+
+impl Block<'_> {
+    /// Where guest registers are best for `trace`, whose heads are known.
+    pub(super) fn homes_for(&self, trace: &Trace) -> Homes {
+        let mut uses = [0_u32; 16];
+        let mut weight = 1;
+        for (step, op) in trace.steps.iter().zip(&trace.ops) {
+            if self.heads.contains_key(&op.rip) {
+                weight = IN_LOOP;
+            }
+            count(&mut uses, step, op, weight);
+        }
+        let mut homes = Homes::default();
+        let mut lenders = Homes::LENDERS.to_vec();
+        let used = |number: u8| uses.get(usize::from(number)).copied().unwrap_or(0);
+        for user in Homes::BORROWERS {
+            let Some(owner) = lenders.iter().copied().min_by_key(|owner| used(*owner)) else {
+                break;
+            };
+            if used(user) >= used(owner).saturating_add(WORTH) {
+                homes.lend(owner, user, self.writes(user));
+                lenders.retain(|lender| *lender != owner);
+            }
+        }
+        homes
+    }
+}
+
+/// Counts the registers that `step` uses.
+fn count(uses: &mut [u32; 16], step: &Step, op: &Op, weight: u32) {
+    let mut used = |number: u8| {
+        if let Some(uses) = uses.get_mut(usize::from(number)) {
+            *uses = uses.saturating_add(weight);
+        }
+    };
+    let it = &step.instruction;
+    if op.flags.contains(OpFlags::MEM) {
+        for number in [op.base, op.index] {
+            if number != GPR_ZERO {
+                used(number);
+            }
+        }
+    }
+    match (it.code(), &step.plan) {
+        (Code::Push_r64 | Code::Pop_r64 | Code::Lea_r64_m | Code::Lea_r32_m, _) => {
+            used(it.op0_register().number() as u8);
+        }
+        (_, Some(plan)) => {
+            for gpr in &plan.gprs {
+                for _ in 0..u8::from(gpr.loaded).saturating_add(u8::from(gpr.written)) {
+                    used(gpr.number as u8);
+                }
+            }
+        }
+        (_, None) => {}
+    }
+}
