@@ -147,6 +147,17 @@ const SOMEWHERE: &[&[u8]] = &[
     &[0xe8, 0x01, 0x10, 0x00, 0x00, 0xf4, 0xc3], // call function, a page further
     &[0xb1, 0x01, 0xf6, 0xf1, 0x0f, 0xa2], // mov cl, 1; div cl; cpuid
     &[0xb9, 3, 0, 0, 0, 0x31, 0xd2, 0xf7, 0xf1], // mov ecx, 3; xor edx, edx; div ecx
+    // lea rbx, [data]; mov rax, [rbx]; mov rcx, [rbx + 8]; mov rdx, [rbx + 16]
+    &[
+        0x48, 0x8d, 0x1d, 0xf9, 0x01, 0x00, 0x00, 0x48, 0x8b, 0x03, 0x48, 0x8b, 0x4b, 0x08, 0x48,
+        0x8b, 0x53, 0x10,
+    ],
+    // lea r13, [data]; mov rax, [r13]; mov rcx, [r13 + 8]; add r15, r13
+    &[
+        0x4c, 0x8d, 0x2d, 0xf9, 0x01, 0x00, 0x00, 0x49, 0x8b, 0x45, 0x00, 0x49, 0x8b, 0x4d, 0x08,
+        0x4d, 0x01, 0xef,
+    ],
+    &[0x53, 0x51, 0x5e, 0x5f], // push rbx; push rcx; pop rsi; pop rdi
 ];
 
 /// `mov rax, [eip + 0x1f8]`: the page is the same in the lower half of addresses only.
@@ -296,4 +307,36 @@ fn clones_agree_in_lockstep() {
         }
         assert!(machine.vcpu.stats().translator.moved >= 2);
     }
+}
+
+#[test]
+fn a_clone_whose_checks_cannot_be_shared_is_made_anew_and_is_what_is_cloned_then() {
+    // mov esi, [data]; mov rax, [rsi]; mov rcx, [rsi + 8]
+    let code = ended(&[0x8b, 0x35, 0xfa, 0x01, 0, 0, 0x48, 0x8b, 0x06, 0x48, 0x8b, 0x4e, 0x08]);
+    let mut machine = machine(&code, Config::default());
+    let mut interpreter = with_aliases(TestMachine::long_mode(), &code);
+    let point = |machines: [&TestMachine; 2], to: u64| {
+        machines.iter().for_each(|machine| machine.put(FRAME + DATA, &to.to_le_bytes()));
+    };
+    point([&machine, &interpreter], STACK);
+    for n in [3, 3, 3, 3, 3, 4] {
+        run_both([&mut machine, &mut interpreter], address(n));
+    }
+    let before = machine.vcpu.stats().translator;
+    assert_eq!(before.moved, 1);
+    // From one page into the next.
+    point([&machine, &interpreter], STACK + 0xff8);
+    for _ in 0..3000 {
+        run_both([&mut machine, &mut interpreter], address(4));
+    }
+    let split = machine.vcpu.stats().translator;
+    // What follows the first access is gone to by itself each time until then.
+    assert_eq!((split.translated, split.moved), (before.translated + 2, 1), "{split:?}");
+    for n in [5, 3, 5] {
+        run_both([&mut machine, &mut interpreter], address(n));
+    }
+    let after = machine.vcpu.stats().translator;
+    assert_eq!((after.translated, after.moved), (split.translated, 3), "{after:?}");
+    // Only the one at the first address still has anything to split.
+    assert_eq!(after.exits[6], split.exits[6] + 1, "{after:?}");
 }
