@@ -106,6 +106,11 @@ impl Running {
     pub(crate) fn finish(&mut self, limit: Duration) -> Result<()> {
         let verdict = |line: &str| line.ends_with(PASSED).then_some(());
         self.wait_for("verdict", limit, verdict)?;
+        self.end()
+    }
+
+    /// Waits until it has ended by itself, and well.
+    pub(crate) fn end(&mut self) -> Result<()> {
         let end = Instant::now() + POWER_OFF;
         while self.next_line(end).is_some() {}
         // Its console is closed a little before it ends.

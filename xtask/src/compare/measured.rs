@@ -65,6 +65,7 @@ pub(super) fn run(command: Command, name: &str, wanted: &[&str]) -> Result<Measu
     if start.elapsed() >= LIMIT {
         bail!("{name}: it did not end within {} s{}", LIMIT.as_secs(), running.quote());
     }
+    running.end()?;
     if let Some(missing) = wanted.iter().find(|name| measured.value(name).is_none()) {
         bail!("{name}: it has not measured {missing}{}", running.quote());
     }
@@ -101,6 +102,8 @@ mod tests {
         let error = error.unwrap_err().to_string();
         assert!(error.contains("not measured b") && error.contains("sorry"), "{error}");
         assert!(run(shell("exit 0"), "sh", &[]).is_err());
+        let failed = run(shell("echo measured a 1 ns; exit 3"), "sh", &["a"]).unwrap_err();
+        assert!(failed.to_string().contains("exit status: 3"), "{failed}");
         assert!(run(shell("echo measured a nonsense ns"), "sh", &[]).is_err());
     }
 }

@@ -201,7 +201,9 @@ pub(crate) fn again(block: &Block, host: u64) -> Vec<Instruction> {
     copy_code(host, offset, window);
     let decoder = Decoder::with_ip(block.size as u32, window, block.rip, DecoderOptions::NONE);
     let real = block.ops.iter().filter(|op| op.len != 0).count();
-    decoder.into_iter().take(real).collect()
+    let mut instructions = Vec::with_capacity(real);
+    instructions.extend(decoder.into_iter().take(real));
+    instructions
 }
 
 /// The synthetic op that continues after `last`.

@@ -11,6 +11,7 @@ use iced_x86::{
     InstructionInfoOptions, Mnemonic as M, OpAccess, OpCodeOperandKind, OpKind, Register,
     RflagsBits,
 };
+use smallvec::SmallVec;
 
 use super::features::FeatureSet;
 use crate::state::control::{Cr0, Cr4};
@@ -92,9 +93,9 @@ pub(crate) struct Plan {
     /// The instruction as it will be executed, but for the memory operand's base.
     pub(crate) instruction: Instruction,
     /// General registers it uses, by number.
-    pub(crate) gprs: Vec<Use>,
+    pub(crate) gprs: Uses,
     /// Vector registers it uses, by number.
-    pub(crate) vectors: Vec<Use>,
+    pub(crate) vectors: Uses,
     /// Loads whole YMM registers.
     pub(crate) wide: bool,
     /// Status flags must be the guest's before.
@@ -108,6 +109,10 @@ pub(crate) struct Plan {
     /// Alignment the memory operand must have, bytes; a power of two.
     pub(crate) alignment: usize,
 }
+
+/// Registers of one kind. Few instructions use more than four, and a translation makes one of
+/// these for each of its instructions.
+pub(crate) type Uses = SmallVec<[Use; 4]>;
 
 /// A register an instruction uses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -190,7 +195,7 @@ pub(crate) fn plan(
         return Err(Refused::ImplicitMemory);
     }
 
-    let (mut gprs, mut vectors) = (Vec::new(), Vec::new());
+    let (mut gprs, mut vectors) = (Uses::new(), Uses::new());
     let mut wide = false;
     for used in info.used_registers() {
         let register = used.register();
@@ -391,7 +396,7 @@ fn is_immediate(kind: OpKind) -> bool {
     )
 }
 
-fn note(uses: &mut Vec<Use>, it: Use) {
+fn note(uses: &mut Uses, it: Use) {
     match uses.iter_mut().find(|known| known.number == it.number) {
         Some(known) => {
             known.loaded |= it.loaded;

@@ -31,6 +31,9 @@ impl Condition {
     }
 }
 
+/// Bytes that most traces stay below.
+const USUAL: usize = 4096;
+
 /// Code on its way to `base`.
 pub(super) struct Assembler {
     /// Where guest registers are.
@@ -51,11 +54,11 @@ impl Assembler {
     pub(super) fn new(base: u64) -> Self {
         Self {
             homes: Homes::default(),
-            encoder: Encoder::new(64),
+            encoder: Encoder::try_with_capacity(64, USUAL).unwrap_or_else(|_| Encoder::new(64)),
             base,
             len: 0,
-            places: Vec::new(),
-            waiting: Vec::new(),
+            places: Vec::with_capacity(64),
+            waiting: Vec::with_capacity(64),
             relocations: Relocations::default(),
         }
     }

@@ -6,6 +6,8 @@
 
 use iced_x86::{Code, Instruction, InstructionInfoFactory, Mnemonic as M, OpKind, Register as R};
 
+use smallvec::SmallVec;
+
 use super::access::Access;
 use super::assembler::NotCopied;
 use super::block::Block;
@@ -162,14 +164,14 @@ struct Temporary {
 
 struct Renamed {
     instruction: Instruction,
-    temporaries: Vec<Temporary>,
+    temporaries: SmallVec<[Temporary; 2]>,
     /// RAX is an implied operand: it must be the guest's.
     accumulator: bool,
 }
 
 fn rename(plan: &Plan, memory: bool, homes: Homes) -> Result<Renamed, NotCopied> {
     let mut it = plan.instruction;
-    let registers: Vec<(u32, R)> = (0..it.op_count())
+    let registers: SmallVec<[(u32, R); 4]> = (0..it.op_count())
         .filter(|n| it.op_kind(*n) == OpKind::Register)
         .map(|n| (n, it.op_register(n)))
         .filter(|(_, register)| register.is_gpr())
@@ -179,14 +181,14 @@ fn rename(plan: &Plan, memory: bool, homes: Homes) -> Result<Renamed, NotCopied>
         || registers.iter().any(|(_, r)| *r == R::AH)
         || matches!(it.mnemonic(), M::Cmpxchg | M::Mul)
         || it.mnemonic() == M::Imul && it.op_count() == 1;
-    let mut free: Vec<R> = Vec::new();
+    let mut free: SmallVec<[R; 2]> = SmallVec::new();
     if !accumulator {
         free.push(VALUE);
     }
     if !memory {
         free.push(ADDRESS);
     }
-    let mut temporaries: Vec<Temporary> = Vec::new();
+    let mut temporaries: SmallVec<[Temporary; 2]> = SmallVec::new();
     for used in &plan.gprs {
         let guest = u8::try_from(used.number).map_err(|_| NotCopied)?;
         if homes.of(guest) == Home::Memory {

@@ -87,7 +87,10 @@ impl Table {
         for line in &self.lines {
             let values = line.values.map(number).join(" | ");
             let (ahead, verdict, behind) = match line.ratios() {
-                Some((ahead, behind)) => (number(ahead), verdict(ahead >= QEMU), number(behind)),
+                Some((ahead, behind)) if ahead.is_finite() => {
+                    (number(ahead), verdict(ahead >= QEMU), number(behind))
+                }
+                Some((_, behind)) => (String::new(), "", number(behind)),
                 None => (String::new(), "", String::new()),
             };
             lines.push(format!(
