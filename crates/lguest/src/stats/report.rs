@@ -27,10 +27,11 @@ const TIMES: [(&str, Part); 7] = [
     ("  outside", |stats| stats.time.outside),
 ];
 
-const BLOCKS: [(&str, Number); 4] = [
+const BLOCKS: [(&str, Number); 5] = [
     ("blocks decoded", |stats| stats.engine.decoded),
     ("  run by the interpreter", |stats| stats.engine.blocks),
     ("  translated", |stats| stats.translator.translated),
+    ("  moved elsewhere", |stats| stats.translator.moved),
     ("  dropped: code changed", |stats| stats.translator.invalidated),
 ];
 

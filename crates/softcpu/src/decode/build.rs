@@ -170,6 +170,7 @@ impl Vcpu {
                 }
                 Err(lower::StubsFull) => {
                     blocks.clear();
+                    self.forget_translations();
                     self.native.reset();
                     self.code_hit = true;
                     match lower::lower(self, &instruction, encoding) {

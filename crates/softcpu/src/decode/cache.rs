@@ -13,7 +13,8 @@
 //!
 //! A third table finds a block by where its code is in RAM: many processes have the same
 //! library at different addresses, and a block for another of them needs no decoding but only
-//! to be moved ([`Block::at`]).
+//! to be moved ([`Block::at`]). Where there is a translation for it already, not even that is
+//! done: the block is *hollow*, and gets its ops only when it is to be interpreted.
 
 use std::cell::Cell;
 
@@ -54,11 +55,43 @@ pub(crate) struct Block {
     /// The bytes it was decoded from, kept while another vCPU might still be able to
     /// write to them unseen, and the epoch that settles it.
     pub(crate) unsettled: Option<Unsettled>,
+    /// None if it is hollow: there only for its translation.
     pub(crate) ops: Box<[Op]>,
     /// Runs so far, until it is translated.
     pub(crate) runs: Cell<u32>,
     /// Its translation.
     pub(crate) entry: Cell<Option<Entry>>,
+}
+
+impl Block {
+    /// Nothing but a translation of 64-bit code at `linear`, for which nothing was decoded:
+    /// it is as good as if it had run `runs` times.
+    pub(crate) fn hollow(
+        linear: u64,
+        frame: RamFrame,
+        version: u32,
+        entry: Entry,
+        runs: u32,
+    ) -> Box<Self> {
+        Box::new(Self {
+            linear,
+            rip: linear,
+            size: CodeSize::Bits64,
+            frame,
+            version,
+            tail: None,
+            unsettled: None,
+            ops: Box::default(),
+            runs: Cell::new(runs),
+            entry: Cell::new(Some(entry)),
+        })
+    }
+
+    /// Whether it has no ops and cannot be interpreted.
+    #[inline(always)]
+    pub(crate) fn is_hollow(&self) -> bool {
+        self.ops.is_empty()
+    }
 }
 
 /// See [`Block::unsettled`].
@@ -100,7 +133,9 @@ impl BlockCache {
     pub(crate) fn put(&mut self, slot: usize, block: Box<Block>) {
         let Some(place) = self.slots.get_mut(slot) else { return };
         let (linear, frame) = (block.linear, block.frame);
-        if let Some(known) = self.by_code.get_mut(code_slot(linear, frame)) {
+        if !block.is_hollow()
+            && let Some(known) = self.by_code.get_mut(code_slot(linear, frame))
+        {
             *known = slot as u32;
         }
         if let Some(old) = place.replace(block)
@@ -114,8 +149,9 @@ impl BlockCache {
     /// A block for the same code at another address.
     pub(crate) fn twin(&self, linear: u64, frame: RamFrame) -> Option<&Block> {
         let slot = *self.by_code.get(code_slot(linear, frame))?;
-        let same =
-            |block: &&Block| block.frame == frame && (block.linear ^ linear) & PAGE_OFFSET == 0;
+        let same = |block: &&Block| {
+            block.frame == frame && (block.linear ^ linear) & PAGE_OFFSET == 0 && !block.is_hollow()
+        };
         self.get(slot as usize).filter(same)
     }
 
@@ -163,7 +199,7 @@ mod tests {
             version,
             tail: None,
             unsettled: None,
-            ops: Box::default(),
+            ops: [Op::idle(linear)].into(),
             runs: Cell::default(),
             entry: Cell::default(),
         })
@@ -176,6 +212,18 @@ mod tests {
         assert_eq!(cache.twin(0x55_5234, RamFrame(1)).unwrap().linear, 0x1234);
         assert!(cache.twin(0x55_5235, RamFrame(1)).is_none());
         assert!(cache.twin(0x55_5234, RamFrame(2)).is_none());
+    }
+
+    #[test]
+    fn a_block_without_ops_is_no_twin() {
+        let mut cache = BlockCache::new();
+        cache.put(BlockCache::slot(0x1234), block(0x1234, 1));
+        let entry = Entry::default();
+        let hollow = |linear| Block::hollow(linear, RamFrame(1), 1, entry, 9);
+        cache.put(BlockCache::slot(0x7_1234), hollow(0x7_1234));
+        assert_eq!(cache.twin(0x55_5234, RamFrame(1)).unwrap().linear, 0x1234);
+        cache.put(BlockCache::slot(0x1234), hollow(0x1234));
+        assert!(cache.twin(0x55_5234, RamFrame(1)).is_none());
     }
 
     #[test]

@@ -85,6 +85,30 @@ pub struct Op {
 }
 
 impl Op {
+    /// One that nobody runs, at `rip`.
+    #[cfg(test)]
+    pub(crate) fn idle(rip: u64) -> Self {
+        use crate::state::{GPR_ZERO, SEG_FLAT};
+        Self {
+            run: crate::interp::transfer::undefined,
+            rip,
+            imm: 0,
+            disp: 0,
+            addr_mask: u64::MAX,
+            base: GPR_ZERO,
+            index: GPR_ZERO,
+            scale: 0,
+            seg: SEG_FLAT,
+            dst: 0,
+            src: 0,
+            aux: 0,
+            len: 1,
+            code: 0,
+            flags: OpFlags::LONG,
+            size: 0,
+        }
+    }
+
     /// The address of the instruction that follows, wrapped to the code size.
     #[inline]
     #[must_use]

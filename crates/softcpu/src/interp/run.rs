@@ -199,9 +199,18 @@ impl Vcpu {
         true
     }
 
-    /// Finds (or makes) the block at RIP.
+    /// Finds (or makes) the block at RIP, to be interpreted.
     #[inline(always)]
     pub(crate) fn find_block<'a>(
+        &mut self,
+        blocks: &'a mut BlockCache,
+    ) -> Result<&'a Block, Abort> {
+        self.find::<false>(blocks)
+    }
+
+    /// The same, or if `HOLLOW` one that is there for its translation only.
+    #[inline(always)]
+    fn find<'a, const HOLLOW: bool>(
         &mut self,
         blocks: &'a mut BlockCache,
     ) -> Result<&'a Block, Abort> {
@@ -223,22 +232,62 @@ impl Vcpu {
                 && block.rip == rip
                 && block.size == self.code_size
                 && block.version == self.memory.code().version(frame)
+                && (HOLLOW || !block.is_hollow())
                 && (block.tail.is_none() && block.unsettled.is_none() || self.recheck(block, host))
         };
         let found = blocks.get(slot).is_some_and(&mut good)
             || blocks.bring_back(slot, linear, frame) && blocks.get(slot).is_some_and(&mut good);
         if !found {
-            let since = host_tsc();
-            let block = match self.twin(blocks, linear, frame) {
-                Some(block) => block,
-                None => self.build_block(blocks, rip, linear, host, frame)?,
+            let hollow = if HOLLOW { self.hollow(linear, frame)? } else { None };
+            let block = match hollow {
+                Some(hollow) => hollow,
+                None => self.make_block(blocks, rip, linear, host, frame)?,
             };
-            self.meter.decoding.add_since(since);
-            self.code_hit = false;
             blocks.put(slot, block);
         }
         // There is one now, whichever way it came.
         blocks.get(slot).ok_or(Abort::EndBlock)
+    }
+
+    /// A block of nothing but a translation, if the code was translated before.
+    fn hollow(&mut self, linear: u64, frame: RamFrame) -> Result<Option<Box<Block>>, Abort> {
+        if self.code_size != CodeSize::Bits64 {
+            return Ok(None);
+        }
+        let since = host_tsc();
+        let version = self.memory.code().version(frame);
+        let entry = self.translated_before(linear, frame, version);
+        self.meter.translating.add_since(since);
+        self.check_translations()?;
+        Ok(entry.map(|entry| Block::hollow(linear, frame, version, entry, self.threshold)))
+    }
+
+    /// Makes the block at RIP, of one for the same code at another address if there is one.
+    fn make_block(
+        &mut self,
+        blocks: &mut BlockCache,
+        rip: u64,
+        linear: u64,
+        host: u64,
+        frame: RamFrame,
+    ) -> Result<Box<Block>, Abort> {
+        let since = host_tsc();
+        let block = match self.twin(blocks, linear, frame) {
+            Some(block) => block,
+            None => self.build_block(blocks, rip, linear, host, frame)?,
+        };
+        if let Some(hollow) = blocks.get(BlockCache::slot(linear)).filter(|old| {
+            old.is_hollow()
+                && (old.linear, old.size) == (linear, block.size)
+                && (old.frame, old.version) == (frame, block.version)
+        }) {
+            // Its translation stays with it.
+            block.entry.set(hollow.entry.get());
+            block.runs.set(hollow.runs.get());
+        }
+        self.meter.decoding.add_since(since);
+        self.code_hit = false;
+        Ok(block)
     }
 
     /// The block at `linear`, made of one for the same code at another address.
@@ -280,12 +329,14 @@ impl Vcpu {
 
     #[inline(always)]
     fn run_block(&mut self, blocks: &mut BlockCache) -> Result<(), Abort> {
-        let block = self.find_block(blocks)?;
         let block = if self.traces_blocks() {
+            let block = self.find_block(blocks)?;
             self.trace_block(block.ops.len());
             block
-        } else if block.size == CodeSize::Bits64 {
+        } else {
+            let block = self.find::<true>(blocks)?;
             match self.translated(block) {
+                Translation::None if block.is_hollow() => self.find_block(blocks)?,
                 Translation::None => block,
                 Translation::Known(entry) => return self.run_translated(entry),
                 Translation::Wanted => {
@@ -293,18 +344,13 @@ impl Vcpu {
                     let since = host_tsc();
                     let entry = self.translate(blocks, slot);
                     self.meter.translating.add_since(since);
-                    if self.failure().is_some() {
-                        self.exit = Exit::Failed;
-                        return Err(Abort::Exit);
-                    }
+                    self.check_translations()?;
                     if let Some(entry) = entry {
                         return self.run_translated(entry);
                     }
                     blocks.get(slot).ok_or(Abort::EndBlock)?
                 }
             }
-        } else {
-            block
         };
         self.counters.blocks = self.counters.blocks.wrapping_add(1);
         let mut outcome = Ok(());
@@ -329,6 +375,15 @@ impl Vcpu {
         self.code_hit = false;
         self.counters.ops = self.counters.ops.wrapping_add(done as u64);
         outcome
+    }
+
+    /// Leaves if a translation was found to be wrong.
+    fn check_translations(&mut self) -> Result<(), Abort> {
+        if self.failure().is_some() {
+            self.exit = Exit::Failed;
+            return Err(Abort::Exit);
+        }
+        Ok(())
     }
 
     #[inline(always)]

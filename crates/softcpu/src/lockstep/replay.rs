@@ -66,6 +66,10 @@ impl Lockstep {
                 spare.mistake = own.mistake;
             }
             mem::swap(&mut leader.translator, &mut self.spare);
+            if let Some(translator) = &mut leader.translator {
+                // What the last replay has left is of memory that is no more.
+                translator.empty();
+            }
             leader.alone = true;
             let again = self.replay(leader, &mut BlockCache::new(), &end);
             if matches!(again, Found::Difference(_)) {

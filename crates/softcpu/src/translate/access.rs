@@ -10,9 +10,10 @@ use iced_x86::{Code, Instruction, MemoryOperand, Register as R};
 use super::assembler::{Assembler, Condition, Label, NotCopied};
 use super::fields::{self, TLB_ADDEND, TLB_STORES, TLB_TAG};
 use super::registers::{ADDRESS, Home, Homes, VALUE};
+use super::relocate::Kind;
 use super::sharing::{Group, Origin};
 use crate::addr::{PAGE_OFFSET, PAGE_SHIFT, room_in_page};
-use crate::decode::op::Op;
+use crate::decode::op::{Op, OpFlags};
 use crate::state::{GPR_ZERO, SEG_FLAT};
 
 /// An access to memory.
@@ -74,6 +75,11 @@ impl Place {
 const SHIFT: u8 = PAGE_SHIFT as u8 - 4;
 const MASK: u32 = 0x1fff << 4;
 
+/// Where in its table the entry for `address` is.
+pub(super) fn tlb_entry(address: u64) -> u32 {
+    (address >> SHIFT) as u32 & MASK
+}
+
 impl Assembler {
     /// Checks that `op`'s memory operand may be accessed in place, or goes to `slow`. Says
     /// where it is then. Uses [`VALUE`] and [`ADDRESS`].
@@ -88,7 +94,7 @@ impl Assembler {
     ) -> Result<Place, NotCopied> {
         let table = if access.stores { TLB_STORES } else { 0 };
         if op.base == GPR_ZERO && op.index == GPR_ZERO && op.seg == SEG_FLAT {
-            return self.check_constant(op.disp & op.addr_mask, access, table, slow);
+            return self.check_constant(op, access, table, slow);
         }
         self.linear(VALUE, op, 0)?;
         if access.align_mask != 0 {
@@ -162,24 +168,39 @@ impl Assembler {
     /// The same as [`Assembler::check`] for an address that is known now.
     fn check_constant(
         &mut self,
-        address: u64,
+        op: &Op,
         access: Access,
         table: u32,
         slow: Label,
     ) -> Result<Place, NotCopied> {
+        let address = op.disp & op.addr_mask;
         let unaligned = address & u64::from(access.align_mask) != 0;
         if unaligned || room_in_page(address) < u64::from(access.len) {
             return Err(NotCopied);
         }
-        let entry = (address >> SHIFT) as u32 & MASK;
+        let at = table.wrapping_add(tlb_entry(address));
+        let moves = op.flags.contains(OpFlags::DISP_MOVES);
         self.load(VALUE, fields::TLB);
-        self.constant(ADDRESS, address & !PAGE_OFFSET);
-        self.compare_tag(table.wrapping_add(entry), slow);
-        self.with_entry(MOV, table.wrapping_add(entry).wrapping_add(TLB_ADDEND));
+        if moves {
+            self.guest_address(ADDRESS, address & !PAGE_OFFSET);
+        } else {
+            self.constant(ADDRESS, address & !PAGE_OFFSET);
+        }
+        self.or(ADDRESS, fields::SPACE);
+        self.with_known_entry(CMP, at.wrapping_add(TLB_TAG), moves);
+        self.jump_if(Condition::NOT_EQUAL, slow);
+        self.with_known_entry(MOV, at.wrapping_add(TLB_ADDEND), moves);
         if i32::try_from(address as i64).is_ok() {
+            if moves {
+                self.stays();
+            }
             return Ok(Place { index: R::None, displacement: address as i64 });
         }
-        self.constant(VALUE, address);
+        if moves {
+            self.guest_address(VALUE, address);
+        } else {
+            self.constant(VALUE, address);
+        }
         // add r13, rax
         self.bytes(&[0x49, 0x01, 0xc5]);
         Ok(Place::HERE)
@@ -201,6 +222,18 @@ impl Assembler {
                 self.bytes(&[0x4c, opcode, 0xa8]);
                 self.bytes(&at.to_le_bytes());
             }
+        }
+    }
+
+    /// The same, for an entry that is another one elsewhere if the address `moves`.
+    fn with_known_entry(&mut self, opcode: u8, at: u32, moves: bool) {
+        if moves {
+            // The short form has no room for the others.
+            self.bytes(&[0x4c, opcode, 0xa8]);
+            self.bytes(&at.to_le_bytes());
+            self.depends(Kind::TlbEntry);
+        } else {
+            self.with_entry(opcode, at);
         }
     }
 

@@ -4,8 +4,9 @@ use iced_x86::{Code, Encoder, Instruction, MemoryOperand, Register as R};
 
 use super::fields::{self, Field};
 use super::registers::{Home, Homes};
+use super::relocate::{Kind, Relocations};
 use super::sharing::Origin;
-use crate::decode::op::Op;
+use crate::decode::op::{Op, OpFlags};
 use crate::state::{GPR_ZERO, SEG_FLAT};
 
 /// Nothing that host code can do in place: the interpreter gets it.
@@ -45,6 +46,8 @@ pub(super) struct Assembler {
     places: Vec<Option<usize>>,
     /// Four-byte distances to fill in.
     waiting: Vec<(usize, Label)>,
+    /// What of it depends on where it is.
+    relocations: Relocations,
 }
 
 impl Assembler {
@@ -57,6 +60,7 @@ impl Assembler {
             len: 0,
             places: Vec::with_capacity(64),
             waiting: Vec::with_capacity(64),
+            relocations: Relocations::default(),
         }
     }
 
@@ -65,11 +69,11 @@ impl Assembler {
         self.len
     }
 
-    /// The code, with all distances filled in.
+    /// The code, with all distances filled in, and what of it depends on where it is.
     ///
     /// # Errors
     /// [`NotCopied`] for a label that was never bound.
-    pub(super) fn finish(mut self) -> Result<Vec<u8>, NotCopied> {
+    pub(super) fn finish(mut self) -> Result<(Vec<u8>, Relocations), NotCopied> {
         let mut code = self.encoder.take_buffer();
         for (at, Label(label)) in self.waiting {
             let place = self.places.get(label).copied().flatten().ok_or(NotCopied)?;
@@ -78,7 +82,7 @@ impl Assembler {
                 .ok_or(NotCopied)?
                 .copy_from_slice(&distance.to_le_bytes());
         }
-        Ok(code)
+        Ok((code, self.relocations))
     }
 
     /// Takes back everything behind the first `len` bytes.
@@ -88,6 +92,7 @@ impl Assembler {
         self.encoder.set_buffer(code);
         self.len = len;
         self.waiting.retain(|(at, _)| *at < len);
+        self.relocations.take_back(len);
     }
 
     pub(super) fn bytes(&mut self, bytes: &[u8]) {
@@ -140,6 +145,7 @@ impl Assembler {
     fn distance_to_address(&mut self, address: u64) {
         let next = self.base.wrapping_add(self.len as u64).wrapping_add(4);
         self.bytes4(address.wrapping_sub(next) as u32);
+        self.depends(Kind::Thunk);
     }
 
     /// `jmp` to `address`, which is in the same code memory.
@@ -215,6 +221,33 @@ impl Assembler {
             self.bytes(&[0x48 | high, 0xb8 | low]);
             self.bytes(&value.to_le_bytes());
         }
+    }
+
+    /// The number just written, at the end of the code, depends on where it is.
+    pub(super) fn depends(&mut self, kind: Kind) {
+        self.relocations.add(self.len.saturating_sub(kind.size()), kind);
+    }
+
+    /// The code written here does so in a way that moving it does not follow.
+    pub(super) fn stays(&mut self) {
+        self.relocations.stay();
+    }
+
+    /// `mov register, value`, a number of `kind`.
+    pub(super) fn moving_constant(&mut self, register: R, value: u64, kind: Kind) {
+        let before = self.len;
+        self.constant(register, value);
+        // A short form has no room for another value.
+        if self.len.saturating_sub(before) > kind.size() {
+            self.depends(kind);
+        } else {
+            self.stays();
+        }
+    }
+
+    /// `mov register, address`, an address in the guest that moves with its code.
+    pub(super) fn guest_address(&mut self, register: R, address: u64) {
+        self.moving_constant(register, address, Kind::Address);
     }
 
     /// `lea to, [base + index * factor + displacement]`
@@ -335,7 +368,14 @@ impl Assembler {
         };
         let displacement = op.disp.wrapping_add(extra);
         if op.base == GPR_ZERO && op.index == GPR_ZERO {
-            self.constant(to, displacement & op.addr_mask);
+            if !op.flags.contains(OpFlags::DISP_MOVES) {
+                self.constant(to, displacement & op.addr_mask);
+            } else if narrow {
+                self.constant(to, displacement & op.addr_mask);
+                self.stays();
+            } else {
+                self.guest_address(to, displacement);
+            }
             return Ok(());
         }
         let origin = Origin { base: op.base, index: op.index, scale: op.scale };

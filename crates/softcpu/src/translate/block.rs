@@ -17,6 +17,7 @@ use super::fields;
 use super::flags::{Flags, Producer};
 use super::ops::Ops;
 use super::registers::{ADDRESS, Home, Homes, VALUE, part};
+use super::relocate::{Kind, Relocation};
 use super::sharing::Share;
 use super::stack::{Pushed, RBP, RSP};
 use super::thunks::Thunks;
@@ -25,7 +26,7 @@ use crate::decode::op::Op;
 use crate::state::GPR_ZERO;
 
 /// A jump that can be made to go straight to another block.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Link {
     /// Where in the block's code its distance is.
     pub(super) at: usize,
@@ -41,6 +42,10 @@ pub(super) struct Translated {
     pub(super) links: Vec<Link>,
     /// Where code is that leaves to look the block up again.
     pub(super) way_out: usize,
+    /// The number of its first op.
+    pub(super) first_op: usize,
+    /// What must change in it for another address; `None` if it cannot be moved.
+    pub(super) relocations: Option<Vec<Relocation>>,
 }
 
 /// Code that is rarely run, and lies behind the rest.
@@ -70,6 +75,8 @@ pub(super) struct Block<'a> {
     pub(super) producer: Option<Producer>,
     thunks: &'a Thunks,
     kept: &'a mut Ops,
+    /// The number of the first op that is kept.
+    first_op: usize,
     /// The op that was kept last: where it is in the guest's code, and its address.
     last_kept: Option<(u64, u64)>,
     pub(super) cold: VecDeque<Apart>,
@@ -179,6 +186,7 @@ fn attempt(
         flags: Flags::Context,
         producer: None,
         thunks,
+        first_op: kept.count(),
         kept,
         last_kept: None,
         cold: VecDeque::new(),
@@ -577,7 +585,7 @@ impl Block<'_> {
         let op = self.keep(op);
         let homes = self.code.homes;
         self.code.give_back();
-        self.code.constant(VALUE, op);
+        self.code.moving_constant(VALUE, op, Kind::Op);
         self.code.call(self.thunks.interpret);
         self.code.lend_again(homes);
         self.in_address = None;
@@ -588,7 +596,7 @@ impl Block<'_> {
         self.save_flags()?;
         let op = self.keep(op);
         self.code.give_back();
-        self.code.constant(VALUE, op);
+        self.code.moving_constant(VALUE, op, Kind::Op);
         self.code.call(self.thunks.interpret_last);
         Ok(())
     }
@@ -652,7 +660,9 @@ impl Block<'_> {
         let way_out = self.code.len();
         let homes = Homes::default();
         Cold::Stale { rip: self.rip }.write(&mut self.code, self.thunks, self.rip, homes)?;
-        Ok(Translated { code: self.code.finish()?, links: self.links, way_out })
+        let (code, relocations) = self.code.finish()?;
+        let relocations = relocations.of_code_at(self.rip);
+        Ok(Translated { code, links: self.links, way_out, first_op: self.first_op, relocations })
     }
 }
 

@@ -9,6 +9,7 @@ use super::block::{Apart, Block, Link};
 use super::cold::{Cold, Fix};
 use super::flags::Flags;
 use super::registers::{ADDRESS, STACK, VALUE};
+use super::relocate::Kind;
 use super::stack::{RSP, stack_operand};
 use super::{copy, fields, jumps};
 use crate::addr::{GuestVirtAddr, PAGE_SHIFT};
@@ -56,7 +57,7 @@ impl Block<'_> {
         match instruction.code() {
             Code::Call_rel32_64 if canonical(op.imm) => {
                 let place = self.check_last(op, &stack_operand(op, RSP, -8), Access::STORE_WORD)?;
-                self.code.constant(VALUE, op.next_rip());
+                self.code.guest_address(VALUE, op.next_rip());
                 self.code.store_at(place, VALUE)?;
                 self.code.lea(STACK, STACK, R::None, 1, -8)?;
                 self.edge(op.imm)
@@ -87,7 +88,7 @@ impl Block<'_> {
                 self.code.store(fields::SPARE, VALUE);
                 let place =
                     self.code.check(&stack_operand(op, RSP, -8), Access::STORE_WORD, unusual)?;
-                self.code.constant(VALUE, op.next_rip());
+                self.code.guest_address(VALUE, op.next_rip());
                 self.code.store_at(place, VALUE)?;
                 self.code.lea(STACK, STACK, R::None, 1, -8)?;
                 self.code.load(VALUE, fields::SPARE);
@@ -161,14 +162,16 @@ impl Block<'_> {
         }
         let (key, host) = fields::jump_entry(target);
         self.lose_flags()?;
-        self.code.constant(VALUE, target);
+        self.code.guest_address(VALUE, target);
         self.code.xor(VALUE, fields::JUMP_CONTEXT);
         self.code.compare(VALUE, key);
+        self.code.depends(Kind::Jump);
         let miss = self.apart(Cold::Leave { rip: target });
         self.code.jump_if(Condition::NOT_EQUAL, miss);
         // jmp gs:[host]
         self.code.bytes(&[0x65, 0xff, 0x24, 0x25]);
         self.code.bytes(&host.0.to_le_bytes());
+        self.code.depends(Kind::Jump);
         Ok(())
     }
 

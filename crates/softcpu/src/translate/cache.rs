@@ -6,8 +6,10 @@
 use std::collections::{HashMap, HashSet};
 use std::io;
 
+use super::clone::{Code, Span, code_at};
 use super::config::{BadTranslation, Config};
 use super::ops::Ops;
+use super::relocate::Relocation;
 use super::thunks::{self, Thunks};
 use super::trace::Trace;
 use super::{block, verify};
@@ -20,7 +22,7 @@ const LARGEST: usize = 1 << 16;
 const ALIGN: usize = 16;
 
 /// A translated block, as the interpreter's block remembers it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Entry {
     /// Which filling of the code memory it is in.
     pub(super) generation: u32,
@@ -29,19 +31,27 @@ pub(crate) struct Entry {
 }
 
 /// A translated block.
-#[derive(Debug)]
-struct Placed {
-    /// Where in the code memory it is, and how long.
-    offset: usize,
-    len: usize,
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Placed {
     /// RIP of the code that it stands for.
-    rip: u64,
+    pub(super) rip: u64,
+    /// Where in the code memory it is, and how long.
+    pub(super) offset: u32,
+    pub(super) len: u32,
     /// Where in its code it leaves to be looked up again.
-    way_out: usize,
+    pub(super) way_out: u32,
+    /// The numbers of its first link and its first op, and how many ops it has.
+    pub(super) first_link: u32,
+    pub(super) first_op: u32,
+    pub(super) ops: u16,
+    /// Guest instructions in it.
+    pub(super) instructions: u16,
+    /// What changes in it when it is moved.
+    pub(super) relocations: Span,
     /// The frame its code is in.
-    frame: RamFrame,
+    pub(super) frame: RamFrame,
     /// It is entered no more: nothing may be linked from it either.
-    stale: bool,
+    pub(super) stale: bool,
 }
 
 /// How often lately a trace was left because what it checks at once lies in two pages.
@@ -58,35 +68,39 @@ const SPLIT_WINDOW: u64 = 1 << 22;
 
 /// A jump in code memory that may go straight to another block.
 #[derive(Clone, Copy, Debug)]
-struct Link {
+pub(super) struct Link {
     /// Where its distance is.
-    offset: usize,
-    target: u64,
-    from: u32,
+    pub(super) offset: usize,
+    pub(super) target: u64,
+    pub(super) from: u32,
 }
 
 /// All translated code of one vCPU.
 #[derive(Debug)]
 pub(crate) struct Translator {
-    memory: CodeMemory,
+    pub(super) memory: CodeMemory,
     pub(super) thunks: Thunks,
     /// Bytes used, and how many of them are thunks.
     used: usize,
     fixed: usize,
     pub(super) generation: u32,
-    blocks: Vec<Placed>,
+    pub(super) blocks: Vec<Placed>,
     /// What they call the interpreter with.
-    ops: Ops,
-    links: Vec<Link>,
+    pub(super) ops: Ops,
+    pub(super) links: Vec<Link>,
+    /// What changes in those that can be moved.
+    pub(super) relocations: Vec<Relocation>,
     /// Traces that were split lately, by the RIP of their code.
     splits: HashMap<u64, Splits>,
     /// Those that are to check each access, and where they were when they did not, if nothing
     /// has taken their place yet.
-    separate: HashMap<(RamFrame, u64), Option<u32>>,
+    pub(super) separate: HashMap<(RamFrame, u64), Option<u32>>,
     /// The addresses that they had then.
     retired: HashSet<u64>,
     /// Blocks by the frame their code is in, and the version they hold for.
-    frames: HashMap<RamFrame, (u32, Vec<u32>)>,
+    pub(super) frames: HashMap<RamFrame, (u32, Vec<u32>)>,
+    /// The block that was placed last for some code, at whichever address.
+    pub(super) by_code: HashMap<Code, u32>,
     /// The link that the last block was left by.
     pub(super) pending: Option<u32>,
     /// The code map's count of hits that [`Translator::frames`] is up to date with.
@@ -104,6 +118,9 @@ pub(crate) struct Translator {
     /// What a test has done to each instruction before it is translated.
     #[cfg(test)]
     pub(crate) mistake: Option<fn(&mut iced_x86::Instruction, &mut crate::decode::op::Op)>,
+    /// What blocks were made of, by their number.
+    #[cfg(test)]
+    pub(super) traces: HashMap<u32, (Trace, bool)>,
 }
 
 /// What the translator did.
@@ -111,7 +128,9 @@ pub(crate) struct Translator {
 pub struct Counters {
     /// Blocks translated.
     pub translated: u64,
-    /// Bytes of host code made for them.
+    /// Translations that were moved to where their code is, too.
+    pub moved: u64,
+    /// Bytes of host code made for both.
     pub bytes: u64,
     /// Times translated code was entered from the run loop.
     pub entered: u64,
@@ -165,10 +184,12 @@ impl Translator {
             blocks: Vec::new(),
             ops: Ops::default(),
             links: Vec::new(),
+            relocations: Vec::new(),
             splits: HashMap::new(),
             separate: HashMap::new(),
             retired: HashSet::new(),
             frames: HashMap::new(),
+            by_code: HashMap::new(),
             pending: None,
             seen: 0,
             refused: None,
@@ -179,6 +200,8 @@ impl Translator {
             smuggled: Vec::new(),
             #[cfg(test)]
             mistake: None,
+            #[cfg(test)]
+            traces: HashMap::new(),
         })
     }
 
@@ -186,7 +209,7 @@ impl Translator {
     /// at it.
     pub(crate) fn listing(&self, rip: u64) -> Option<(u64, usize)> {
         let placed = self.blocks.iter().rfind(|placed| placed.rip == rip)?;
-        Some((self.memory.address(placed.offset) as u64, placed.len))
+        Some((self.memory.address(placed.offset as usize) as u64, placed.len as usize))
     }
 
     /// What it did so far.
@@ -206,11 +229,15 @@ impl Translator {
     /// Makes sure that there is room for the largest block there can be; says whether all
     /// others had to go for it.
     pub(super) fn make_room(&mut self) -> bool {
-        let full = self.used.saturating_add(LARGEST) > self.memory.capacity();
+        let full = !self.has_room();
         if full {
             self.empty();
         }
         full
+    }
+
+    pub(super) fn has_room(&self) -> bool {
+        self.used.saturating_add(LARGEST) <= self.memory.capacity()
     }
 
     /// Empties the code memory.
@@ -220,10 +247,14 @@ impl Translator {
         self.blocks.clear();
         self.ops.clear();
         self.links.clear();
+        self.relocations.clear();
         self.splits.clear();
         self.separate.clear();
         self.retired.clear();
         self.frames.clear();
+        self.by_code.clear();
+        #[cfg(test)]
+        self.traces.clear();
         self.pending = None;
         self.counters.emptied = self.counters.emptied.wrapping_add(1);
     }
@@ -231,8 +262,8 @@ impl Translator {
     /// Places `trace`, whose code is in `frame` at `version`. `None` when the code memory is
     /// full or the trace is none for us.
     pub(super) fn place(&mut self, trace: Trace, frame: RamFrame, version: u32) -> Option<Entry> {
-        let offset = self.used.checked_next_multiple_of(ALIGN)?;
-        let address = self.memory.address(offset) as u64;
+        let offset = self.next_offset()?;
+        let address = self.memory.address(offset as usize) as u64;
         let first_link = u32::try_from(self.links.len()).ok()?;
         let rip = trace.ops.first()?.rip;
         let former = self.separate.get(&(frame, rip)).copied();
@@ -240,42 +271,81 @@ impl Translator {
         let made =
             block::translate(&trace, thunks, &mut self.ops, address, first_link, share).ok()?;
         #[cfg(test)]
-        let made =
-            block::Translated { code: [self.smuggled.as_slice(), &made.code].concat(), ..made };
+        let made = if self.smuggled.is_empty() {
+            made
+        } else {
+            let code = [self.smuggled.as_slice(), &made.code].concat();
+            block::Translated { code, relocations: None, ..made }
+        };
+        let relocations = made.relocations.unwrap_or_default();
+        let placed = Placed {
+            rip,
+            offset,
+            len: u32::try_from(made.code.len()).ok()?,
+            way_out: u32::try_from(made.way_out).ok()?,
+            first_link,
+            first_op: u32::try_from(made.first_op).ok()?,
+            ops: u16::try_from(self.ops.count().saturating_sub(made.first_op)).ok()?,
+            instructions: u16::try_from(trace.steps.len()).ok()?,
+            relocations: Span::push(&mut self.relocations, &relocations),
+            frame,
+            stale: false,
+        };
+        #[cfg(test)]
+        self.traces.insert(self.blocks.len() as u32, (trace, share));
+        let entry = self.add(&made.code, &made.links, placed, version)?;
+        self.counters.translated = self.counters.translated.wrapping_add(1);
+        if let Some(former) = former.flatten()
+            && let Some(former) = self.blocks.get(former as usize)
+        {
+            // Whoever has a link to it comes here.
+            self.aim(former.offset.saturating_add(1) as usize, entry.address);
+            self.separate.insert((frame, rip), None);
+        }
+        Some(entry)
+    }
+
+    /// Where the next block begins.
+    pub(super) fn next_offset(&self) -> Option<u32> {
+        u32::try_from(self.used.checked_next_multiple_of(ALIGN)?).ok()
+    }
+
+    /// Puts `code` to its place.
+    pub(super) fn add(
+        &mut self,
+        code: &[u8],
+        links: &[block::Link],
+        placed: Placed,
+        version: u32,
+    ) -> Option<Entry> {
+        let (offset, frame) = (placed.offset as usize, placed.frame);
+        let address = self.memory.address(offset) as u64;
         if (self.verify || cfg!(debug_assertions))
-            && let Err(violation) = verify::verify(&made.code, address, &self.thunks)
+            && let Err(violation) = verify::verify(code, address, &self.thunks)
         {
             debug_assert!(self.verify, "{violation}");
-            self.bad = Some(BadTranslation::new(rip, &violation));
+            self.bad = Some(BadTranslation::new(placed.rip, &violation));
             return None;
         }
-        if !self.memory.write(offset, &made.code) {
+        if !self.memory.write(offset, code) {
             return None;
         }
-        self.used = offset.saturating_add(made.code.len());
-        self.counters.translated = self.counters.translated.wrapping_add(1);
-        self.counters.bytes = self.counters.bytes.wrapping_add(made.code.len() as u64);
+        self.used = offset.saturating_add(code.len());
+        self.counters.bytes = self.counters.bytes.wrapping_add(code.len() as u64);
         let number = u32::try_from(self.blocks.len()).ok()?;
-        self.links.extend(made.links.iter().map(|link| Link {
+        self.links.extend(links.iter().map(|link| Link {
             offset: offset.saturating_add(link.at),
             target: link.target,
             from: number,
         }));
-        let (len, way_out) = (made.code.len(), made.way_out);
-        self.blocks.push(Placed { offset, len, rip, way_out, frame, stale: false });
+        self.blocks.push(placed);
         let (known, blocks) = self.frames.entry(frame).or_insert((version, Vec::new()));
         if *known != version {
             // The others are stale, and about to be found out.
             return None;
         }
         blocks.push(number);
-        if let Some(former) = former.flatten()
-            && let Some(former) = self.blocks.get(former as usize)
-        {
-            // Whoever has a link to it comes here.
-            self.aim(former.offset.saturating_add(1), address);
-            self.separate.insert((frame, rip), None);
-        }
+        self.by_code.insert(code_at(frame, placed.rip), number);
         Some(Entry { generation: self.generation, address })
     }
 
@@ -296,9 +366,10 @@ impl Translator {
         }
     }
 
-    /// The code that was placed last.
-    pub(super) fn newest(&self) -> &[u8] {
-        self.blocks.last().map_or(&[], |placed| self.memory.read(placed.offset, placed.len))
+    /// The block that was placed last, and its code.
+    pub(super) fn newest(&self) -> Option<(&Placed, &[u8])> {
+        let placed = self.blocks.last()?;
+        Some((placed, self.memory.read(placed.offset as usize, placed.len as usize)))
     }
 
     /// The thunks.
@@ -335,8 +406,8 @@ impl Translator {
         let placed = self.blocks.get_mut(number as usize)?;
         placed.stale = true;
         // jmp: five bytes, which the shortest block has.
-        let [a, b, c, d] = (placed.way_out as u32).wrapping_sub(5).to_le_bytes();
-        let written = self.memory.write(placed.offset, &[0xe9, a, b, c, d]);
+        let [a, b, c, d] = placed.way_out.wrapping_sub(5).to_le_bytes();
+        let written = self.memory.write(placed.offset as usize, &[0xe9, a, b, c, d]);
         debug_assert!(written, "blocks are inside the code memory");
         Some(placed.rip)
     }
@@ -360,7 +431,7 @@ impl Translator {
         if self.separate.contains_key(&key) {
             return;
         }
-        self.retired.insert(self.memory.address(placed.offset) as u64);
+        self.retired.insert(self.memory.address(placed.offset as usize) as u64);
         self.separate.insert(key, Some(number as u32));
         self.close(number as u32);
     }

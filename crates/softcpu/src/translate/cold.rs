@@ -5,6 +5,7 @@ use super::assembler::{Assembler, Condition, Label, NotCopied};
 use super::fields;
 use super::flags::{Flags, Producer};
 use super::registers::{Homes, VALUE};
+use super::relocate::Kind;
 use super::sharing::Group;
 use super::thunks::Thunks;
 
@@ -84,7 +85,7 @@ impl Cold {
         code.give_back();
         match self {
             Self::Interpret { op, resume, to_host } => {
-                code.constant(VALUE, op);
+                code.moving_constant(VALUE, op, Kind::Op);
                 code.call(thunks.interpret);
                 code.lend_again(homes);
                 if to_host {
@@ -93,7 +94,7 @@ impl Cold {
                 code.jump(resume);
             }
             Self::Lead { op, group, next, resume, to_host } => {
-                code.constant(VALUE, op);
+                code.moving_constant(VALUE, op, Kind::Op);
                 code.call(thunks.interpret);
                 code.lend_again(homes);
                 let split = code.label();
@@ -104,21 +105,21 @@ impl Cold {
                 code.jump(resume);
                 code.bind(split);
                 code.give_back();
-                code.constant(VALUE, rip);
+                code.guest_address(VALUE, rip);
                 code.store(fields::SPARE, VALUE);
-                code.constant(VALUE, next);
+                code.guest_address(VALUE, next);
                 code.jump_to(thunks.leave_split);
             }
             Self::Last { op } => {
-                code.constant(VALUE, op);
+                code.moving_constant(VALUE, op, Kind::Op);
                 code.call(thunks.interpret_last);
             }
             Self::Leave { rip } => {
-                code.constant(VALUE, rip);
+                code.guest_address(VALUE, rip);
                 code.jump_to(thunks.leave_at);
             }
             Self::Stale { rip } => {
-                code.constant(VALUE, rip);
+                code.guest_address(VALUE, rip);
                 code.jump_to(thunks.leave_to_look);
             }
             Self::LeaveByKey => {
@@ -135,7 +136,7 @@ impl Cold {
             // The block writes it, which knows its edges.
             Self::Exit { .. } => {}
             Self::Link { number } => {
-                code.constant(VALUE, number.into());
+                code.moving_constant(VALUE, number.into(), Kind::Link);
                 code.jump_to(thunks.leave_by_link);
             }
             Self::Vectors { need, resume } => {
@@ -143,7 +144,7 @@ impl Cold {
                 code.load(VALUE, fields::VECTORS);
                 require(code, need);
                 code.jump_if(Condition::EQUAL, resume);
-                code.constant(VALUE, rip);
+                code.guest_address(VALUE, rip);
                 code.jump_to(thunks.leave_to_interpret);
             }
         }

@@ -85,6 +85,11 @@ pub(super) fn segment_base(slot: u8) -> Field {
 
 /// The key and the code of the jump cache's entry for `rip`.
 pub(super) fn jump_entry(rip: u64) -> (Field, Field) {
-    let slot = jumps::slot(rip) as u32 * size_of::<Jump>() as u32;
-    (Field(JUMP_KEYS.0 + slot), Field(JUMP_HOSTS.0 + slot))
+    let at = jump_distance(rip);
+    (Field(JUMP_KEYS.0 + at), Field(JUMP_HOSTS.0 + at))
+}
+
+/// How far behind the first that entry is.
+pub(super) fn jump_distance(rip: u64) -> u32 {
+    jumps::slot(rip) as u32 * size_of::<Jump>() as u32
 }

@@ -13,6 +13,7 @@ use super::thunks::Exit;
 use super::trace::Tracer;
 use crate::decode::cache::{Block as Decoded, BlockCache};
 use crate::decode::op::Op;
+use crate::memory::ram::RamFrame;
 use crate::state::CodeSize;
 use crate::state::rflags::RFlags;
 use crate::system::tsc::host_tsc;
@@ -68,25 +69,20 @@ impl Vcpu {
     /// The host code for `block`, at whose RIP the vCPU is, if it is to be entered. Counts
     /// a run.
     pub(crate) fn translated(&mut self, block: &Decoded) -> Translation {
-        let Some(translator) = self.translator.as_mut() else { return Translation::None };
-        if translator.seen != self.memory.code().hits() {
-            translator.seen = self.memory.code().hits();
-            let (memory, tracer) = (&self.memory, &mut self.tracer);
-            translator.drop_stale(
-                |frame| memory.code().version(frame),
-                |rip| {
-                    if let Some(tracer) = tracer {
-                        tracer.event(trace::Event::Dropped { rip });
-                    }
-                },
-            );
+        if block.size != CodeSize::Bits64 {
+            return Translation::None;
         }
+        self.drop_stale();
+        let Some(translator) = self.translator.as_mut() else { return Translation::None };
         if translator.refused.take() == Some(block.rip) {
             return Translation::None;
         }
         let known = block.entry.get().filter(|known| translator.holds(*known));
         if let Some(entry) = known {
             return Translation::Known(entry);
+        }
+        if block.is_hollow() {
+            return Translation::None;
         }
         let runs = block.runs.get().saturating_add(1);
         block.runs.set(runs);
@@ -101,10 +97,80 @@ impl Vcpu {
         Translation::Wanted
     }
 
+    /// Makes sure that no code is entered whose guest's code has changed.
+    #[inline(always)]
+    fn drop_stale(&mut self) {
+        let Some(translator) = self.translator.as_mut() else { return };
+        if translator.seen != self.memory.code().hits() {
+            translator.seen = self.memory.code().hits();
+            let (memory, tracer) = (&self.memory, &mut self.tracer);
+            translator.drop_stale(
+                |frame| memory.code().version(frame),
+                |rip| {
+                    if let Some(tracer) = tracer {
+                        tracer.event(trace::Event::Dropped { rip });
+                    }
+                },
+            );
+        }
+    }
+
+    /// Forgets all translations (native stubs are about to be thrown away, which their ops
+    /// name). None of them may be running.
+    pub(crate) fn forget_translations(&mut self) {
+        let Some(translator) = &mut self.translator else { return };
+        translator.empty();
+        self.mmu.jumps.clear();
+        if let Some(tracer) = &mut self.tracer {
+            tracer.event(trace::Event::Emptied);
+        }
+    }
+
+    /// A translation for the code at `rip`, which is in `frame` at `version`, if there was one
+    /// of the same code before: this very one, or a clone of one for another address. Whoever
+    /// translated that had looked that no other vCPU can change the code unseen, and as long
+    /// as the frame's version stands none can.
+    pub(crate) fn translated_before(
+        &mut self,
+        rip: u64,
+        frame: RamFrame,
+        version: u32,
+    ) -> Option<Entry> {
+        self.drop_stale();
+        let translator = self.translator.as_mut()?;
+        let number = translator.find(frame, version, rip)?;
+        if let Some(entry) = translator.entry_at(number, rip) {
+            return Some(entry);
+        }
+        let entry = translator.clone_to(number, version, rip)?;
+        self.tell_of_newest(entry);
+        Some(entry)
+    }
+
+    /// Tells whoever watches of the translation that was placed last.
+    fn tell_of_newest(&mut self, entry: Entry) {
+        if let Some(tracer) = &mut self.tracer
+            && let Some(translator) = &self.translator
+            && let Some((newest, code)) = translator.newest()
+        {
+            tracer.event(trace::Event::Translated {
+                rip: newest.rip,
+                user: self.mmu.is_user(),
+                instructions: newest.instructions.into(),
+                host: entry.address,
+                code,
+            });
+        }
+    }
+
     /// Translates the block in `slot`, and what the guest goes on with from there.
     #[cold]
     pub(crate) fn translate(&mut self, blocks: &BlockCache, slot: usize) -> Option<Entry> {
         let head = blocks.get(slot)?;
+        if let Some(entry) = self.translated_before(head.rip, head.frame, head.version) {
+            head.entry.set(Some(entry));
+            return Some(entry);
+        }
         let (host, _) = self.fetch_page(head.linear).ok().flatten()?;
         let version = self.memory.code().version(head.frame);
         let mut factory = InstructionInfoFactory::new();
@@ -133,7 +199,6 @@ impl Vcpu {
                 step.plan = copier.plan(&step.instruction).ok();
             }
         }
-        let instructions = trace.steps.len();
         let emptied = translator.make_room();
         if emptied {
             self.mmu.jumps.clear();
@@ -144,18 +209,10 @@ impl Vcpu {
         }
         head.entry.set(entry);
         let entry = entry?;
-        if let Some(tracer) = &mut self.tracer {
-            if emptied {
-                tracer.event(trace::Event::Emptied);
-            }
-            tracer.event(trace::Event::Translated {
-                rip: head.rip,
-                user: self.mmu.is_user(),
-                instructions,
-                host: entry.address,
-                code: translator.newest(),
-            });
+        if emptied && let Some(tracer) = &mut self.tracer {
+            tracer.event(trace::Event::Emptied);
         }
+        self.tell_of_newest(entry);
         Some(entry)
     }
 

@@ -178,7 +178,9 @@ pub(super) fn make(base: u64) -> Result<(Vec<u8>, Thunks), NotCopied> {
     code.bytes(&[0xff, 0xd0]);
     code.jump_to(elsewhere);
 
-    Ok((code.finish()?, thunks))
+    // They stay where they are.
+    let (code, _) = code.finish()?;
+    Ok((code, thunks))
 }
 
 /// Saves all guest registers for Rust code to come. RAX is kept in [`KEPT`], and what of the

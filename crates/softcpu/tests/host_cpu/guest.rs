@@ -22,6 +22,13 @@ const TABLES: u64 = 0x30_0000;
 /// The task state segment.
 const TASK: u64 = DESCRIPTORS + 0x400;
 const LEGACY: u64 = TABLES + 0x5000;
+/// Page tables for [`elsewhere`].
+const ELSEWHERE: u64 = TABLES + 0x9000;
+
+/// How far from where it is code can be found too, with the data around it: `n` is any number.
+pub(crate) fn elsewhere(n: u64) -> u64 {
+    ((1 + n % 200) << 39) + ((n % 32) << 21)
+}
 
 /// The state at the first exception since it was last looked.
 type Raised = Arc<Mutex<Option<(Exception, Box<VcpuState>)>>>;
@@ -84,6 +91,13 @@ impl Guest {
                 put(l1 + (page >> 12 & 511) * 8, entry);
                 legacy(l1_32 + (page >> 12 & 1023) * 4, entry);
             }
+        }
+        put(ELSEWHERE, (ELSEWHERE + 0x1000) | 0x67);
+        for n in 0..32 {
+            put(ELSEWHERE + 0x1000 + ((AREA >> 21) + n) * 8, l1 | 0x67);
+        }
+        for n in 1..=200 {
+            put(TABLES + n * 8, ELSEWHERE | 0x67);
         }
         // Not for user mode.
         put(low + (DESCRIPTORS >> 12 & 511) * 8, DESCRIPTORS | 0x63);
@@ -194,16 +208,18 @@ impl Guest {
         row == bytes
     }
 
-    /// Runs a row of `len` bytes to its end or to the first fault, or gives up after `most`
-    /// blocks.
+    /// Runs a row of `len` bytes, `distance` from where it was put, to its end or to the
+    /// first fault, or gives up after `most` blocks.
     pub(crate) fn run_row(
         &mut self,
+        distance: u64,
         offset: u64,
         len: usize,
         state: &mut VcpuState,
         most: usize,
     ) -> RowEnd {
-        let (start, end) = (CODE + offset, CODE + offset + len as u64);
+        let start = CODE + distance + offset;
+        let end = start + len as u64;
         state.rip = start;
         let vcpu = &mut self.machine.vcpu;
         vcpu.state = state.clone();

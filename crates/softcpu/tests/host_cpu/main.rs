@@ -95,6 +95,13 @@ fn rows_with_jumps_are_translated_as_they_are_interpreted() {
 }
 
 #[test]
+fn rows_at_other_addresses_are_translated_as_they_are_interpreted() {
+    let mut translator = guest::Guest::translating_as(3, Config::default());
+    let rows = compare_rows(50, &mut translator, sequences::compare_elsewhere);
+    assert!(rows.moved > rows.translated, "{rows:?}");
+}
+
+#[test]
 fn rows_that_share_checks_are_translated_as_they_are_interpreted() {
     let rows = compare_rows(300, &mut guest::Guest::translating(), sequences::compare_pointing);
     let split = Counters::EXITS.iter().position(|name| *name == "split check");

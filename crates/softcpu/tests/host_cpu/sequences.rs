@@ -12,7 +12,7 @@ use iced_x86::{
 use softcpu::state::VcpuState;
 
 use crate::encode::{Encoded, encode};
-use crate::guest::{Guest, RowEnd};
+use crate::guest::{Guest, RowEnd, elsewhere};
 use crate::layout::{DATA, DATA_LEN, Mode};
 use crate::prepare::prepare;
 use crate::random::{self, Random};
@@ -255,7 +255,7 @@ pub(crate) fn compare(
 ) -> Result<(), String> {
     let seed = random.0;
     let row = straight(codes, random);
-    compare_row(&row, [interpreter, translator], 1, random)
+    compare_row(&row, [interpreter, translator], &[0], random)
         .map_err(|what| format!("seed {seed}: {what}"))
 }
 
@@ -268,7 +268,21 @@ pub(crate) fn compare_branching(
 ) -> Result<(), String> {
     let seed = random.0;
     let row = branching(codes, random);
-    compare_row(&row, [interpreter, translator], 6, random)
+    compare_row(&row, [interpreter, translator], &[0; 6], random)
+        .map_err(|what| format!("seed {seed}: {what}"))
+}
+
+/// The same, hot at one address and then run at others.
+pub(crate) fn compare_elsewhere(
+    codes: &Codes,
+    interpreter: &mut Guest,
+    translator: &mut Guest,
+    random: &mut Random,
+) -> Result<(), String> {
+    let seed = random.0;
+    let row = branching(codes, random);
+    let [a, b, c] = [(); 3].map(|()| elsewhere(random.next()));
+    compare_row(&row, [interpreter, translator], &[a, a, a, a, a, b, b, a, c], random)
         .map_err(|what| format!("seed {seed}: {what}"))
 }
 
@@ -282,14 +296,14 @@ pub(crate) fn compare_pointing(
     let seed = random.0;
     let jumps = random.one_in(2);
     let row = pointing(codes, random, jumps);
-    compare_row(&row, [interpreter, translator], 6, random)
+    compare_row(&row, [interpreter, translator], &[0; 6], random)
         .map_err(|what| format!("seed {seed}: {what}"))
 }
 
 fn compare_row(
     row: &[Piece],
     mut guests: [&mut Guest; 2],
-    times: usize,
+    distances: &[u64],
     random: &mut Random,
 ) -> Result<(), String> {
     let bytes = assemble(row);
@@ -304,7 +318,7 @@ fn compare_row(
             Piece::Jump { .. } => None,
         })
         .collect();
-    for _ in 0..times {
+    for distance in distances {
         let mut data = Box::new([0; DATA_LEN]);
         random::memory(&mut data[..], random);
         let mut before = guests[0].state(Mode::Long);
@@ -319,7 +333,7 @@ fn compare_row(
         for (guest, most) in guests.iter_mut().zip([64, 256]) {
             guest.put_data(&data);
             let mut state = before.clone();
-            let end = guest.run_row(offset, bytes.len(), &mut state, most);
+            let end = guest.run_row(*distance, offset, bytes.len(), &mut state, most);
             ends.push((state, end, guest.data().to_vec()));
         }
         let [(ours, our_end, our_data), (theirs, their_end, their_data)] = &ends[..] else {

@@ -38,7 +38,7 @@ fn judged(write: impl FnOnce(&mut Assembler)) -> Result<(), Violation> {
     let mut code = Assembler::new(base);
     write(&mut code);
     code.jump_to(thunks.leave_at);
-    verify(&code.finish().unwrap(), base, &thunks)
+    verify(&code.finish().unwrap().0, base, &thunks)
 }
 
 /// A check of `access` to `operand`, and what `then` makes where it has held.
