@@ -35,11 +35,12 @@ const BLOCKS: [(&str, Number); 5] = [
     ("  dropped: code changed", |stats| stats.translator.invalidated),
 ];
 
-const CODE: [(&str, Number); 5] = [
+const CODE: [(&str, Number); 6] = [
     ("code cache, KiB", |stats| stats.translator.capacity >> 10),
     ("  in use, KiB", |stats| stats.translator.used >> 10),
     ("  made in all, KiB", |stats| stats.translator.bytes >> 10),
     ("  times emptied", |stats| stats.translator.emptied),
+    ("shared checks split", |stats| stats.translator.split),
     ("translated code entered", |stats| stats.translator.entered),
 ];
 

@@ -52,6 +52,8 @@ pub(super) struct Placed {
     pub(super) frame: RamFrame,
     /// It is entered no more: nothing may be linked from it either.
     pub(super) stale: bool,
+    /// Accesses may share checks in it.
+    pub(super) shares: bool,
 }
 
 /// How often lately a trace was left because what it checks at once lies in two pages.
@@ -92,8 +94,8 @@ pub(crate) struct Translator {
     pub(super) relocations: Vec<Relocation>,
     /// Traces that were split lately, by the RIP of their code.
     splits: HashMap<u64, Splits>,
-    /// Those that are to check each access, and where they were when they did not, if nothing
-    /// has taken their place yet.
+    /// Those that are to check each access, and their numbers when they did not, if nothing has
+    /// taken their place yet.
     pub(super) separate: HashMap<(RamFrame, u64), Option<u32>>,
     /// The addresses that they had then.
     retired: HashSet<u64>,
@@ -140,6 +142,8 @@ pub struct Counters {
     pub for_events: u64,
     /// Instructions that translated code had interpreted.
     pub interpreted: u64,
+    /// Times accesses did not lie in one page that share a check.
+    pub split: u64,
     /// Blocks that became stale.
     pub invalidated: u64,
     /// Times the code memory was full, and emptied.
@@ -153,7 +157,7 @@ pub struct Counters {
 impl Counters {
     /// What the reasons in [`Counters::exits`] are, by number.
     pub const EXITS: [&'static str; 8] =
-        ["", "look-up", "new link", "to interpret", "machine", "fault", "split check", ""];
+        ["", "look-up", "new link", "to interpret", "machine", "fault", "", ""];
 
     /// Translated code was left for `reason`, while an event was waiting or not.
     pub(super) fn left(&mut self, reason: u64, event: bool) {
@@ -290,6 +294,7 @@ impl Translator {
             relocations: Span::push(&mut self.relocations, &relocations),
             frame,
             stale: false,
+            shares: share,
         };
         #[cfg(test)]
         self.traces.insert(self.blocks.len() as u32, (trace, share));
@@ -414,7 +419,12 @@ impl Translator {
 
     /// The trace at `rip` was left at time `now` because what it checks at once lies in two
     /// pages, or is not all of one kind. Where that happens again and again it is made anew.
-    pub(super) fn split(&mut self, rip: u64, now: u64) {
+    /// The guest goes on at `next`, where the rest of that is likely still before it.
+    pub(super) fn split(&mut self, rip: u64, next: Option<(RamFrame, u64)>, now: u64) {
+        self.counters.split = self.counters.split.wrapping_add(1);
+        if let Some(next) = next {
+            self.separate.entry(next).or_default();
+        }
         let splits = self.splits.entry(rip).or_insert(Splits { since: now, times: 0 });
         if now.wrapping_sub(splits.since) > SPLIT_WINDOW {
             *splits = Splits { since: now, times: 0 };
@@ -428,9 +438,6 @@ impl Translator {
         let Some(number) = self.blocks.iter().rposition(of_it) else { return };
         let Some(placed) = self.blocks.get(number) else { return };
         let key = (placed.frame, rip);
-        if self.separate.contains_key(&key) {
-            return;
-        }
         self.retired.insert(self.memory.address(placed.offset as usize) as u64);
         self.separate.insert(key, Some(number as u32));
         self.close(number as u32);

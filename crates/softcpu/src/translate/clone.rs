@@ -95,7 +95,7 @@ impl Translator {
         let origin = *self.blocks.get(number as usize)?;
         let relocations = origin.relocations.of(&self.relocations)?;
         // What is to have a check for each access here has something better to come.
-        let separate = self.separate.contains_key(&(origin.frame, rip));
+        let separate = origin.shares && self.separate.contains_key(&(origin.frame, rip));
         if separate || !relocate::is_movable(rip) || !self.has_room() {
             return None;
         }

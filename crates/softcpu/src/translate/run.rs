@@ -41,7 +41,7 @@ fn decode(block: &Decoded, host: u64) -> Option<Vec<Instruction>> {
 }
 
 /// Runs of a block after which it is translated.
-pub(crate) const THRESHOLD: u32 = 24;
+pub(crate) const THRESHOLD: u32 = 10;
 
 /// What translated code that is to be left soon takes for the events raised.
 static ALWAYS: AtomicU32 = AtomicU32::new(u32::MAX);
@@ -271,8 +271,6 @@ impl Vcpu {
             return Err(Abort::Exit);
         } else if reason == Exit::Fault as u64 {
             return Err(Abort::Fault);
-        } else if reason == Exit::Split as u64 {
-            translator.split(self.context.spare, host_tsc());
         } else if reason == Exit::Interpret as u64 {
             translator.refused = Some(self.state.rip);
         }
@@ -403,5 +401,20 @@ pub(super) unsafe extern "sysv64" fn interpret_last(cpu: *mut Vcpu, op: *const O
 pub(super) unsafe extern "sysv64" fn go_on(cpu: *mut Vcpu) -> u64 {
     // SAFETY: as above.
     let cpu = unsafe { &mut *cpu };
+    cpu.go_on().unwrap_or(Exit::Next as u64)
+}
+
+/// The same where a trace was left because what it checks at once cannot be.
+///
+/// # Safety
+/// As [`go_on`].
+pub(super) unsafe extern "sysv64" fn go_on_behind_split(cpu: *mut Vcpu) -> u64 {
+    // SAFETY: as above.
+    let cpu = unsafe { &mut *cpu };
+    let (from, here) = (cpu.context.spare, cpu.state.rip);
+    let code = cpu.mmu.code.lookup(cpu.mmu.is_user(), here).map(|entry| entry.frame);
+    if let Some(translator) = &mut cpu.translator {
+        translator.split(from, code.map(|frame| (frame, here)), host_tsc());
+    }
     cpu.go_on().unwrap_or(Exit::Next as u64)
 }

@@ -19,9 +19,11 @@ use crate::decode::op::Op;
 use crate::native::Traits;
 use crate::state::{GPR_ZERO, SEG_FLAT};
 
-/// Most bytes from the first to the last of a group: what goes further is likely to cross
-/// into another page.
+/// Most bytes from the first to the last of a group.
 const SPAN: i64 = 1024;
+/// Most bytes that an access may make its group longer by: a check is saved each time, but the
+/// longer the group, the likelier it lies in two pages, and that is as dear as a hundred checks.
+const REACH: i64 = 64;
 
 /// How many groups there can be at a time.
 pub(super) const PLACES: u8 = 16;
@@ -104,7 +106,9 @@ impl Group {
                 (wanted <= mask && alike).then_some(Some((other, mask)))?
             }
         };
-        (last.checked_sub(first)? < SPAN).then_some(Self {
+        let len = last.checked_sub(first)?;
+        let longer = len.checked_sub(self.last.checked_sub(self.first)?)?;
+        (len < SPAN && longer <= REACH).then_some(Self {
             first,
             last,
             stores: self.stores || access.stores,
@@ -199,18 +203,17 @@ impl Block<'_> {
 
 /// Puts `access` into a group that is open, or opens one for it. Says which, and the distance.
 fn join(groups: &mut Vec<Group>, open: &mut Vec<Open>, access: &Simple) -> (usize, i64) {
-    let known = open.iter().position(|open| open.origin == access.origin);
-    if let Some(known) = known
-        && let Some(Open { group, moved, .. }) = open.get(known).copied()
-        && let at = moved.wrapping_add(access.displacement)
-        && let Some(begun) = groups.get_mut(group)
-        && let Some(wider) = begun.with(access, at)
-    {
-        *begun = wider;
-        return (group, at);
+    for open in open.iter().filter(|open| open.origin == access.origin) {
+        let at = open.moved.wrapping_add(access.displacement);
+        if let Some(begun) = groups.get_mut(open.group)
+            && let Some(wider) = begun.with(access, at)
+        {
+            *begun = wider;
+            return (open.group, at);
+        }
     }
-    if let Some(known) = known.or((open.len() >= usize::from(PLACES)).then_some(0)) {
-        open.remove(known);
+    if open.len() >= usize::from(PLACES) {
+        open.remove(0);
     }
     let taken = |place: u8| open.iter().any(|open| open.place == place);
     let place = (0..PLACES).find(|place| !taken(*place)).unwrap_or(0);

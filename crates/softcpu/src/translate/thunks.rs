@@ -8,7 +8,7 @@ use iced_x86::{Code, Instruction, MemoryOperand, Register as R};
 use super::assembler::{Assembler, Condition, NotCopied};
 use super::fields::{self, Field};
 use super::registers::{VALUE, pinned};
-use super::run::{go_on, interpret, interpret_last};
+use super::run::{go_on, go_on_behind_split, interpret, interpret_last};
 
 /// Why translated code was left.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -24,8 +24,6 @@ pub(super) enum Exit {
     Machine = 4,
     /// An instruction has faulted, which is for the run loop to deliver.
     Fault = 5,
-    /// As `Next`: what the trace at the address in the context checks at once cannot be.
-    Split = 6,
 }
 
 /// Addresses of the thunks.
@@ -41,7 +39,8 @@ pub(super) struct Thunks {
     pub(super) leave_to_interpret: u64,
     /// Leaves with [`Exit::Next`] and RIP from RAX: what the jump cache has for it is stale.
     pub(super) leave_to_look: u64,
-    /// Leaves with [`Exit::Split`] and RIP from RAX.
+    /// Goes on at RIP from RAX, or leaves with [`Exit::Next`]: what the trace at the address in
+    /// the context's spare field checks at once cannot be.
     pub(super) leave_split: u64,
     /// Called with an op in RAX: runs it and returns, or goes elsewhere, or leaves.
     pub(super) interpret: u64,
@@ -117,7 +116,6 @@ pub(super) fn make(base: u64) -> Result<(Vec<u8>, Thunks), NotCopied> {
         (&mut thunks.leave_by_link, fields::LINK, Exit::Link),
         (&mut thunks.leave_to_interpret, fields::RIP, Exit::Interpret),
         (&mut thunks.leave_to_look, fields::RIP, Exit::Next),
-        (&mut thunks.leave_split, fields::RIP, Exit::Split),
     ] {
         *thunk = here(&code);
         code.store(keeps, VALUE);
@@ -138,13 +136,18 @@ pub(super) fn make(base: u64) -> Result<(Vec<u8>, Thunks), NotCopied> {
     code.bind(leaves);
     code.jump_to(left);
 
-    thunks.leave_at = here(&code);
-    code.store(fields::RIP, VALUE);
-    save_all(&mut code, save_vectors);
-    code.load(R::RDI, fields::VCPU);
-    code.constant(VALUE, go_on as *const () as u64);
-    code.bytes(&[0xff, 0xd0]);
-    code.jump_to(elsewhere);
+    for (thunk, called) in [
+        (&mut thunks.leave_at, go_on as *const ()),
+        (&mut thunks.leave_split, go_on_behind_split as *const ()),
+    ] {
+        *thunk = here(&code);
+        code.store(fields::RIP, VALUE);
+        save_all(&mut code, save_vectors);
+        code.load(R::RDI, fields::VCPU);
+        code.constant(VALUE, called as u64);
+        code.bytes(&[0xff, 0xd0]);
+        code.jump_to(elsewhere);
+    }
 
     thunks.interpret = here(&code);
     save_all(&mut code, save_vectors);
