@@ -75,6 +75,7 @@ impl Vcpu {
                     ops: pass.ops.into_boxed_slice(),
                     runs: Cell::default(),
                     entry: Cell::default(),
+                    used: Cell::default(),
                 }));
             }
         }
@@ -132,6 +133,7 @@ impl Vcpu {
             ops: pass.ops.into_boxed_slice(),
             runs: Cell::default(),
             entry: Cell::default(),
+            used: Cell::default(),
         }))
     }
 
@@ -260,6 +262,7 @@ impl Block {
             // What was hot there will be here, if it runs more than once.
             runs: Cell::new(self.runs.get() / 2),
             entry: Cell::default(),
+            used: Cell::default(),
         })
     }
 

@@ -11,6 +11,8 @@
 //! what is displaced goes to a second table, by another hash, and comes back from there when
 //! it is wanted again.
 //!
+//! Blocks that are not wanted any more are dropped when there are many.
+//!
 //! A third table finds a block by where its code is in RAM: many processes have the same
 //! library at different addresses, and a block for another of them needs no decoding but only
 //! to be moved ([`Block::at`]). Where there is a translation for it already, not even that is
@@ -28,6 +30,8 @@ use crate::translate::Entry;
 const SLOTS: usize = 1 << 17;
 /// Places to remember where the block for some code is.
 const BY_CODE: usize = 1 << 17;
+/// Weight at which the cache is swept: ops of 64 bytes, 16 MiB.
+const WEIGHT: usize = 1 << 18;
 /// Places for displaced blocks.
 const DISPLACED: usize = 1 << 16;
 
@@ -61,6 +65,8 @@ pub(crate) struct Block {
     pub(crate) runs: Cell<u32>,
     /// Its translation.
     pub(crate) entry: Cell<Option<Entry>>,
+    /// It was wanted again since the cache was last swept.
+    pub(crate) used: Cell<bool>,
 }
 
 impl Block {
@@ -84,7 +90,13 @@ impl Block {
             ops: Box::default(),
             runs: Cell::new(runs),
             entry: Cell::new(Some(entry)),
+            used: Cell::default(),
         })
+    }
+
+    /// What it costs in memory, in ops: itself is as large as a few.
+    fn weight(&self) -> usize {
+        self.ops.len().saturating_add(3)
     }
 
     /// Whether it has no ops and cannot be interpreted.
@@ -108,12 +120,21 @@ pub(crate) struct BlockCache {
     displaced: Box<[Option<Box<Block>>]>,
     /// The slot of the last block that was made of some code, by where in RAM that is.
     by_code: Box<[u32]>,
+    /// The weight of all blocks, and the one at which those are dropped that nobody wants.
+    held: usize,
+    limit: usize,
 }
 
 impl BlockCache {
     pub(crate) fn new() -> Self {
         let empty = |places: usize| (0..places).map(|_| None).collect();
-        Self { slots: empty(SLOTS), displaced: empty(DISPLACED), by_code: vec![0; BY_CODE].into() }
+        Self {
+            slots: empty(SLOTS),
+            displaced: empty(DISPLACED),
+            by_code: vec![0; BY_CODE].into(),
+            held: 0,
+            limit: WEIGHT,
+        }
     }
 
     /// The slot of the block at `linear`.
@@ -131,19 +152,42 @@ impl BlockCache {
     /// Puts a block into `slot`. What was there is kept for a while, unless the new block
     /// stands for the same code.
     pub(crate) fn put(&mut self, slot: usize, block: Box<Block>) {
+        if self.held > self.limit {
+            self.sweep();
+        }
         let Some(place) = self.slots.get_mut(slot) else { return };
         let (linear, frame) = (block.linear, block.frame);
+        self.held = self.held.saturating_add(block.weight());
         if !block.is_hollow()
             && let Some(known) = self.by_code.get_mut(code_slot(linear, frame))
         {
             *known = slot as u32;
         }
-        if let Some(old) = place.replace(block)
-            && (old.linear != linear || old.frame != frame)
-            && let Some(place) = self.displaced.get_mut(displaced_slot(old.linear))
-        {
-            *place = Some(old);
+        let Some(old) = place.replace(block) else { return };
+        let same = old.linear == linear && old.frame == frame;
+        let displaced = self.displaced.get_mut(displaced_slot(old.linear));
+        let gone = match displaced.filter(|_| !same) {
+            Some(place) => place.replace(old),
+            None => Some(old),
+        };
+        self.held = self.held.saturating_sub(gone.map_or(0, |gone| gone.weight()));
+    }
+
+    /// Drops the blocks that nobody has wanted since the last time: what a kernel runs once
+    /// when it starts, above all. Those that are translated come back hollow.
+    #[cold]
+    fn sweep(&mut self) {
+        self.held = 0;
+        for place in self.slots.iter_mut().chain(&mut self.displaced) {
+            if let Some(block) = place.take_if(|block| block.used.replace(false)) {
+                self.held = self.held.saturating_add(block.weight());
+                *place = Some(block);
+            } else {
+                *place = None;
+            }
         }
+        // Whoever needs more than that gets it.
+        self.limit = self.held.saturating_mul(2).max(WEIGHT);
     }
 
     /// A block for the same code at another address.
@@ -162,6 +206,7 @@ impl BlockCache {
         let Some(place) = self.displaced.get_mut(displaced_slot(linear)) else { return false };
         let wanted = |block: &mut Box<Block>| block.linear == linear && block.frame == frame;
         let Some(block) = place.take_if(wanted) else { return false };
+        self.held = self.held.saturating_sub(block.weight());
         self.put(slot, block);
         true
     }
@@ -170,6 +215,7 @@ impl BlockCache {
     pub(crate) fn clear(&mut self) {
         self.slots.fill_with(|| None);
         self.displaced.fill_with(|| None);
+        (self.held, self.limit) = (0, WEIGHT);
     }
 }
 
@@ -202,7 +248,36 @@ mod tests {
             ops: [Op::idle(linear)].into(),
             runs: Cell::default(),
             entry: Cell::default(),
+            used: Cell::default(),
         })
+    }
+
+    #[test]
+    fn what_nobody_wants_is_dropped_when_there_is_much() {
+        let mut cache = BlockCache::new();
+        let has = |cache: &BlockCache, linear| {
+            cache.get(BlockCache::slot(linear)).is_some_and(|block| block.linear == linear)
+        };
+        let mut next = 0;
+        let mut fill = |cache: &mut BlockCache| {
+            for _ in 0..WEIGHT / block(0, 1).weight() {
+                cache.put(BlockCache::slot(next), block(next, 1));
+                next += 1;
+            }
+        };
+        fill(&mut cache);
+        assert!(has(&cache, 5) && has(&cache, 6), "there is room for all");
+        cache.get(BlockCache::slot(6)).unwrap().used.set(true);
+        for more in [1 << 40, 3 << 40] {
+            cache.put(BlockCache::slot(more), block(more, 1));
+        }
+        assert!(!has(&cache, 5) && has(&cache, 6));
+        fill(&mut cache);
+        fill(&mut cache);
+        assert!(!has(&cache, 6), "that is long ago");
+        assert!(cache.held < 2 * WEIGHT, "{}", cache.held);
+        cache.clear();
+        assert_eq!(cache.held, 0);
     }
 
     #[test]

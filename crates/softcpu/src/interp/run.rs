@@ -246,7 +246,9 @@ impl Vcpu {
             blocks.put(slot, block);
         }
         // There is one now, whichever way it came.
-        blocks.get(slot).ok_or(Abort::EndBlock)
+        let block = blocks.get(slot).ok_or(Abort::EndBlock)?;
+        block.used.set(found);
+        Ok(block)
     }
 
     /// A block of nothing but a translation, if the code was translated before.
