@@ -9,7 +9,7 @@ use std::collections::{HashMap, VecDeque};
 
 use iced_x86::{Code, Instruction, Register as R};
 
-use super::access::{Access, Place};
+use super::access::Access;
 use super::assembler::{Assembler, Condition, Label, NotCopied};
 use super::cold::{Cold, Fix, keep_flags, load_flags, require};
 use super::copy::{self, FlagUse};
@@ -85,7 +85,7 @@ pub(super) struct Block<'a> {
     /// Where it begins.
     pub(super) rip: u64,
     /// The step that is being translated, and where it is in the guest's code.
-    step: usize,
+    pub(super) step: usize,
     pub(super) here: u64,
     /// What the steps do to flags and registers.
     effects: Vec<Effects>,
@@ -95,7 +95,7 @@ pub(super) struct Block<'a> {
     /// The place whose host address is in [`ADDRESS`].
     pub(super) in_address: Option<u8>,
     /// What the step's access was checked as, once it was.
-    checked: Option<Share>,
+    pub(super) checked: Option<Share>,
 }
 
 /// What translating a step may do to flags and registers.
@@ -279,7 +279,7 @@ impl Block<'_> {
         }
     }
 
-    fn share_of(&self, step: usize) -> Share {
+    pub(super) fn share_of(&self, step: usize) -> Share {
         self.shares.get(step).copied().unwrap_or(Share::None)
     }
 
@@ -483,7 +483,7 @@ impl Block<'_> {
     }
 
     /// The address that the thunks want for `op`.
-    fn keep(&mut self, op: &Op) -> u64 {
+    pub(super) fn keep(&mut self, op: &Op) -> u64 {
         match self.last_kept {
             Some((rip, address)) if rip == op.rip => address,
             _ => {
@@ -500,82 +500,6 @@ impl Block<'_> {
         let fix = self.fix();
         self.cold.push_back(Apart { at, fix, homes: self.code.homes, what });
         at
-    }
-
-    /// Checks the step's access, to `op`'s memory operand; the interpreter runs `op` where it
-    /// does not hold, and goes on behind it (see [`Block::resume_here`]).
-    pub(super) fn check(
-        &mut self,
-        op: &Op,
-        operand: &Op,
-        access: Access,
-    ) -> Result<Place, NotCopied> {
-        let share = self.share_of(self.step);
-        if let Share::Follows { place, at } = share {
-            return Ok(self.follow(place, at));
-        }
-        self.lose_flags()?;
-        self.checked = Some(share);
-        let resume = self.code.label();
-        let kept = self.keep(op);
-        if let Share::Leads { group, at, moves } = share {
-            let (next, group_behind) = (op.next_rip(), group.seen_from(moves));
-            let lead = Cold::Lead { op: kept, group: group_behind, next, resume, to_host: false };
-            let slow = self.apart(lead);
-            self.code.check_group(&group, slow)?;
-            self.in_address = Some(group.place);
-            return Ok(Place::at(at));
-        }
-        self.in_address = None;
-        let slow = self.apart(Cold::Interpret { op: kept, resume, to_host: false });
-        self.code.check(operand, access, slow)
-    }
-
-    /// The step's access is at a distance from what was checked before.
-    fn follow(&mut self, place: u8, at: i64) -> Place {
-        if self.in_address.replace(place) != Some(place) {
-            self.code.load(ADDRESS, fields::shared(place));
-        }
-        self.checked = Some(Share::Follows { place, at });
-        Place::at(at)
-    }
-
-    /// The instruction is done: what interpreted it goes on here.
-    pub(super) fn resume_here(&mut self) {
-        if matches!(self.checked, Some(Share::Follows { .. })) {
-            return;
-        }
-        let in_host = matches!(self.flags, Flags::Host | Flags::Both);
-        if let Some(Apart {
-            what: Cold::Interpret { resume, to_host, .. } | Cold::Lead { resume, to_host, .. },
-            ..
-        }) = self.cold.back_mut()
-        {
-            *to_host = in_host;
-            let resume = *resume;
-            self.code.bind(resume);
-        }
-    }
-
-    /// As [`Block::check`], for the instruction that ends the block.
-    pub(super) fn check_last(
-        &mut self,
-        op: &Op,
-        operand: &Op,
-        access: Access,
-    ) -> Result<Place, NotCopied> {
-        if let Share::Follows { place, at } = self.share_of(self.step) {
-            return Ok(self.follow(place, at));
-        }
-        self.lose_flags()?;
-        let at = self.last(op);
-        self.code.check(operand, access, at)
-    }
-
-    /// Where the last op is interpreted.
-    pub(super) fn last(&mut self, op: &Op) -> Label {
-        let op = self.keep(op);
-        self.apart(Cold::Last { op })
     }
 
     fn interpret(&mut self, op: &Op) -> Result<(), NotCopied> {

@@ -18,6 +18,7 @@ mod assembler;
 mod block;
 mod branch;
 mod cache;
+mod checks;
 mod clone;
 mod cold;
 mod config;

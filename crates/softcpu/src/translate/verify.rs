@@ -17,7 +17,8 @@ use iced_x86::{
     OpAccess, OpKind, Register as R,
 };
 
-use self::pointers::{Pointer, Pointers, Roads};
+use self::known::{Known, Shown, Sum, Term};
+use self::pointers::{Pointers, Roads};
 use super::fields::{self, Field, TLB_ADDEND, TLB_STORES, TLB_TAG};
 use super::jumps::{ENTRIES, Jump};
 use super::registers::{ADDRESS, VALUE};
@@ -32,90 +33,6 @@ pub(super) struct Violation {
     why: &'static str,
     offset: u64,
     instruction: String,
-}
-
-/// A part of an address, in the order in which it was added up.
-#[derive(Clone, Debug, PartialEq, Eq)]
-enum Term {
-    Register(R, u32),
-    Field(u32, u32),
-    /// The upper half was cut off.
-    Narrow,
-}
-
-/// An address: its parts and what is added to them.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-struct Sum {
-    terms: Vec<Term>,
-    offset: i64,
-}
-
-/// What a scratch register holds.
-#[derive(Clone, Debug, PartialEq, Eq)]
-enum Known {
-    Nothing,
-    Address(Sum),
-    /// Bits of the address that choose an entry of the TLB.
-    Index(Sum),
-    /// The entry for this address.
-    Entry(Sum),
-    /// The page of this address, and with the address space.
-    Page(Sum),
-    Tag(Sum),
-    /// Where the TLB's tables are.
-    Tables,
-    /// What makes host addresses of the guest addresses that a TLB check was of.
-    Addend(Shown),
-    /// Where events are raised.
-    Events,
-    /// An index into the jump cache.
-    Slot,
-    /// A host address that may be accessed at some distances.
-    Pointer(Pointer),
-    /// A host address that so many bytes may be accessed at.
-    Host {
-        len: i64,
-        stores: bool,
-    },
-}
-
-/// What a TLB check shows: an access from the first to the last address may be made.
-#[derive(Clone, Debug, PartialEq, Eq)]
-struct Shown {
-    first: Sum,
-    last: Sum,
-    stores: bool,
-    /// How far the entry lies behind what the index chose, or behind the tables' beginning.
-    at: u64,
-}
-
-impl Shown {
-    fn has(&self, part: &Term) -> bool {
-        let of = |term: &Term| match (term, part) {
-            (Term::Register(a, _), Term::Register(b, _)) => a == b,
-            (Term::Field(a, _), Term::Field(b, _)) => a == b,
-            _ => false,
-        };
-        self.first.terms.iter().chain(&self.last.terms).any(of)
-    }
-
-    /// What may be accessed from the host address of `sum`, if it was shown of its parts.
-    fn from(&self, sum: &Sum) -> Option<Pointer> {
-        let same = self.first.terms == sum.terms && self.last.terms == sum.terms;
-        same.then_some(Pointer {
-            first: self.first.offset.checked_sub(sum.offset)?,
-            last: self.last.offset.checked_sub(sum.offset)?,
-            stores: self.stores,
-        })
-    }
-
-    /// Whether it covers `size` bytes at the sum of `terms` and `offset`.
-    fn covers(&self, terms: &[Term], offset: i64, size: i64) -> bool {
-        self.first.terms == terms
-            && self.last.terms == terms
-            && offset >= self.first.offset
-            && offset.saturating_add(size).saturating_sub(1) <= self.last.offset
-    }
 }
 
 struct Look<'a> {
@@ -645,6 +562,7 @@ fn memory_size(size: usize) -> i64 {
     i64::try_from(size).unwrap_or(i64::MAX)
 }
 
+mod known;
 mod pointers;
 #[cfg(test)]
 mod tests;

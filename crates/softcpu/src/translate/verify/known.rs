@@ -1,0 +1,89 @@
+//! What the verifier knows of addresses and of the two scratch registers.
+
+use iced_x86::Register as R;
+
+use super::pointers::Pointer;
+
+/// A part of an address, in the order in which it was added up.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Term {
+    Register(R, u32),
+    Field(u32, u32),
+    /// The upper half was cut off.
+    Narrow,
+}
+
+/// An address: its parts and what is added to them.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Sum {
+    pub(super) terms: Vec<Term>,
+    pub(super) offset: i64,
+}
+
+/// What a scratch register holds.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Known {
+    Nothing,
+    Address(Sum),
+    /// Bits of the address that choose an entry of the TLB.
+    Index(Sum),
+    /// The entry for this address.
+    Entry(Sum),
+    /// The page of this address, and with the address space.
+    Page(Sum),
+    Tag(Sum),
+    /// Where the TLB's tables are.
+    Tables,
+    /// What makes host addresses of the guest addresses that a TLB check was of.
+    Addend(Shown),
+    /// Where events are raised.
+    Events,
+    /// An index into the jump cache.
+    Slot,
+    /// A host address that may be accessed at some distances.
+    Pointer(Pointer),
+    /// A host address that so many bytes may be accessed at.
+    Host {
+        len: i64,
+        stores: bool,
+    },
+}
+
+/// What a TLB check shows: an access from the first to the last address may be made.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Shown {
+    pub(super) first: Sum,
+    pub(super) last: Sum,
+    pub(super) stores: bool,
+    /// How far the entry lies behind what the index chose, or behind the tables' beginning.
+    pub(super) at: u64,
+}
+
+impl Shown {
+    pub(super) fn has(&self, part: &Term) -> bool {
+        let of = |term: &Term| match (term, part) {
+            (Term::Register(a, _), Term::Register(b, _)) => a == b,
+            (Term::Field(a, _), Term::Field(b, _)) => a == b,
+            _ => false,
+        };
+        self.first.terms.iter().chain(&self.last.terms).any(of)
+    }
+
+    /// What may be accessed from the host address of `sum`, if it was shown of its parts.
+    pub(super) fn from(&self, sum: &Sum) -> Option<Pointer> {
+        let same = self.first.terms == sum.terms && self.last.terms == sum.terms;
+        same.then_some(Pointer {
+            first: self.first.offset.checked_sub(sum.offset)?,
+            last: self.last.offset.checked_sub(sum.offset)?,
+            stores: self.stores,
+        })
+    }
+
+    /// Whether it covers `size` bytes at the sum of `terms` and `offset`.
+    pub(super) fn covers(&self, terms: &[Term], offset: i64, size: i64) -> bool {
+        self.first.terms == terms
+            && self.last.terms == terms
+            && offset >= self.first.offset
+            && offset.saturating_add(size).saturating_sub(1) <= self.last.offset
+    }
+}
