@@ -61,7 +61,7 @@ pub(crate) fn run(
 }
 
 /// Processor seconds a process has used, all threads, user and system.
-fn processor_time(pid: u32) -> Result<f64> {
+pub(crate) fn processor_time(pid: u32) -> Result<f64> {
     Ok(ticks(&fs::read_to_string(format!("/proc/{pid}/stat"))?)? / TICKS_PER_SECOND)
 }
 

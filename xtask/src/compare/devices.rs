@@ -6,7 +6,7 @@
 //! which is devices only.
 
 use super::{host, median, record};
-use crate::measure::{TICKS_PER_SECOND, ticks};
+use crate::measure::{TICKS_PER_SECOND, processor_time, ticks};
 use crate::qemu::Qemu;
 use crate::running::Running;
 use crate::soak::{Place, disks, sink};
@@ -184,21 +184,18 @@ fn measure(command: Command, name: &str) -> Result<Vec<Value>> {
 }
 
 /// Processor seconds of vCPU threads (lguest's are called vcpu0, QEMU's "CPU 0/TCG") and of
-/// all others.
+/// all others, those that have ended too.
 fn clocks(pid: u32) -> Result<(f64, f64)> {
-    let (mut vcpus, mut devices) = (0.0, 0.0);
+    let mut vcpus = 0.0;
     for task in fs::read_dir(format!("/proc/{pid}/task"))? {
         // A thread may end at any time.
         let Ok(stat) = fs::read_to_string(task?.path().join("stat")) else { continue };
         let name = stat.split_once('(').map_or("", |(_, name)| name);
-        let seconds = ticks(&stat)? / TICKS_PER_SECOND;
         if name.starts_with("vcpu") || name.starts_with("CPU ") {
-            vcpus += seconds;
-        } else {
-            devices += seconds;
+            vcpus += ticks(&stat)? / TICKS_PER_SECOND;
         }
     }
-    Ok((vcpus, devices))
+    Ok((vcpus, processor_time(pid)? - vcpus))
 }
 
 /// The medians of measurement number `at`.
