@@ -4,31 +4,13 @@ use super::super::sharing::{Group, Origin};
 use super::super::thunks;
 use super::*;
 use crate::decode::op::Op;
-use crate::interp::transfer;
-use crate::state::{GPR_ZERO, SEG_FLAT};
+use crate::state::GPR_ZERO;
 
 const BASE: u64 = 0x10_0000;
 
 /// An operand at `[rbx + 8]`.
 fn operand() -> Op {
-    Op {
-        run: transfer::undefined,
-        rip: 0,
-        imm: 0,
-        disp: 8,
-        addr_mask: u64::MAX,
-        base: 3,
-        index: GPR_ZERO,
-        scale: 0,
-        seg: SEG_FLAT,
-        dst: 0,
-        src: 0,
-        aux: 0,
-        len: 4,
-        code: 0,
-        flags: crate::decode::op::OpFlags::LONG,
-        size: 8,
-    }
+    Op { disp: 8, base: 3, len: 4, size: 8, ..Op::idle(0) }
 }
 
 /// What the verifier says of code that `write` makes, ended by a way out.
