@@ -253,10 +253,7 @@ pub(crate) fn compare(
     translator: &mut Guest,
     random: &mut Random,
 ) -> Result<(), String> {
-    let seed = random.0;
-    let row = straight(codes, random);
-    compare_row(&row, [interpreter, translator], &[0], random)
-        .map_err(|what| format!("seed {seed}: {what}"))
+    compare_made([interpreter, translator], random, |random| (straight(codes, random), vec![0]))
 }
 
 /// The same for a row with jumps, a few times on end, so that its blocks are hot.
@@ -266,10 +263,7 @@ pub(crate) fn compare_branching(
     translator: &mut Guest,
     random: &mut Random,
 ) -> Result<(), String> {
-    let seed = random.0;
-    let row = branching(codes, random);
-    compare_row(&row, [interpreter, translator], &[0; 6], random)
-        .map_err(|what| format!("seed {seed}: {what}"))
+    compare_made([interpreter, translator], random, |random| (branching(codes, random), vec![0; 6]))
 }
 
 /// The same, hot at one address and then run at others.
@@ -279,11 +273,11 @@ pub(crate) fn compare_elsewhere(
     translator: &mut Guest,
     random: &mut Random,
 ) -> Result<(), String> {
-    let seed = random.0;
-    let row = branching(codes, random);
-    let [a, b, c] = [(); 3].map(|()| elsewhere(random.next()));
-    compare_row(&row, [interpreter, translator], &[a, a, a, a, a, b, b, a, c], random)
-        .map_err(|what| format!("seed {seed}: {what}"))
+    compare_made([interpreter, translator], random, |random| {
+        let row = branching(codes, random);
+        let [a, b, c] = [(); 3].map(|()| elsewhere(random.next()));
+        (row, vec![a, a, a, a, a, b, b, a, c])
+    })
 }
 
 /// The same for rows that reach memory through registers.
@@ -293,11 +287,21 @@ pub(crate) fn compare_pointing(
     translator: &mut Guest,
     random: &mut Random,
 ) -> Result<(), String> {
+    compare_made([interpreter, translator], random, |random| {
+        let jumps = random.one_in(2);
+        (pointing(codes, random, jumps), vec![0; 6])
+    })
+}
+
+/// A row that `make` makes, and the distances at which it is run in turn.
+fn compare_made(
+    guests: [&mut Guest; 2],
+    random: &mut Random,
+    make: impl FnOnce(&mut Random) -> (Vec<Piece>, Vec<u64>),
+) -> Result<(), String> {
     let seed = random.0;
-    let jumps = random.one_in(2);
-    let row = pointing(codes, random, jumps);
-    compare_row(&row, [interpreter, translator], &[0; 6], random)
-        .map_err(|what| format!("seed {seed}: {what}"))
+    let (row, places) = make(random);
+    compare_row(&row, guests, &places, random).map_err(|what| format!("seed {seed}: {what}"))
 }
 
 fn compare_row(
