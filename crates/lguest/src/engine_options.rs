@@ -43,7 +43,7 @@ pub(crate) struct EngineOptions {
     #[arg(long, value_name = "FILE", hide = true)]
     pub(crate) symbols: Option<PathBuf>,
     /// Translated code per vCPU, 256K to 1G
-    #[arg(long, value_name = "SIZE", hide = true, default_value = "64M", value_parser = size::parse)]
+    #[arg(long, value_name = "SIZE", hide = true, default_value = "128M", value_parser = size::parse)]
     pub(crate) code_cache: u64,
     /// Look at every translation before it may run
     #[arg(long, hide = true)]
@@ -85,7 +85,7 @@ impl EngineOptions {
                     size::display(self.code_cache)
                 ))
             })?;
-        Ok(Config { code_cache, verify: self.verify_translations })
+        Ok(Config { code_cache, verify: self.verify_translations, ..Config::default() })
     }
 }
 
@@ -132,7 +132,10 @@ mod tests {
     fn a_code_cache_has_bounds_and_a_default() {
         assert_eq!(options(&[]).translation().unwrap(), Config::default());
         let config = options(&["--code-cache", "128M", "--verify-translations"]).translation();
-        assert_eq!(config.unwrap(), Config { code_cache: 128 << 20, verify: true });
+        assert_eq!(
+            config.unwrap(),
+            Config { code_cache: 128 << 20, verify: true, ..Config::default() }
+        );
         for size in ["255K", "0M", "1025M", "99999T"] {
             let error = options(&["--code-cache", size]).translation().unwrap_err();
             assert!(error.to_string().contains("256K to 1G"), "{size}: {error}");

@@ -210,7 +210,7 @@ impl Vcpu {
     pub fn new(config: VcpuConfig) -> std::io::Result<Box<Self>> {
         let observer = config.memory.code().enrol(config.handle.clone());
         let (mut cpuid, mut env, mut lockstep) = (config.cpuid, config.env, None);
-        let mut threshold = translate::THRESHOLD;
+        let (mut threshold, mut translation) = (translate::THRESHOLD, config.translation);
         if config.engine == Engine::Lockstep {
             cpuid = cpuid.without_random();
             let (follower, taped) = Lockstep::new(
@@ -221,6 +221,7 @@ impl Vcpu {
                 config.translation,
             )?;
             (env, lockstep, threshold) = (taped, Some(Box::new(follower)), lockstep::THRESHOLD);
+            translation.turns = lockstep::TURNS;
         }
         let mut vcpu = Box::new(Self {
             state: VcpuState::at_reset(),
@@ -247,7 +248,7 @@ impl Vcpu {
             context: Context::new(),
             translator: match config.engine {
                 Engine::Interpreter => None,
-                Engine::Translator | Engine::Lockstep => Some(Translator::new(config.translation)?),
+                Engine::Translator | Engine::Lockstep => Some(Translator::new(translation)?),
             },
             threshold,
             brief: false,

@@ -51,6 +51,8 @@ use tape::{Tape, Taped};
 /// Runs of a block after which it is translated: sooner than otherwise, so that more is
 /// checked, but late enough to know which way its branches go and to make traces.
 pub(crate) const THRESHOLD: u32 = 4;
+/// Turns of loops until one is taken to be hot.
+pub(crate) const TURNS: u64 = 101;
 /// Pages stored to after which a stretch should end, and after which it does wherever it is.
 const MANY_PAGES: usize = 512;
 const TOO_MANY_PAGES: usize = 8 * MANY_PAGES;

@@ -34,6 +34,15 @@ pub(super) struct Link {
     pub(super) target: u64,
 }
 
+/// How a trace is translated.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Manner {
+    /// Accesses may share checks.
+    pub(super) shares: bool,
+    /// It is known to be hot: it need not find out.
+    pub(super) hot: bool,
+}
+
 /// What came of a trace.
 #[derive(Debug)]
 pub(super) struct Translated {
@@ -82,6 +91,7 @@ pub(super) struct Block<'a> {
     pub(super) cold: VecDeque<Apart>,
     pub(super) links: Vec<Link>,
     pub(super) first_link: u32,
+    pub(super) manner: Manner,
     /// Where it begins.
     pub(super) rip: u64,
     /// The step that is being translated, and where it is in the guest's code.
@@ -107,16 +117,29 @@ struct Effects {
     makes: bool,
     /// Guest registers it changes, a bit each.
     writes: u16,
+    /// The step it goes on with, if it is in the trace.
+    next: Option<usize>,
 }
 
 impl Effects {
-    const ANYTHING: Self = Self { wants: true, makes: false, writes: u16::MAX };
+    const ANYTHING: Self = Self { wants: true, makes: false, writes: u16::MAX, next: None };
+
+    /// Those of all steps of `trace`.
+    fn of_all(trace: &Trace) -> Vec<Self> {
+        let next = |(n, step): (usize, &Step)| match (step.onwards, step.then) {
+            (_, Then::Last) => None,
+            (Some(onwards), _) => trace.step_at(onwards),
+            (None, _) => Some(n.saturating_add(1)),
+        };
+        let nexts = trace.steps.iter().enumerate().map(next);
+        trace.steps.iter().zip(nexts).map(|(step, next)| Self { next, ..Self::of(step) }).collect()
+    }
 
     fn of(step: &Step) -> Self {
         let bit = |register: R| 1_u16 << (register.full_register().number() & 15);
         let stack = 1 << RSP;
         let it = &step.instruction;
-        let leaves = Self { wants: true, makes: false, writes: stack };
+        let leaves = Self { writes: stack, ..Self::ANYTHING };
         match (step.then, it.code()) {
             // One backwards looks for events, and may leave.
             (Then::Followed, _) => {
@@ -139,9 +162,10 @@ impl Effects {
                 Some(plan) => {
                     let flags = FlagUse::of(plan);
                     Self {
-                        wants: flags.wants || plan.size != 0,
-                        makes: flags.changes && !flags.wants,
+                        wants: flags.reads || plan.size != 0,
+                        makes: !flags.reads && !flags.leaves,
                         writes: copy::written(plan),
+                        next: None,
                     }
                 }
             },
@@ -149,8 +173,7 @@ impl Effects {
     }
 }
 
-/// Translates `trace` for code memory at `base`. Links get numbers from `first_link`. Accesses
-/// share checks where that can be, if `share`.
+/// Translates `trace` for code memory at `base`. Links get numbers from `first_link`.
 ///
 /// # Errors
 /// None, unless the assembler is wrong.
@@ -160,12 +183,15 @@ pub(super) fn translate(
     kept: &mut Ops,
     base: u64,
     first_link: u32,
-    share: bool,
+    manner: Manner,
 ) -> Result<Translated, NotCopied> {
-    if share && let Ok(translated) = attempt(trace, thunks, kept, base, first_link, true) {
+    if manner.shares
+        && let Ok(translated) = attempt(trace, thunks, kept, base, first_link, manner)
+    {
         return Ok(translated);
     }
-    attempt(trace, thunks, kept, base, first_link, false)
+    let manner = Manner { shares: false, ..manner };
+    attempt(trace, thunks, kept, base, first_link, manner)
 }
 
 /// As [`translate`].
@@ -178,7 +204,7 @@ fn attempt(
     kept: &mut Ops,
     base: u64,
     first_link: u32,
-    share: bool,
+    manner: Manner,
 ) -> Result<Translated, NotCopied> {
     let rip = trace.ops.first().map_or(0, |op| op.rip);
     let mut block = Block {
@@ -192,17 +218,18 @@ fn attempt(
         cold: VecDeque::new(),
         links: Vec::new(),
         first_link,
+        manner,
         rip,
         step: 0,
         here: rip,
-        effects: trace.steps.iter().map(Effects::of).collect(),
+        effects: Effects::of_all(trace),
         heads: HashMap::new(),
         shares: Vec::new(),
         in_address: None,
         checked: None,
     };
     block.find_heads(trace);
-    if share {
+    if manner.shares {
         block.share(trace);
     }
     let need = trace
@@ -212,12 +239,17 @@ fn attempt(
     if need != 0 {
         block.vectors(need);
     }
-    let homes = block.homes_for(trace);
-    block.code.lend(homes);
+    let lent = block.homes_for(trace);
+    block.code.lend(lent);
+    // Whether the step before goes on here.
     let mut open = true;
     for (n, (step, op)) in trace.steps.iter().zip(&trace.ops).enumerate() {
         (block.step, block.here) = (n, op.rip);
-        block.arrive(op.rip)?;
+        block.arrive(op.rip, open)?;
+        if !open && !block.heads.contains_key(&op.rip) {
+            // What would have come here is interpreted, and goes on elsewhere.
+            continue;
+        }
         let before = (block.code.len(), block.flags, block.producer, block.cold.len());
         let homes = block.code.homes;
         block.checked = None;
@@ -246,16 +278,19 @@ fn attempt(
                 _ => {
                     block.interpret_last(op)?;
                     open = false;
-                    break;
                 }
             }
         }
-    }
-    if open {
-        let last = trace.ops.last();
-        block.step = trace.steps.len();
-        let target = trace.goes_on.unwrap_or_else(|| last.map_or(rip, Op::next_rip));
-        block.edge(target)?;
+        let last = n.saturating_add(1) == trace.steps.len();
+        let onwards = step.onwards.or(last.then_some(op.next_rip()));
+        if open && let Some(target) = onwards {
+            block.step = block.step_behind(n).unwrap_or(trace.steps.len());
+            block.edge(target)?;
+            open = false;
+        }
+        if !open {
+            block.code.homes = lent;
+        }
     }
     block.finish()
 }
@@ -273,7 +308,7 @@ impl Block<'_> {
                     | Code::Pushq_imm32
                     | Code::Pop_r64
                     | Code::Leaveq => false,
-                    _ => step.plan.as_ref().is_none_or(|plan| FlagUse::of(plan).wants),
+                    _ => step.plan.as_ref().is_none_or(|plan| FlagUse::of(plan).reads),
                 };
             }
         }
@@ -290,24 +325,23 @@ impl Block<'_> {
 
     /// Finds the places that the trace jumps back to.
     fn find_heads(&mut self, trace: &Trace) {
-        let exits = trace.steps.iter().filter_map(|step| match step.then {
-            Then::Unless { exit, .. } => Some(exit),
-            _ => None,
-        });
-        let targets: Vec<u64> = exits.chain(trace.goes_on).collect();
+        let targets: Vec<u64> = trace.steps.iter().flat_map(Step::goes_to).collect();
         for (n, op) in trace.ops.iter().enumerate() {
             if targets.contains(&op.rip) && !self.heads.contains_key(&op.rip) {
                 let label = self.code.label();
-                self.heads.insert(op.rip, Head { label, wants_flags: self.wanted_from(n) });
+                self.heads.insert(op.rip, Head { label, wants_flags: self.wanted_from(Some(n)) });
             }
         }
     }
 
-    /// The step at `rip` comes next; the trace may jump here too.
-    fn arrive(&mut self, rip: u64) -> Result<(), NotCopied> {
+    /// The step at `rip` comes next, from the one before it if the way is `open`; the trace
+    /// may jump here too.
+    fn arrive(&mut self, rip: u64, open: bool) -> Result<(), NotCopied> {
         let Some(head) = self.heads.get(&rip).copied() else { return Ok(()) };
         if head.wants_flags {
-            self.save_flags()?;
+            if open {
+                self.save_flags()?;
+            }
             self.flags = Flags::Context;
         } else {
             self.flags = Flags::Dead;
@@ -323,15 +357,23 @@ impl Block<'_> {
         self.effects.iter().any(|effects| effects.writes & 1 << (number & 15) != 0)
     }
 
+    /// The step that step `n` goes on with, if it is in the trace.
+    fn step_behind(&self, n: usize) -> Option<usize> {
+        self.effects.get(n)?.next
+    }
+
     /// Whether somebody may want the flags that step `n` finds.
-    fn wanted_from(&self, n: usize) -> bool {
-        for effects in self.effects.iter().skip(n) {
+    fn wanted_from(&self, n: Option<usize>) -> bool {
+        let mut at = n;
+        for _ in &self.effects {
+            let Some(effects) = at.and_then(|n| self.effects.get(n)) else { return true };
             if effects.wants {
                 return true;
             }
             if effects.makes {
                 return false;
             }
+            at = effects.next;
         }
         true
     }
@@ -398,7 +440,9 @@ impl Block<'_> {
     fn worth_deferring(&self) -> bool {
         let Some(producer) = &self.producer else { return false };
         let mut lost = false;
-        for effects in self.effects.iter().skip(self.step) {
+        let mut at = Some(self.step);
+        for _ in &self.effects {
+            let Some(effects) = at.and_then(|n| self.effects.get(n)) else { break };
             if lost && effects.wants {
                 return false;
             }
@@ -406,6 +450,7 @@ impl Block<'_> {
                 return true;
             }
             lost |= effects.writes & producer.reads != 0;
+            at = effects.next;
         }
         !lost
     }
@@ -418,7 +463,7 @@ impl Block<'_> {
             return Ok(());
         }
         if self.flags == Flags::Deferred {
-            if self.wanted_from(self.step.saturating_add(1)) {
+            if self.wants_flags_later() {
                 self.save_flags()?;
                 self.flags = Flags::Context;
             } else {
@@ -433,6 +478,17 @@ impl Block<'_> {
     pub(super) fn made_flags(&mut self, producer: Option<Producer>) {
         self.flags = Flags::Host;
         self.producer = producer;
+    }
+
+    /// The step has changed some flags, and not found the others: nobody wants any.
+    pub(super) fn unmade_flags(&mut self) {
+        self.flags = Flags::Dead;
+        self.producer = None;
+    }
+
+    /// Whether somebody may want the flags that the step leaves.
+    pub(super) fn wants_flags_later(&self) -> bool {
+        self.wanted_from(self.step_behind(self.step))
     }
 
     fn make_flags(&mut self) -> Result<(), NotCopied> {

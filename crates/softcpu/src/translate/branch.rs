@@ -33,7 +33,13 @@ impl Block<'_> {
         self.want_flags()?;
         let condition = Condition(copy::condition(instruction)?);
         let condition = if taken { condition } else { condition.negated() };
-        if self.heads.contains_key(&exit) {
+        if let Some(head) = self.heads.get(&exit)
+            && exit > op.rip
+            && (self.flags == Flags::Both || !head.wants_flags)
+        {
+            let label = head.label;
+            self.code.jump_if(condition, label);
+        } else if self.heads.contains_key(&exit) {
             // A loop: this is the likely way.
             let onwards = self.code.label();
             self.code.jump_if(condition.negated(), onwards);
@@ -182,9 +188,25 @@ impl Block<'_> {
             self.flags = Flags::Deferred;
         }
         self.lose_flags()?;
+        if rip >> PAGE_SHIFT == self.rip >> PAGE_SHIFT {
+            self.count_turn(rip);
+        }
         let at = self.apart(Cold::Leave { rip });
         self.look_for_events(at);
         Ok(())
+    }
+
+    /// Counts a turn of the loop at `rip`, unless it is known to be hot: one in so many is a
+    /// sample, and what is found then is likely hot. Flags are lost.
+    fn count_turn(&mut self, rip: u64) {
+        if self.manner.hot {
+            return;
+        }
+        // dec qword [heat]
+        self.code.bytes(&[0x65, 0x48, 0xff, 0x0c, 0x25]);
+        self.code.bytes(&fields::HEAT.0.to_le_bytes());
+        let hot = self.apart(Cold::Hot { rip });
+        self.code.jump_if(Condition::EQUAL, hot);
     }
 
     /// Goes to `at` if an event is waiting. Uses [`VALUE`].

@@ -6,6 +6,7 @@
 use std::collections::{HashMap, HashSet};
 use std::io;
 
+use super::block::Manner;
 use super::clone::{Code, Span, code_at};
 use super::config::{BadTranslation, Config};
 use super::ops::Ops;
@@ -52,8 +53,24 @@ pub(super) struct Placed {
     pub(super) frame: RamFrame,
     /// It is entered no more: nothing may be linked from it either.
     pub(super) stale: bool,
-    /// Accesses may share checks in it.
-    pub(super) shares: bool,
+    pub(super) manner: Manner,
+}
+
+/// How some code is to be translated, if not as any other.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Wish {
+    /// Each access is to be checked for itself.
+    pub(super) separate: bool,
+    /// It is hot: it is worth the best there is.
+    pub(super) hot: bool,
+    /// The number of what it was before, if nothing has taken its place yet.
+    former: Option<u32>,
+}
+
+impl Wish {
+    fn manner(self) -> Manner {
+        Manner { shares: !self.separate, hot: self.hot }
+    }
 }
 
 /// How often lately a trace was left because what it checks at once lies in two pages.
@@ -94,10 +111,9 @@ pub(crate) struct Translator {
     pub(super) relocations: Vec<Relocation>,
     /// Traces that were split lately, by the RIP of their code.
     splits: HashMap<u64, Splits>,
-    /// Those that are to check each access, and their numbers when they did not, if nothing has
-    /// taken their place yet.
-    pub(super) separate: HashMap<(RamFrame, u64), Option<u32>>,
-    /// The addresses that they had then.
+    /// What is to be translated in another way, by its frame and RIP.
+    wishes: HashMap<(RamFrame, u64), Wish>,
+    /// The addresses of what was translated otherwise before.
     retired: HashSet<u64>,
     /// Blocks by the frame their code is in, and the version they hold for.
     pub(super) frames: HashMap<RamFrame, (u32, Vec<u32>)>,
@@ -110,6 +126,8 @@ pub(crate) struct Translator {
     /// The block at this address must be interpreted this time.
     pub(super) refused: Option<u64>,
     pub(super) counters: Counters,
+    /// Turns of loops until one is taken to be hot.
+    turns: u64,
     /// Every block is looked at before it may run.
     verify: bool,
     /// The block that the last look was not content with.
@@ -122,7 +140,7 @@ pub(crate) struct Translator {
     pub(crate) mistake: Option<fn(&mut iced_x86::Instruction, &mut crate::decode::op::Op)>,
     /// What blocks were made of, by their number.
     #[cfg(test)]
-    pub(super) traces: HashMap<u32, (Trace, bool)>,
+    pub(super) traces: HashMap<u32, (Trace, Manner)>,
 }
 
 /// What the translator did.
@@ -144,6 +162,8 @@ pub struct Counters {
     pub interpreted: u64,
     /// Times accesses did not lie in one page that share a check.
     pub split: u64,
+    /// Times a trace was found to be hot.
+    pub hot: u64,
     /// Blocks that became stale.
     pub invalidated: u64,
     /// Times the code memory was full, and emptied.
@@ -190,7 +210,7 @@ impl Translator {
             links: Vec::new(),
             relocations: Vec::new(),
             splits: HashMap::new(),
-            separate: HashMap::new(),
+            wishes: HashMap::new(),
             retired: HashSet::new(),
             frames: HashMap::new(),
             by_code: HashMap::new(),
@@ -198,6 +218,7 @@ impl Translator {
             seen: 0,
             refused: None,
             counters: Counters::default(),
+            turns: config.turns.max(1),
             verify: config.verify,
             bad: None,
             #[cfg(test)]
@@ -253,7 +274,7 @@ impl Translator {
         self.links.clear();
         self.relocations.clear();
         self.splits.clear();
-        self.separate.clear();
+        self.wishes.clear();
         self.retired.clear();
         self.frames.clear();
         self.by_code.clear();
@@ -270,10 +291,10 @@ impl Translator {
         let address = self.memory.address(offset as usize) as u64;
         let first_link = u32::try_from(self.links.len()).ok()?;
         let rip = trace.ops.first()?.rip;
-        let former = self.separate.get(&(frame, rip)).copied();
-        let (thunks, share) = (&self.thunks, former.is_none());
+        let wish = self.wish(frame, rip);
+        let (thunks, manner) = (&self.thunks, wish.manner());
         let made =
-            block::translate(&trace, thunks, &mut self.ops, address, first_link, share).ok()?;
+            block::translate(&trace, thunks, &mut self.ops, address, first_link, manner).ok()?;
         #[cfg(test)]
         let made = if self.smuggled.is_empty() {
             made
@@ -294,20 +315,23 @@ impl Translator {
             relocations: Span::push(&mut self.relocations, &relocations),
             frame,
             stale: false,
-            shares: share,
+            manner,
         };
         #[cfg(test)]
-        self.traces.insert(self.blocks.len() as u32, (trace, share));
+        self.traces.insert(self.blocks.len() as u32, (trace, manner));
         let entry = self.add(&made.code, &made.links, placed, version)?;
         self.counters.translated = self.counters.translated.wrapping_add(1);
-        if let Some(former) = former.flatten()
-            && let Some(former) = self.blocks.get(former as usize)
-        {
+        if let Some(former) = wish.former.and_then(|former| self.blocks.get(former as usize)) {
             // Whoever has a link to it comes here.
             self.aim(former.offset.saturating_add(1) as usize, entry.address);
-            self.separate.insert((frame, rip), None);
+            self.wishes.insert((frame, rip), Wish { former: None, ..wish });
         }
         Some(entry)
+    }
+
+    /// How the code at `rip`, which is in `frame`, is to be translated.
+    pub(super) fn wish(&self, frame: RamFrame, rip: u64) -> Wish {
+        self.wishes.get(&(frame, rip)).copied().unwrap_or_default()
     }
 
     /// Where the next block begins.
@@ -417,30 +441,48 @@ impl Translator {
         Some(placed.rip)
     }
 
-    /// The trace at `rip` was left at time `now` because what it checks at once lies in two
-    /// pages, or is not all of one kind. Where that happens again and again it is made anew.
-    /// The guest goes on at `next`, where the rest of that is likely still before it.
-    pub(super) fn split(&mut self, rip: u64, next: Option<(RamFrame, u64)>, now: u64) {
+    /// The trace at `rip` in `frame` was left at time `now` because what it checks at once lies
+    /// in two pages, or is not all of one kind. Where that happens again and again it is made
+    /// anew. The guest goes on at `next`, where the rest of that is likely still before it.
+    pub(super) fn split(&mut self, frame: RamFrame, rip: u64, next: u64, now: u64) {
         self.counters.split = self.counters.split.wrapping_add(1);
-        if let Some(next) = next {
-            self.separate.entry(next).or_default();
-        }
+        self.wishes.entry((frame, next)).or_default().separate = true;
         let splits = self.splits.entry(rip).or_insert(Splits { since: now, times: 0 });
         if now.wrapping_sub(splits.since) > SPLIT_WINDOW {
             *splits = Splits { since: now, times: 0 };
         }
         splits.times = splits.times.saturating_add(1);
-        if splits.times < MANY_SPLITS {
-            return;
+        if splits.times >= MANY_SPLITS {
+            self.splits.remove(&rip);
+            self.remake(frame, rip, |wish| wish.separate = true);
         }
-        self.splits.remove(&rip);
-        let of_it = |placed: &Placed| placed.rip == rip && !placed.stale;
-        let Some(number) = self.blocks.iter().rposition(of_it) else { return };
-        let Some(placed) = self.blocks.get(number) else { return };
-        let key = (placed.frame, rip);
-        self.retired.insert(self.memory.address(placed.offset as usize) as u64);
-        self.separate.insert(key, Some(number as u32));
-        self.close(number as u32);
+    }
+
+    pub(super) fn turns(&self) -> u64 {
+        self.turns
+    }
+
+    /// The trace at `rip` in `frame` is hot, and was left at `next`, a head of a loop or itself.
+    pub(super) fn heated(&mut self, frame: RamFrame, rip: u64, next: u64) {
+        self.counters.hot = self.counters.hot.wrapping_add(1);
+        self.wishes.entry((frame, next)).or_default().hot = true;
+        self.remake(frame, rip, |wish| wish.hot = true);
+    }
+
+    /// The code at `rip` in `frame` is to be translated anew, as `wanted`.
+    fn remake(&mut self, frame: RamFrame, rip: u64, wanted: impl FnOnce(&mut Wish)) {
+        let number = self.by_code.get(&code_at(frame, rip)).copied();
+        let placed = number.and_then(|number| self.blocks.get(number as usize));
+        let wish = self.wishes.entry((frame, rip)).or_default();
+        wanted(wish);
+        if let Some(placed) = placed
+            && placed.rip == rip
+            && !placed.stale
+        {
+            wish.former = number;
+            self.retired.insert(self.memory.address(placed.offset as usize) as u64);
+            number.and_then(|number| self.close(number));
+        }
     }
 
     /// Whether `entry` can still be entered.

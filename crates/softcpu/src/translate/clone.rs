@@ -95,8 +95,9 @@ impl Translator {
         let origin = *self.blocks.get(number as usize)?;
         let relocations = origin.relocations.of(&self.relocations)?;
         // What is to have a check for each access here has something better to come.
-        let separate = origin.shares && self.separate.contains_key(&(origin.frame, rip));
-        if separate || !relocate::is_movable(rip) || !self.has_room() {
+        let wish = self.wish(origin.frame, rip);
+        let better = origin.manner.shares && wish.separate || !origin.manner.hot && wish.hot;
+        if better || !relocate::is_movable(rip) || !self.has_room() {
             return None;
         }
         let (first, last) = (origin.first_op as usize, origin.ops);

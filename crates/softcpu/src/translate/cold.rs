@@ -63,6 +63,8 @@ pub(super) enum Cold {
     LeaveBySlot,
     /// Leaves the trace for `target`, from the branch at `from`, with flags as they were there.
     Exit { target: u64, from: u64, flags: Flags, producer: Option<Producer> },
+    /// Leaves with RIP at `rip`: the trace is hot.
+    Hot { rip: u64 },
     /// Leaves by link `number`.
     Link { number: u32 },
     /// Loads the vector unit and goes on at `resume`, if `need` of it may be used.
@@ -105,11 +107,9 @@ impl Cold {
                 code.jump(resume);
                 code.bind(split);
                 code.give_back();
-                code.guest_address(VALUE, rip);
-                code.store(fields::SPARE, VALUE);
-                code.guest_address(VALUE, next);
-                code.jump_to(thunks.leave_split);
+                leave_trace(code, rip, next, thunks.leave_split);
             }
+            Self::Hot { rip: next } => leave_trace(code, rip, next, thunks.leave_hot),
             Self::Last { op } => {
                 code.moving_constant(VALUE, op, Kind::Op);
                 code.call(thunks.interpret_last);
@@ -150,6 +150,14 @@ impl Cold {
         }
         Ok(())
     }
+}
+
+/// Leaves the trace at `rip` for `next` by `thunk`, which wants to know both.
+fn leave_trace(code: &mut Assembler, rip: u64, next: u64, thunk: u64) {
+    code.guest_address(VALUE, rip);
+    code.store(fields::SPARE, VALUE);
+    code.guest_address(VALUE, next);
+    code.jump_to(thunk);
 }
 
 /// `and eax, need; cmp eax, need`

@@ -11,6 +11,9 @@ pub struct Config {
     /// Every block is looked at before it may run; one that could reach what it may not
     /// ends the vCPU with [`Exit::Failed`](crate::vcpu::Exit::Failed).
     pub verify: bool,
+    /// One in so many turns of loops is a sample: a loop found then is likely hot, and gets a
+    /// better translation. At least 1; best a prime, so that no loop around it has a turn as long.
+    pub turns: u64,
 }
 
 impl Config {
@@ -22,7 +25,7 @@ impl Config {
 
 impl Default for Config {
     fn default() -> Self {
-        Self { code_cache: 64 << 20, verify: false }
+        Self { code_cache: 128 << 20, verify: false, turns: 32_749 }
     }
 }
 

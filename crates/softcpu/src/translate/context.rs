@@ -38,6 +38,9 @@ pub(crate) struct Context {
     pub(super) allowed: u64,
     /// Host addresses that accesses which share a check are made from, within a trace.
     pub(super) shared: [u64; PLACES as usize],
+    /// How many turns loops that are not known to be hot may still take until the one that does
+    /// then is taken to be.
+    pub(super) heat: u64,
 }
 
 impl Context {
@@ -54,6 +57,7 @@ impl Context {
             vectors: 0,
             allowed: 0,
             shared: [0; PLACES as usize],
+            heat: 1,
         }
     }
 }

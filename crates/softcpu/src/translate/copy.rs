@@ -70,19 +70,20 @@ pub(super) fn is_nothing(instruction: &Instruction) -> bool {
 /// What copying an instruction does to flags.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct FlagUse {
-    /// It must find them as they are, because it reads some or leaves some alone.
-    pub(super) wants: bool,
+    /// It reads some.
+    pub(super) reads: bool,
     /// It changes some.
     pub(super) changes: bool,
+    /// It leaves some alone.
+    pub(super) leaves: bool,
 }
 
 impl FlagUse {
     pub(super) fn of(plan: &Plan) -> Self {
         let status = RFlags::STATUS.bits();
-        let some = plan.flags_out != 0;
-        let all = plan.flags_out & status == status;
-        let reads = plan.flags_in && !overwrites_flags(plan.instruction.mnemonic());
-        Self { wants: reads || some && !all, changes: some }
+        let leaves = plan.flags_out & status != status;
+        let reads = plan.flags_in && !overwrites_flags(&plan.instruction);
+        Self { reads, changes: plan.flags_out != 0, leaves }
     }
 }
 
@@ -103,10 +104,13 @@ pub(super) fn copy(block: &mut Block<'_>, plan: &Plan, op: &Op) -> Result<(), No
         block.check(op, op, access)?.give_to(&mut instruction);
     }
     let flags = FlagUse::of(plan);
-    if flags.wants {
+    // What changes some of them, and none is wanted again, need not find the others.
+    let passes_on = flags.changes && flags.leaves && block.wants_flags_later();
+    let finds = flags.reads || passes_on;
+    if finds {
         block.want_flags()?;
     }
-    if flags.wants || !flags.changes {
+    if finds || !flags.changes {
         block.overwrite(written(plan))?;
     }
     if accumulator {
@@ -129,12 +133,11 @@ pub(super) fn copy(block: &mut Block<'_>, plan: &Plan, op: &Op) -> Result<(), No
     if accumulator {
         block.code.copy(ACCUMULATOR, VALUE);
     }
-    if flags.changes {
-        block.made_flags(if flags.wants {
-            None
-        } else {
-            Producer::of(&plan.instruction, block.code.homes)
-        });
+    if flags.changes && flags.leaves && !passes_on {
+        block.unmade_flags();
+    } else if flags.changes {
+        let again = |()| Producer::of(&plan.instruction, block.code.homes);
+        block.made_flags((!finds).then_some(()).and_then(again));
     }
     if memory {
         block.resume_here();
@@ -149,9 +152,20 @@ pub(super) fn written(plan: &Plan) -> u16 {
 }
 
 /// Instructions whose flags do not depend on earlier ones: logic clears AF on every CPU,
-/// whatever the manuals say; what multiplications and scans leave undefined is anybody's.
-fn overwrites_flags(mnemonic: M) -> bool {
-    matches!(mnemonic, M::And | M::Or | M::Xor | M::Test | M::Mul | M::Imul | M::Bsf | M::Bsr)
+/// whatever the manuals say, and shifts set or clear all of them; what multiplications and scans
+/// leave undefined is anybody's.
+fn overwrites_flags(it: &Instruction) -> bool {
+    match it.mnemonic() {
+        M::And | M::Or | M::Xor | M::Test | M::Mul | M::Imul | M::Bsf | M::Bsr => true,
+        M::Andn | M::Blsr | M::Blsi | M::Blsmsk | M::Bzhi | M::Bextr => true,
+        M::Shl | M::Sal | M::Shr | M::Sar | M::Shld | M::Shrd => {
+            let last = it.op_count().saturating_sub(1);
+            let wide = it.op0_register().size() == 8 || it.memory_size().size() == 8;
+            // Not at all, if the count is none.
+            it.try_immediate(last).is_ok_and(|count| count & if wide { 63 } else { 31 } != 0)
+        }
+        _ => false,
+    }
 }
 
 /// A guest register that is kept in memory, in a scratch register for one instruction.

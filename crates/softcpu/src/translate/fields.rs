@@ -37,6 +37,7 @@ pub(super) const LINK: Field = context!(link);
 pub(super) const VECTORS: Field = context!(vectors);
 pub(super) const ALLOWED: Field = context!(allowed);
 pub(super) const SHARED: Field = context!(shared);
+pub(super) const HEAT: Field = context!(heat);
 pub(super) const EVENT_MASK: Field = Field(offset_of!(Vcpu, event_mask) as u32);
 pub(super) const RIP: Field = Field((offset_of!(Vcpu, state) + offset_of!(VcpuState, rip)) as u32);
 pub(super) const MXCSR: Field =

@@ -18,15 +18,13 @@ const IN_LOOP: u32 = 8;
 const WORTH: u32 = 5;
 
 impl Block<'_> {
-    /// Where guest registers are best for `trace`, whose heads are known.
+    /// Where guest registers are best for `trace`.
     pub(super) fn homes_for(&self, trace: &Trace) -> Homes {
         let mut uses = [0_u32; 16];
-        let mut weight = 1;
-        for (step, op) in trace.steps.iter().zip(&trace.ops) {
-            if self.heads.contains_key(&op.rip) {
-                weight = IN_LOOP;
-            }
-            count(&mut uses, step, op, weight);
+        let loops: Vec<_> = trace.loops().collect();
+        for (n, (step, op)) in trace.steps.iter().zip(&trace.ops).enumerate() {
+            let looped = loops.iter().any(|steps| steps.contains(&n));
+            count(&mut uses, step, op, if looped { IN_LOOP } else { 1 });
         }
         let mut homes = Homes::default();
         let mut lenders = Homes::LENDERS.to_vec();

@@ -181,6 +181,7 @@ impl Vcpu {
             blocks,
             warm: self.threshold / 4,
             generation: self.translator.as_ref()?.generation,
+            hot: self.translator.as_ref()?.wish(head.frame, head.rip).hot,
             vectors: if self.mmu.is_user() { self.context.allowed as u8 } else { 0 },
             copier: &mut copier,
             settled: &|epoch| memory.code().settled(&self.observer, epoch),
@@ -340,6 +341,17 @@ impl Vcpu {
         Ok(())
     }
 
+    /// Tells the translator of the trace that was just left for RIP, which is in the same page:
+    /// the frame, where it begins, and RIP.
+    fn left_trace(&mut self, tell: impl FnOnce(&mut Translator, RamFrame, u64, u64)) {
+        let (from, here) = (self.context.spare, self.state.rip);
+        if let Some(frame) = self.mmu.code.lookup(self.mmu.is_user(), from).map(|it| it.frame)
+            && let Some(translator) = &mut self.translator
+        {
+            tell(translator, frame, from, here);
+        }
+    }
+
     /// Where translated code goes on at RIP, if it may without coming by the run loop.
     fn go_on(&mut self) -> Option<u64> {
         let translator = self.translator.as_ref()?;
@@ -411,10 +423,20 @@ pub(super) unsafe extern "sysv64" fn go_on(cpu: *mut Vcpu) -> u64 {
 pub(super) unsafe extern "sysv64" fn go_on_behind_split(cpu: *mut Vcpu) -> u64 {
     // SAFETY: as above.
     let cpu = unsafe { &mut *cpu };
-    let (from, here) = (cpu.context.spare, cpu.state.rip);
-    let code = cpu.mmu.code.lookup(cpu.mmu.is_user(), here).map(|entry| entry.frame);
-    if let Some(translator) = &mut cpu.translator {
-        translator.split(from, code.map(|frame| (frame, here)), host_tsc());
-    }
+    cpu.left_trace(|translator, frame, from, here| {
+        translator.split(frame, from, here, host_tsc());
+    });
+    cpu.go_on().unwrap_or(Exit::Next as u64)
+}
+
+/// The same where a trace was left because it is hot.
+///
+/// # Safety
+/// As [`go_on`].
+pub(super) unsafe extern "sysv64" fn go_on_in_hot(cpu: *mut Vcpu) -> u64 {
+    // SAFETY: as above.
+    let cpu = unsafe { &mut *cpu };
+    cpu.left_trace(Translator::heated);
+    cpu.context.heat = cpu.translator.as_ref().map_or(u64::MAX, Translator::turns);
     cpu.go_on().unwrap_or(Exit::Next as u64)
 }

@@ -8,7 +8,7 @@ use iced_x86::{Code, Instruction, MemoryOperand, Register as R};
 use super::assembler::{Assembler, Condition, NotCopied};
 use super::fields::{self, Field};
 use super::registers::{VALUE, pinned};
-use super::run::{go_on, go_on_behind_split, interpret, interpret_last};
+use super::run::{go_on, go_on_behind_split, go_on_in_hot, interpret, interpret_last};
 
 /// Why translated code was left.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -42,6 +42,9 @@ pub(super) struct Thunks {
     /// Goes on at RIP from RAX, or leaves with [`Exit::Next`]: what the trace at the address in
     /// the context's spare field checks at once cannot be.
     pub(super) leave_split: u64,
+    /// Goes on at RIP from RAX, or leaves with [`Exit::Next`]: the trace at the address in the
+    /// context's spare field is hot.
+    pub(super) leave_hot: u64,
     /// Called with an op in RAX: runs it and returns, or goes elsewhere, or leaves.
     pub(super) interpret: u64,
     /// The same for the last op of a block: never returns.
@@ -139,6 +142,7 @@ pub(super) fn make(base: u64) -> Result<(Vec<u8>, Thunks), NotCopied> {
     for (thunk, called) in [
         (&mut thunks.leave_at, go_on as *const ()),
         (&mut thunks.leave_split, go_on_behind_split as *const ()),
+        (&mut thunks.leave_hot, go_on_in_hot as *const ()),
     ] {
         *thunk = here(&code);
         code.store(fields::RIP, VALUE);

@@ -1,9 +1,11 @@
 //! Which blocks are translated together: a *trace*, the way the guest mostly goes on from a
-//! hot block, as far as it stays in one page.
+//! hot block, and what leaves it and has been run too, as far as all of it lies in one page.
 //!
 //! Blocks are followed over direct jumps and, at conditional ones, to the side that has run
-//! more often. A trace ends at what it cannot foresee, at blocks that are seldom run or have
-//! translations of their own, and where it comes back to itself, which makes it a loop.
+//! more often. A way ends at what it cannot foresee, at blocks that are seldom run or have
+//! translations of their own, and where it comes back to the trace. The other sides of its
+//! conditional jumps are followed then, one after the other: so loops have their branches in
+//! them, and both arms of a condition meet again without leaving.
 //! All of it is in one frame and one version of it, so whatever makes one of its blocks
 //! stale makes all of them so.
 
@@ -16,9 +18,10 @@ use crate::decode::op::Op;
 use crate::native::Plan;
 
 /// Most instructions in a trace.
-const MOST_STEPS: usize = 96;
-/// Most blocks in one.
-const MOST_BLOCKS: usize = 12;
+const MOST_STEPS: usize = 160;
+/// Most blocks in one, of which so many may be on its first way.
+const MOST_BLOCKS: usize = 24;
+const FIRST_WAY: usize = 12;
 
 /// What comes after an instruction.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -45,6 +48,20 @@ pub(super) struct Step {
     /// How it is copied, if it is.
     pub(super) plan: Option<Plan>,
     pub(super) then: Then,
+    /// Where the trace goes on behind it, if that is not the next step and nothing that the
+    /// instruction says itself.
+    pub(super) onwards: Option<u64>,
+}
+
+impl Step {
+    /// Where it may go on besides the next step, as far as it does not say so itself.
+    pub(super) fn goes_to(&self) -> impl Iterator<Item = u64> + use<> {
+        let exit = match self.then {
+            Then::Unless { exit, .. } => Some(exit),
+            _ => None,
+        };
+        exit.into_iter().chain(self.onwards)
+    }
 }
 
 /// Instructions that are translated together.
@@ -53,8 +70,23 @@ pub(super) struct Trace {
     pub(super) steps: Vec<Step>,
     /// The ops of the steps.
     pub(super) ops: Box<[Op]>,
-    /// Where it goes on behind the last step, if that does not say so itself.
-    pub(super) goes_on: Option<u64>,
+}
+
+impl Trace {
+    /// The number of the step at `rip`.
+    pub(super) fn step_at(&self, rip: u64) -> Option<usize> {
+        self.ops.iter().position(|op| op.rip == rip)
+    }
+
+    /// The steps that a jump backwards in the trace goes over, from its target on.
+    pub(super) fn loops(&self) -> impl Iterator<Item = std::ops::RangeInclusive<usize>> {
+        self.steps.iter().enumerate().flat_map(|(n, step)| {
+            step.goes_to()
+                .filter_map(|rip| self.step_at(rip))
+                .filter(move |to| *to <= n)
+                .map(move |to| to..=n)
+        })
+    }
 }
 
 /// Makes a trace.
@@ -64,6 +96,8 @@ pub(super) struct Tracer<'a, 'b> {
     pub(super) warm: u32,
     /// Which filling of the code memory translations are in.
     pub(super) generation: u32,
+    /// It is worth following all sides.
+    pub(super) hot: bool,
     /// What of the vector unit may be used anyway.
     pub(super) vectors: u8,
     pub(super) copier: &'a mut Copier<'b>,
@@ -79,70 +113,114 @@ struct Part<'a> {
     then: Then,
     /// Where the guest goes on, if that is not for the block's last instruction to say.
     onwards: Option<u64>,
+    /// It begins a way: the part before it does not come here.
+    begins: bool,
 }
 
 impl<'a> Tracer<'a, '_> {
     /// The trace that begins with `head`. `None` if its code is not what it was.
     pub(super) fn from(&mut self, head: &'a Block) -> Option<Trace> {
-        let mut trace = Trace { steps: Vec::new(), ops: Box::default(), goes_on: None };
+        let mut steps: Vec<Step> = Vec::new();
         let mut ops: Vec<Op> = Vec::new();
         let mut vectors = self.vectors;
-        for part in self.way(head) {
+        let mut lost = false;
+        for part in self.ways(head) {
             let block = part.block;
-            trace.goes_on = Some(block.rip);
-            let Some(instructions) = (self.decode)(block) else { break };
+            let first = steps.is_empty();
+            // What comes after a part that has no place is lost too, unless one that has jumps
+            // there.
+            let goes_to =
+                |step: &Step| matches!(step.then, Then::Unless { exit, .. } if exit == block.rip);
+            lost = if part.begins { !first && !steps.iter().any(goes_to) } else { lost };
+            if lost {
+                continue;
+            }
+            lost = true;
+            let Some(instructions) = (self.decode)(block) else { continue };
             let plans: Vec<_> = instructions.iter().map(|it| self.copier.plan(it).ok()).collect();
             let pairs = instructions.iter().zip(&plans);
             let need = pairs.fold(0, |need, (it, plan)| need | vector_need(it, plan));
-            let first = trace.steps.is_empty();
             if first {
                 vectors |= need;
             }
-            let too_long = trace.steps.len().saturating_add(instructions.len()) > MOST_STEPS;
+            let too_long = steps.len().saturating_add(instructions.len()) > MOST_STEPS;
             if need & !vectors != 0 || too_long && !first {
-                break;
+                continue;
             }
+            lost = false;
             for ((instruction, plan), op) in instructions.into_iter().zip(plans).zip(&block.ops) {
-                trace.steps.push(Step { instruction, plan, then: Then::Next });
+                steps.push(Step { instruction, plan, then: Then::Next, onwards: None });
                 ops.push(*op);
             }
-            trace.steps.last_mut()?.then = part.then;
-            trace.goes_on = part.onwards;
+            let last = steps.last_mut()?;
+            (last.then, last.onwards) = (part.then, part.onwards);
         }
-        trace.ops = ops.into_boxed_slice();
-        (!trace.steps.is_empty()).then_some(trace)
+        for (step, next) in steps.iter_mut().zip(ops.iter().skip(1)) {
+            step.onwards = step.onwards.filter(|onwards| *onwards != next.rip);
+        }
+        (!steps.is_empty()).then_some(Trace { steps, ops: ops.into_boxed_slice() })
     }
 
-    /// The blocks that the guest mostly takes from `head` on.
-    fn way(&self, head: &'a Block) -> Vec<Part<'a>> {
+    /// The blocks that the guest takes from `head` on: first those that it mostly does.
+    fn ways(&self, head: &'a Block) -> Vec<Part<'a>> {
         let mut parts: Vec<Part<'a>> = Vec::new();
         let mut rips: Vec<u64> = Vec::new();
-        // How many of the parts are in a loop, or before one.
-        let mut looping = 0;
+        self.follow(head, FIRST_WAY, &mut parts, &mut rips);
+        let mut at = 0;
+        while let Some(part) = parts.get(at)
+            && self.hot
+            && parts.len() < MOST_BLOCKS
+        {
+            at = at.saturating_add(1);
+            if let Then::Unless { exit, .. } = part.then
+                && !rips.contains(&exit)
+                && let Some(side) = self.warm(head, exit)
+                && !side.is_hollow()
+            {
+                self.follow(side, MOST_BLOCKS, &mut parts, &mut rips);
+            }
+        }
+        parts
+    }
+
+    /// Puts the blocks behind `parts` that the guest mostly takes from `head` on, until there
+    /// are `most`; `rips` are where the instructions of `parts` are.
+    fn follow(&self, head: &'a Block, most: usize, parts: &mut Vec<Part<'a>>, rips: &mut Vec<u64>) {
+        let begin = parts.len();
+        // How many of the parts come back to the trace, or are before one that does.
+        let mut returning = if begin == 0 { 1 } else { begin };
         let mut next = Some(head);
         while let Some(block) = next.take() {
             rips.extend(block.ops.iter().filter(|op| op.len != 0).map(|op| op.rip));
-            let (then, onwards) = self.onwards(block, &rips);
+            let (then, onwards) = self.onwards(block, rips);
             let onwards_again = onwards.is_some_and(|onwards| rips.contains(&onwards));
             let exit_again = matches!(then, Then::Unless { exit, .. } if rips.contains(&exit));
-            parts.push(Part { block, then, onwards });
+            parts.push(Part { block, then, onwards, begins: parts.len() == begin });
             if onwards_again || exit_again {
-                looping = parts.len();
+                returning = parts.len();
             }
             if let Some(onwards) = onwards
                 && !onwards_again
-                && parts.len() < MOST_BLOCKS
+                && parts.len() < most
             {
-                next = self.warm(head, onwards);
+                next = self.warm(head, onwards).filter(|block| !block.is_hollow());
             }
         }
         // What has a translation of its own is gone to, not translated again; but a loop
-        // is better whole.
-        let own = parts.iter().skip(looping.max(1)).position(|part| self.is_translated(part.block));
-        if let Some(own) = own {
-            parts.truncate(own.saturating_add(looping.max(1)));
+        // is better whole, and what is hot too.
+        if self.hot {
+            return;
         }
-        parts
+        let own = parts.iter().skip(returning).position(|part| self.is_translated(part.block));
+        if let Some(own) = own {
+            parts.truncate(own.saturating_add(returning));
+            *rips = parts
+                .iter()
+                .flat_map(|part| part.block.ops.iter())
+                .filter(|op| op.len != 0)
+                .map(|op| op.rip)
+                .collect();
+        }
     }
 
     /// What comes after `block`, and where the guest mostly goes on, if that is known.

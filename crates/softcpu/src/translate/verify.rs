@@ -187,6 +187,7 @@ impl Look<'_> {
             self.thunks.leave_to_interpret,
             self.thunks.leave_to_look,
             self.thunks.leave_split,
+            self.thunks.leave_hot,
         ];
         let jump = it.is_jmp_short_or_near();
         let inside = self.range.contains(&target) && starts.contains(&target);
@@ -542,7 +543,7 @@ fn may_be_written(start: i64, end: i64) -> bool {
     let word = |Field(at): Field| (i64::from(at), i64::from(at).saturating_add(8));
     let (gprs, _) = word(fields::gpr(0));
     let (_, last) = word(fields::gpr(15));
-    [(gprs, last), word(fields::FLAGS), word(fields::SPARE)]
+    [(gprs, last), word(fields::FLAGS), word(fields::SPARE), word(fields::HEAT)]
         .iter()
         .any(|(from, to)| start >= *from && end <= *to)
 }

@@ -263,7 +263,7 @@ pub(crate) fn compare_branching(
     translator: &mut Guest,
     random: &mut Random,
 ) -> Result<(), String> {
-    compare_made([interpreter, translator], random, |random| (branching(codes, random), vec![0; 6]))
+    compare_made([interpreter, translator], random, |random| (branching(codes, random), vec![0; 9]))
 }
 
 /// The same, hot at one address and then run at others.

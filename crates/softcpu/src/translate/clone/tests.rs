@@ -24,12 +24,12 @@ fn moved(trace: &Trace, distance: u64) -> Trace {
             }
             then => then,
         };
-        Step { instruction, plan: step.plan.clone(), then }
+        let onwards = step.onwards.map(|rip| rip.wrapping_add(distance));
+        Step { instruction, plan: step.plan.clone(), then, onwards }
     };
     Trace {
         steps: trace.steps.iter().map(step).collect(),
         ops: trace.ops.iter().map(|op| op.moved(distance)).collect(),
-        goes_on: trace.goes_on.map(|rip| rip.wrapping_add(distance)),
     }
 }
 
@@ -39,12 +39,12 @@ pub(super) fn compare(translator: &mut Translator, number: u32, links: &[block::
     let newest = *translator.blocks.last().unwrap();
     let origin = translator.blocks[number as usize];
     let distance = newest.rip.wrapping_sub(origin.rip);
-    let (trace, share) = &translator.traces[&number];
-    let (trace, share) = (moved(trace, distance), *share);
+    let (trace, manner) = &translator.traces[&number];
+    let (trace, manner) = (moved(trace, distance), *manner);
     let address = translator.memory.address(newest.offset as usize) as u64;
     let mut ops = Ops::default();
     let (thunks, first_link) = (&translator.thunks, newest.first_link);
-    let made = block::translate(&trace, thunks, &mut ops, address, first_link, share).unwrap();
+    let made = block::translate(&trace, thunks, &mut ops, address, first_link, manner).unwrap();
     let (mut wanted, relocations) = (made.code, made.relocations.unwrap());
     assert_eq!(newest.relocations.of(&translator.relocations), Some(&relocations[..]));
     assert_eq!((newest.way_out as usize, links), (made.way_out, &made.links[..]));
@@ -270,7 +270,7 @@ fn a_clone_that_may_not_have_the_vector_unit_is_interpreted() {
 #[test]
 fn clones_go_with_the_code_memory_they_are_in() {
     let code = ended(&SOMEWHERE[..8].concat());
-    let config = Config { code_cache: Config::SMALLEST, verify: true };
+    let config = Config { code_cache: Config::SMALLEST, verify: true, ..Config::default() };
     let mut machine = machine(&code, config);
     let mut interpreter = with_aliases(TestMachine::long_mode(), &code);
     for n in 0..2000 {
