@@ -63,7 +63,7 @@ pub(super) fn compare(translator: &mut Translator, number: u32, links: &[block::
     }
     assert_eq!(wanted, code, "the clone at {:#x} of {:#x}", newest.rip, origin.rip);
     let number = translator.blocks.len() as u32 - 1;
-    translator.traces.insert(number, (trace, share));
+    translator.traces.insert(number, (trace, manner));
 }
 
 /// The frame that the code is in.
