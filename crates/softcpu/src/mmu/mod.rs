@@ -202,11 +202,16 @@ impl Mmu {
     }
 
     fn choose_view(&mut self) {
-        self.view = match (self.user, self.ac && self.rules.smap) {
-            (true, _) if self.ac && self.rules.alignment => View::UserAligned,
-            (true, _) => View::User,
-            (false, true) => View::KernelOverUser,
-            (false, false) => View::Kernel,
+        self.view = match self.user {
+            true if self.ac && self.rules.alignment => View::UserAligned,
+            true => View::User,
+            false => self.kernel_view(self.ac),
         };
+    }
+
+    /// The view below CPL 3 where RFLAGS.AC is `ac`.
+    #[inline]
+    pub(crate) fn kernel_view(&self, ac: bool) -> View {
+        if ac && self.rules.smap { View::KernelOverUser } else { View::Kernel }
     }
 }

@@ -30,7 +30,7 @@ impl Vcpu {
 }
 
 /// Flags that something outside the flags register follows from.
-const FOLLOWED: RFlags = RFlags::from_bits_retain(
+pub(crate) const FOLLOWED: RFlags = RFlags::from_bits_retain(
     RFlags::IF.bits() | RFlags::TF.bits() | RFlags::AC.bits() | RFlags::IOPL.bits(),
 );
 

@@ -3,7 +3,7 @@
 use iced_x86::{Code, Encoder, Instruction, MemoryOperand, Register as R};
 
 use super::fields::{self, Field};
-use super::registers::{Home, Homes};
+use super::registers::{ADDRESS, Home, Homes, VALUE};
 use super::relocate::{Kind, Relocations};
 use super::sharing::Origin;
 use crate::decode::op::{Op, OpFlags};
@@ -194,6 +194,43 @@ impl Assembler {
     /// `cmp register, field`
     pub(super) fn compare(&mut self, register: R, field: Field) {
         self.with_field(0x3b, register, field);
+    }
+
+    /// `xor field, register`
+    pub(super) fn xor_field(&mut self, field: Field, register: R) {
+        self.with_field(0x31, register, field);
+    }
+
+    /// `and field, mask`, which has its upper half set.
+    pub(super) fn and_field(&mut self, field: Field, mask: u64) {
+        self.field_with_constant(0x81, 4, field, mask as u32);
+    }
+
+    /// `or field, bits`, below bit 31.
+    pub(super) fn or_field(&mut self, field: Field, bits: u32) {
+        self.field_with_constant(0x81, 1, field, bits);
+    }
+
+    /// An instruction `opcode`, `extension` on a 64-bit field of the vCPU and a constant.
+    fn field_with_constant(&mut self, opcode: u8, extension: u8, field: Field, constant: u32) {
+        self.bytes(&[0x65, 0x48, opcode, 0x04 | (extension & 7) << 3, 0x25]);
+        self.bytes4(field.0);
+        self.bytes4(constant);
+    }
+
+    /// `test field, bits`, of its lower half.
+    pub(super) fn test_field(&mut self, field: Field, bits: u32) {
+        self.bytes(&[0x65, 0xf7, 0x04, 0x25]);
+        self.bytes4(field.0);
+        self.bytes4(bits);
+    }
+
+    /// Goes to `unusual` unless [`VALUE`] is a canonical address. Uses [`ADDRESS`].
+    pub(super) fn canonical_only(&mut self, unusual: Label) {
+        self.copy(ADDRESS, VALUE);
+        // sar r13, 47; inc r13; cmp r13, 1
+        self.bytes(&[0x49, 0xc1, 0xfd, 47, 0x49, 0xff, 0xc5, 0x49, 0x83, 0xfd, 1]);
+        self.jump_if(Condition::ABOVE, unusual);
     }
 
     /// `mov to, from` between 64-bit registers.

@@ -16,6 +16,7 @@ use super::copy::{self, FlagUse};
 use super::fields;
 use super::flags::{Flags, Producer};
 use super::ops::Ops;
+use super::privileged::{self, Touches};
 use super::registers::{ADDRESS, Home, Homes, VALUE, part};
 use super::relocate::{Kind, Relocation};
 use super::sharing::Share;
@@ -157,6 +158,9 @@ impl Effects {
             }
             (Then::Next, Code::VEX_Vzeroupper) => Self { wants: false, writes: 0, ..leaves },
             (Then::Next, _) if copy::is_nothing(it) => Self { wants: false, writes: 0, ..leaves },
+            (Then::Next, _) if let Some(Touches { flags, registers }) = privileged::touches(it) => {
+                Self { wants: flags, makes: false, writes: registers }
+            }
             (Then::Next, _) => match &step.plan {
                 None => Self::ANYTHING,
                 Some(plan) => {
@@ -408,6 +412,7 @@ impl Block<'_> {
             Code::VEX_Vzeroupper => self.code.emit(instruction),
             code if is_division(code) => self.divide(instruction, op),
             _ if copy::is_nothing(instruction) => Ok(()),
+            _ if privileged::touches(instruction).is_some() => self.privileged(instruction, op),
             _ => copy::copy(self, step.plan.as_ref().ok_or(NotCopied)?, op),
         }
     }

@@ -8,7 +8,7 @@ use super::assembler::{Condition, Label, NotCopied};
 use super::block::{Apart, Block, Link};
 use super::cold::{Cold, Fix};
 use super::flags::Flags;
-use super::registers::{ADDRESS, STACK, VALUE};
+use super::registers::{STACK, VALUE};
 use super::relocate::Kind;
 use super::stack::{RSP, stack_operand};
 use super::{copy, fields, jumps};
@@ -87,10 +87,7 @@ impl Block<'_> {
             Code::Call_rm64 => {
                 self.target(instruction, op)?;
                 let unusual = self.last(op);
-                // mov r13, rax; sar r13, 47; inc r13; cmp r13, 1
-                self.code.copy(ADDRESS, VALUE);
-                self.code.bytes(&[0x49, 0xc1, 0xfd, 47, 0x49, 0xff, 0xc5, 0x49, 0x83, 0xfd, 1]);
-                self.code.jump_if(Condition::ABOVE, unusual);
+                self.code.canonical_only(unusual);
                 self.code.store(fields::SPARE, VALUE);
                 let place =
                     self.code.check(&stack_operand(op, RSP, -8), Access::STORE_WORD, unusual)?;
@@ -119,7 +116,7 @@ impl Block<'_> {
         Ok(())
     }
 
-    /// Looks for the block at [`VALUE`]: its slot is in [`ADDRESS`] if there is one.
+    /// Looks for the block at [`VALUE`]: its slot is in [`super::registers::ADDRESS`] if there is one.
     fn find(&mut self, miss: Label) {
         // mov r13d, eax; shr r13d, 10; xor r13d, eax; and r13d, mask: entries have two words
         self.code.bytes(&[0x41, 0x89, 0xc5, 0x41, 0xc1, 0xed, 10, 0x41, 0x31, 0xc5]);
@@ -132,7 +129,7 @@ impl Block<'_> {
         self.code.jump_if(Condition::NOT_EQUAL, miss);
     }
 
-    /// Goes to the block whose slot is in [`ADDRESS`], or leaves there.
+    /// Goes to the block whose slot is in [`super::registers::ADDRESS`], or leaves there.
     fn go(&mut self) {
         let at = self.apart(Cold::LeaveBySlot);
         self.look_for_events(at);

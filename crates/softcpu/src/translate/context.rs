@@ -24,6 +24,9 @@ pub(crate) struct Context {
     pub(super) flags: u64,
     /// The tables of the data TLB for the current view.
     pub(super) tlb: u64,
+    /// Those of the views that ring 0 has with RFLAGS.AC clear, and with it set.
+    pub(super) tlb_plain: u64,
+    pub(super) tlb_over: u64,
     /// The current address space, as the data TLB's tags have it.
     pub(super) space: u64,
     /// Where [`crate::handle::Event`]s are raised.
@@ -36,6 +39,8 @@ pub(crate) struct Context {
     pub(super) vectors: u64,
     /// What may be loaded, given control registers and MXCSR.
     pub(super) allowed: u64,
+    /// Not zero if what the time is was recorded, or is being recorded.
+    pub(super) taped: u64,
     /// Host addresses that accesses which share a check are made from, within a trace.
     pub(super) shared: [u64; PLACES as usize],
     /// How many turns loops that are not known to be hot may still take until the one that does
@@ -50,12 +55,15 @@ impl Context {
             vcpu: 0,
             flags: 0,
             tlb: 0,
+            tlb_plain: 0,
+            tlb_over: 0,
             space: 0,
             events: 0,
             spare: 0,
             link: 0,
             vectors: 0,
             allowed: 0,
+            taped: 0,
             shared: [0; PLACES as usize],
             heat: 1,
         }
@@ -76,15 +84,27 @@ impl Vcpu {
         let (sse, avx) = (if sse { SSE } else { 0 }, if avx { AVX } else { 0 });
         self.context.allowed = u64::from(sse | avx);
         self.context.tlb = self.mmu.data.tables(self.mmu.view) as u64;
+        self.context.tlb_plain = self.mmu.data.tables(self.mmu.kernel_view(false)) as u64;
+        self.context.tlb_over = self.mmu.data.tables(self.mmu.kernel_view(true)) as u64;
         self.context.space = self.mmu.data.space();
     }
 
-    /// The status flags, from where translated code keeps them to RFLAGS.
+    /// The status flags, from where translated code keeps them to RFLAGS; and what follows
+    /// from AC, which it may have changed.
+    #[inline]
     pub(super) fn flags_from_context(&mut self) {
-        let image = self.context.flags;
+        self.catch_up_with_ac();
+        // No more than was stored last, which a wider load would have to wait for.
+        let image = u64::from(self.context.flags as u16);
         let overflow = if image & 1 != 0 { RFlags::OF.bits() } else { 0 };
         let others = RFlags::STATUS.difference(RFlags::OF).bits();
         self.state.rflags = self.state.rflags.with_status(image >> 8 & others | overflow);
+    }
+
+    /// `stac` and `clac` in line leave the MMU's view to whoever needs it next.
+    #[inline]
+    pub(super) fn catch_up_with_ac(&mut self) {
+        self.mmu.set_alignment_override(self.state.rflags.contains(RFlags::AC));
     }
 
     /// The other way round.

@@ -12,8 +12,9 @@ use super::context::Context;
 use super::jumps::{self, Jump, JumpCache};
 use crate::mmu::Mmu;
 use crate::mmu::tlb::{DataEntry, DataTables, DataTlb};
-use crate::state::VcpuState;
 use crate::state::fpu::image;
+use crate::state::segment::Segment;
+use crate::state::{Msrs, VcpuState};
 use crate::vcpu::Vcpu;
 
 /// A field's distance from the base.
@@ -23,6 +24,21 @@ pub(super) struct Field(pub(super) u32);
 macro_rules! context {
     ($field:ident) => {
         Field((offset_of!(Vcpu, context) + offset_of!(Context, $field)) as u32)
+    };
+}
+
+macro_rules! state {
+    ($field:ident) => {
+        Field((offset_of!(Vcpu, state) + offset_of!(VcpuState, $field)) as u32)
+    };
+}
+
+macro_rules! msr {
+    ($field:ident) => {
+        Field(
+            (offset_of!(Vcpu, state) + offset_of!(VcpuState, msr) + offset_of!(Msrs, $field))
+                as u32,
+        )
     };
 }
 
@@ -39,9 +55,16 @@ pub(super) const ALLOWED: Field = context!(allowed);
 pub(super) const SHARED: Field = context!(shared);
 pub(super) const HEAT: Field = context!(heat);
 pub(super) const EVENT_MASK: Field = Field(offset_of!(Vcpu, event_mask) as u32);
-pub(super) const RIP: Field = Field((offset_of!(Vcpu, state) + offset_of!(VcpuState, rip)) as u32);
-pub(super) const MXCSR: Field =
-    Field((offset_of!(Vcpu, state) + offset_of!(VcpuState, mxcsr)) as u32);
+pub(super) const TLB_PLAIN: Field = context!(tlb_plain);
+pub(super) const TLB_OVER: Field = context!(tlb_over);
+pub(super) const TAPED: Field = context!(taped);
+pub(super) const RFLAGS: Field = state!(rflags);
+pub(super) const CR4: Field = state!(cr4);
+pub(super) const KERNEL_GS_BASE: Field = msr!(kernel_gs_base);
+pub(super) const TSC_OFFSET: Field = msr!(tsc_offset);
+pub(super) const TSC_AUX: Field = msr!(tsc_aux);
+pub(super) const RIP: Field = state!(rip);
+pub(super) const MXCSR: Field = state!(mxcsr);
 /// The MXCSR that Rust code runs with.
 pub(super) const HOST_MXCSR: Field =
     Field((offset_of!(Vcpu, state) + offset_of!(VcpuState, fpu) + image::MXCSR) as u32);
@@ -77,11 +100,24 @@ pub(super) const fn vector(number: u8) -> Field {
 }
 
 /// The base of segment `slot`.
-pub(super) fn segment_base(slot: u8) -> Field {
-    use crate::state::segment::Segment;
+pub(super) const fn segment_base(slot: u8) -> Field {
+    segment(slot, offset_of!(Segment, base))
+}
+
+/// The access rights of segment `slot`.
+pub(super) const fn segment_access(slot: u8) -> Field {
+    segment(slot, offset_of!(Segment, access))
+}
+
+/// The selector of segment `slot`.
+pub(super) const fn segment_selector(slot: u8) -> Field {
+    segment(slot, offset_of!(Segment, selector))
+}
+
+/// What lies `at` bytes into segment `slot`.
+const fn segment(slot: u8, at: usize) -> Field {
     let segments = offset_of!(Vcpu, state) + offset_of!(VcpuState, seg);
-    let base = offset_of!(Segment, base);
-    Field((segments + base) as u32 + u32::from(slot & 7) * size_of::<Segment>() as u32)
+    Field((segments + at) as u32 + (slot as u32 & 7) * size_of::<Segment>() as u32)
 }
 
 /// The key and the code of the jump cache's entry for `rip`.

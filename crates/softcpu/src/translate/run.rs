@@ -229,6 +229,7 @@ impl Vcpu {
         self.flags_to_context();
         self.sync_context();
         self.context.vcpu = std::ptr::from_mut(self) as u64;
+        self.context.taped = u64::from(self.tape.is_some());
         let events = if self.brief { &raw const ALWAYS } else { self.handle.events_address() };
         self.context.events = events as u64;
         let Some(translator) = self.translator.as_mut() else { return Err(Abort::EndBlock) };
@@ -354,6 +355,7 @@ impl Vcpu {
 
     /// Where translated code goes on at RIP, if it may without coming by the run loop.
     fn go_on(&mut self) -> Option<u64> {
+        self.catch_up_with_ac();
         let translator = self.translator.as_ref()?;
         if self.brief
             || self.code_hit

@@ -240,9 +240,10 @@ fn simple(step: &Step, op: &Op) -> Option<Simple> {
         Some(Simple { origin, displacement, len: 8, stores, align_mask: 0 })
     };
     match (step.then, step.instruction.code(), &step.plan) {
-        (Then::Next, Code::Push_r64 | Code::Pushq_imm8 | Code::Pushq_imm32, _)
+        (Then::Next, Code::Push_r64 | Code::Pushq_imm8 | Code::Pushq_imm32 | Code::Pushfq, _)
         | (Then::Last, Code::Call_rel32_64, _) => word(RSP, -8, true),
-        (Then::Next, Code::Pop_r64, _) | (Then::Last, Code::Retnq | Code::Retnq_imm16, _) => {
+        (Then::Next, Code::Pop_r64 | Code::Popfq, _)
+        | (Then::Last, Code::Retnq | Code::Retnq_imm16, _) => {
             word(RSP, 0, false)
         }
         (Then::Next, Code::Leaveq, _) => word(RBP, 0, false),
@@ -279,8 +280,16 @@ fn change(step: &Step, op: &Op, number: u8) -> Change {
         i32::try_from(value).map_or(Change::Anyhow, |_| Change::By(value.wrapping_mul(sign)))
     };
     match (it.code(), number) {
-        (Code::Push_r64 | Code::Pushq_imm8 | Code::Pushq_imm32, RSP) => Change::By(-8),
+        (
+            Code::Push_r64
+            | Code::Pushq_imm8
+            | Code::Pushq_imm32
+            | Code::Pushfq
+            | Code::Push_rm64,
+            RSP,
+        ) => Change::By(-8),
         (Code::Pop_r64, RSP) if !same => Change::By(8),
+        (Code::Popfq, RSP) => Change::By(8),
         (Code::Add_rm64_imm8 | Code::Add_rm64_imm32 | Code::Add_RAX_imm32, _) if same => {
             immediate(1)
         }

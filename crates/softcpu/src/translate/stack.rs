@@ -1,10 +1,11 @@
 //! Instructions that work on the guest's stack and do nothing else.
 
-use iced_x86::Register as R;
+use iced_x86::{Instruction, OpKind, Register as R};
 
 use super::access::Access;
 use super::assembler::NotCopied;
 use super::block::Block;
+use super::fields;
 use super::registers::{Home, STACK, VALUE};
 use crate::decode::op::Op;
 use crate::state::{GPR_ZERO, SEG_FLAT};
@@ -53,6 +54,24 @@ impl Block<'_> {
         Ok(())
     }
 
+    /// A word of memory is pushed. Both accesses are checked before the second is made.
+    pub(super) fn push_memory(&mut self, it: &Instruction, op: &Op) -> Result<(), NotCopied> {
+        if it.op0_kind() != OpKind::Memory {
+            return Err(NotCopied);
+        }
+        let detour = self.detour(op)?;
+        let from = self.code.check(op, Access::LOAD_WORD, detour.unusual)?;
+        self.code.load_at(VALUE, from)?;
+        self.code.store(fields::SPARE, VALUE);
+        let stack = stack_operand(op, RSP, -8);
+        let to = self.code.check(&stack, Access::STORE_WORD, detour.unusual)?;
+        self.code.load(VALUE, fields::SPARE);
+        self.code.store_at(to, VALUE)?;
+        self.moved_stack(-8)?;
+        self.rejoin(detour);
+        Ok(())
+    }
+
     pub(super) fn pop(&mut self, op: &Op, register: u8) -> Result<(), NotCopied> {
         let place = self.check(op, &stack_operand(op, RSP, 0), Access::LOAD_WORD)?;
         self.overwrite(1 << RSP | 1 << (register & 15))?;
@@ -69,7 +88,7 @@ impl Block<'_> {
     }
 
     /// RSP changes by `by`.
-    fn moved_stack(&mut self, by: i64) -> Result<(), NotCopied> {
+    pub(super) fn moved_stack(&mut self, by: i64) -> Result<(), NotCopied> {
         self.overwrite(1 << RSP)?;
         self.code.lea(STACK, STACK, R::None, 1, by)
     }

@@ -232,6 +232,10 @@ impl<'a> Tracer<'a, '_> {
         }
         let mut it = Instruction::default();
         it.set_code(Code::try_from(usize::from(op.code)).unwrap_or_default());
+        // Interrupts that it lets in are looked for where it is.
+        if it.code() == Code::Sti {
+            return (Then::Next, Some(op.next_rip()));
+        }
         if !GuestVirtAddr(op.imm).is_canonical() {
             return (Then::Last, None);
         }

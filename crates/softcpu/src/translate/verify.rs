@@ -231,7 +231,11 @@ impl Look<'_> {
             (R::GS, R::None, R::None) => {
                 let end = displacement.saturating_add(size);
                 let here = displacement >= 0 && end <= size_of::<Vcpu>() as i64;
-                here && (reads || may_be_written(displacement, end) || self.keeps(it))
+                let changes = || privileged::may_change(it, displacement as u64, &self.value);
+                here && (reads
+                    || may_be_written(displacement, end)
+                    || self.keeps(it)
+                    || changes())
             }
             (R::GS, R::None, ADDRESS) => {
                 let tables = [fields::JUMP_KEYS, fields::JUMP_HOSTS];
@@ -301,6 +305,11 @@ impl Look<'_> {
 
     /// What is known behind `it`.
     fn follow(&mut self, it: &Instruction) {
+        if privileged::changes_view(it) && it.mnemonic() == M::Mov {
+            self.forget();
+            self.pointers = Pointers::default();
+            return;
+        }
         let first = if it.op_count() > 0 && it.op0_kind() == OpKind::Register {
             it.op0_register()
         } else {
@@ -391,6 +400,11 @@ impl Look<'_> {
         match (it.mnemonic(), before, field) {
             (M::Mov, _, Some(at)) if wide && at == fields::EVENTS.0 => Known::Events,
             (M::Mov, _, Some(at)) if wide && at == fields::TLB.0 => Known::Tables,
+            (M::Mov, _, Some(at))
+                if wide && (at == fields::TLB_PLAIN.0 || at == fields::TLB_OVER.0) =>
+            {
+                Known::View
+            }
             (M::Mov, ..) if wide && it.memory_base() == VALUE && second == Some(OpKind::Memory) => {
                 self.checked(it).map_or(Known::Nothing, |shown| Known::Addend(shown.clone()))
             }
@@ -565,5 +579,6 @@ fn memory_size(size: usize) -> i64 {
 
 mod known;
 mod pointers;
+mod privileged;
 #[cfg(test)]
 mod tests;

@@ -34,6 +34,8 @@ pub(super) enum Known {
     Tag(Sum),
     /// Where the TLB's tables are.
     Tables,
+    /// Where those of another view are.
+    View,
     /// What makes host addresses of the guest addresses that a TLB check was of.
     Addend(Shown),
     /// Where events are raised.

@@ -1,0 +1,42 @@
+//! What else of the vCPU translated code may change, for privileged instructions that it does
+//! itself: each field in its own way only.
+
+use iced_x86::{Code, Instruction, OpKind, Register as R};
+
+use super::known::Known;
+use crate::handle::Event;
+use crate::state::segment::SegReg;
+use crate::translate::fields::{self, Field};
+use crate::translate::registers::VALUE;
+
+/// Whether `it`, which stores to the field `at`, may, where [`VALUE`] is known to be `value`.
+pub(super) fn may_change(it: &Instruction, at: u64, value: &Known) -> bool {
+    let of = |Field(field): Field| u64::from(field) == at;
+    let base = |segment: SegReg| of(fields::segment_base(segment as u8));
+    let constant = it.try_immediate(1).ok();
+    let interrupt = u64::from(Event::INTERRUPT.bits());
+    match it.code() {
+        // Flags are the guest's own, and none of them is the host's business.
+        Code::And_rm64_imm32 | Code::Or_rm64_imm32 | Code::Xor_rm64_r64 => of(fields::RFLAGS),
+        // Whether interrupts are looked up for; but never anything else that may wait.
+        Code::And_rm32_imm32 => of(fields::EVENT_MASK) && constant == Some(!interrupt as u32 as u64),
+        Code::Or_rm32_imm32 => of(fields::EVENT_MASK) && constant == Some(interrupt),
+        Code::Mov_rm64_r64 if changes_view(it) => {
+            it.op1_register() == VALUE && *value == Known::View
+        }
+        Code::Mov_rm64_r64 => {
+            base(SegReg::Fs) || base(SegReg::Gs) || of(fields::KERNEL_GS_BASE)
+        }
+        _ => false,
+    }
+}
+
+/// Whether `it` stores to where the tables of the current view are: what was shown before is
+/// not shown of the other.
+pub(super) fn changes_view(it: &Instruction) -> bool {
+    it.op_count() > 0
+        && it.op0_kind() == OpKind::Memory
+        && it.memory_segment() == R::GS
+        && it.memory_base() == R::None
+        && it.memory_displacement64() == u64::from(fields::TLB.0)
+}
