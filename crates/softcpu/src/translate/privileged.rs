@@ -8,6 +8,9 @@
 //! force. What follows from a flag is changed along with it, the event mask and the view of
 //! memory; the MMU's own idea of AC is caught up when translated code is left or calls back.
 
+#[cfg(test)]
+mod tests;
+
 use iced_x86::{Code, Instruction};
 
 use super::assembler::{Assembler, Condition, Label, NotCopied};

@@ -243,9 +243,7 @@ fn simple(step: &Step, op: &Op) -> Option<Simple> {
         (Then::Next, Code::Push_r64 | Code::Pushq_imm8 | Code::Pushq_imm32 | Code::Pushfq, _)
         | (Then::Last, Code::Call_rel32_64, _) => word(RSP, -8, true),
         (Then::Next, Code::Pop_r64 | Code::Popfq, _)
-        | (Then::Last, Code::Retnq | Code::Retnq_imm16, _) => {
-            word(RSP, 0, false)
-        }
+        | (Then::Last, Code::Retnq | Code::Retnq_imm16, _) => word(RSP, 0, false),
         (Then::Next, Code::Leaveq, _) => word(RBP, 0, false),
         (Then::Next, code, Some(plan))
             if plan.traits.contains(Traits::MEMORY)
@@ -281,11 +279,7 @@ fn change(step: &Step, op: &Op, number: u8) -> Change {
     };
     match (it.code(), number) {
         (
-            Code::Push_r64
-            | Code::Pushq_imm8
-            | Code::Pushq_imm32
-            | Code::Pushfq
-            | Code::Push_rm64,
+            Code::Push_r64 | Code::Pushq_imm8 | Code::Pushq_imm32 | Code::Pushfq | Code::Push_rm64,
             RSP,
         ) => Change::By(-8),
         (Code::Pop_r64, RSP) if !same => Change::By(8),

@@ -232,10 +232,7 @@ impl Look<'_> {
                 let end = displacement.saturating_add(size);
                 let here = displacement >= 0 && end <= size_of::<Vcpu>() as i64;
                 let changes = || privileged::may_change(it, displacement as u64, &self.value);
-                here && (reads
-                    || may_be_written(displacement, end)
-                    || self.keeps(it)
-                    || changes())
+                here && (reads || may_be_written(displacement, end) || self.keeps(it) || changes())
             }
             (R::GS, R::None, ADDRESS) => {
                 let tables = [fields::JUMP_KEYS, fields::JUMP_HOSTS];

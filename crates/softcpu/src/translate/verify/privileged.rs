@@ -19,14 +19,14 @@ pub(super) fn may_change(it: &Instruction, at: u64, value: &Known) -> bool {
         // Flags are the guest's own, and none of them is the host's business.
         Code::And_rm64_imm32 | Code::Or_rm64_imm32 | Code::Xor_rm64_r64 => of(fields::RFLAGS),
         // Whether interrupts are looked up for; but never anything else that may wait.
-        Code::And_rm32_imm32 => of(fields::EVENT_MASK) && constant == Some(!interrupt as u32 as u64),
+        Code::And_rm32_imm32 => {
+            of(fields::EVENT_MASK) && constant == Some(!interrupt as u32 as u64)
+        }
         Code::Or_rm32_imm32 => of(fields::EVENT_MASK) && constant == Some(interrupt),
         Code::Mov_rm64_r64 if changes_view(it) => {
             it.op1_register() == VALUE && *value == Known::View
         }
-        Code::Mov_rm64_r64 => {
-            base(SegReg::Fs) || base(SegReg::Gs) || of(fields::KERNEL_GS_BASE)
-        }
+        Code::Mov_rm64_r64 => base(SegReg::Fs) || base(SegReg::Gs) || of(fields::KERNEL_GS_BASE),
         _ => false,
     }
 }
