@@ -194,13 +194,21 @@ impl Vcpu {
     }
 }
 
-/// The instructions of `block`, decoded once more from the page at `host`. What they are now
-/// need not be what they were: the caller looks.
-pub(crate) fn again(block: &Block, host: u64) -> Vec<Instruction> {
+/// The instructions of `block`, decoded once more from the page at `host` and, if it goes on
+/// there, the one at `tail_host`. What they are now need not be what they were: the caller looks.
+pub(crate) fn again(block: &Block, host: u64, tail_host: Option<u64>) -> Vec<Instruction> {
     let offset = block.linear & PAGE_OFFSET;
     let mut window = [0; WINDOW];
-    let window = head_mut(&mut window, room_in_page(block.linear) as usize);
-    copy_code(host, offset, window);
+    let room = WINDOW.min(room_in_page(block.linear) as usize);
+    let (first, rest) = window.split_at_mut(room);
+    copy_code(host, offset, first);
+    let mut len = room;
+    if let Some(tail_host) = tail_host {
+        let second = head_mut(rest, MAX_INSTRUCTION);
+        copy_code(tail_host, 0, second);
+        len = len.saturating_add(second.len());
+    }
+    let window = head(&window, len);
     let decoder = Decoder::with_ip(block.size as u32, window, block.rip, DecoderOptions::NONE);
     let real = block.ops.iter().filter(|op| op.len != 0).count();
     let mut instructions = Vec::with_capacity(real);

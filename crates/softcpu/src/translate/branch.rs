@@ -153,8 +153,8 @@ impl Block<'_> {
         if target <= self.here {
             self.poll(target)?;
         }
-        if target >> PAGE_SHIFT == self.rip >> PAGE_SHIFT {
-            // The mapping under this block is the target's too.
+        if target >> PAGE_SHIFT == self.rip >> PAGE_SHIFT && jumps::second_page(target).is_none() {
+            // The mapping under this block is all of the target's too.
             let number = self.first_link.wrapping_add(self.links.len() as u32);
             let at = self.code.label();
             self.code.jump(at);

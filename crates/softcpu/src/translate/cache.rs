@@ -15,6 +15,7 @@ use super::thunks::{self, Thunks};
 use super::trace::Trace;
 use super::{block, verify};
 use crate::code_memory::CodeMemory;
+use crate::decode::cache::Tail;
 use crate::memory::ram::RamFrame;
 
 /// More than any block takes.
@@ -286,7 +287,13 @@ impl Translator {
 
     /// Places `trace`, whose code is in `frame` at `version`. `None` when the code memory is
     /// full or the trace is none for us.
-    pub(super) fn place(&mut self, trace: Trace, frame: RamFrame, version: u32) -> Option<Entry> {
+    pub(super) fn place(
+        &mut self,
+        trace: Trace,
+        frame: RamFrame,
+        version: u32,
+        tail: Option<Tail>,
+    ) -> Option<Entry> {
         let offset = self.next_offset()?;
         let address = self.memory.address(offset as usize) as u64;
         let first_link = u32::try_from(self.links.len()).ok()?;
@@ -319,7 +326,7 @@ impl Translator {
         };
         #[cfg(test)]
         self.traces.insert(self.blocks.len() as u32, (trace, manner));
-        let entry = self.add(&made.code, &made.links, placed, version)?;
+        let entry = self.add(&made.code, &made.links, placed, version, tail)?;
         self.counters.translated = self.counters.translated.wrapping_add(1);
         if let Some(former) = wish.former.and_then(|former| self.blocks.get(former as usize)) {
             // Whoever has a link to it comes here.
@@ -346,6 +353,7 @@ impl Translator {
         links: &[block::Link],
         placed: Placed,
         version: u32,
+        tail: Option<Tail>,
     ) -> Option<Entry> {
         let (offset, frame) = (placed.offset as usize, placed.frame);
         let address = self.memory.address(offset) as u64;
@@ -368,13 +376,22 @@ impl Translator {
             from: number,
         }));
         self.blocks.push(placed);
-        let (known, blocks) = self.frames.entry(frame).or_insert((version, Vec::new()));
-        if *known != version {
-            // The others are stale, and about to be found out.
-            return None;
+        for (frame, version) in
+            [Some((frame, version)), tail.map(|tail| (tail.frame, tail.version))]
+                .into_iter()
+                .flatten()
+        {
+            let (known, blocks) = self.frames.entry(frame).or_insert((version, Vec::new()));
+            if *known != version {
+                // The others are stale, and about to be found out.
+                return None;
+            }
+            blocks.push(number);
         }
-        blocks.push(number);
-        self.by_code.insert(code_at(frame, placed.rip), number);
+        // Elsewhere, what reaches into another page has another one behind it.
+        if tail.is_none() {
+            self.by_code.insert(code_at(frame, placed.rip), number);
+        }
         Some(Entry { generation: self.generation, address })
     }
 

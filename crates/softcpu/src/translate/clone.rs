@@ -139,7 +139,7 @@ impl Translator {
                 target: link.target.wrapping_add(distance.guest),
             })
             .collect();
-        let entry = self.add(&code, &links, placed, version)?;
+        let entry = self.add(&code, &links, placed, version, None)?;
         #[cfg(test)]
         tests::compare(self, number, &links);
         self.counters.moved = self.counters.moved.wrapping_add(1);

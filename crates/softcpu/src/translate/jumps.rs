@@ -12,7 +12,8 @@
 
 use std::hash::{BuildHasher, RandomState};
 
-use crate::addr::PAGE_SHIFT;
+use crate::addr::{PAGE_SHIFT, room_in_page};
+use crate::decode::build::MAX_INSTRUCTION;
 
 /// Entries; a power of two.
 pub(crate) const ENTRIES: usize = 8192;
@@ -59,6 +60,12 @@ pub(crate) struct JumpCache {
     /// The last user's: address space and number.
     user: (u64, u64),
     random: RandomState,
+}
+
+/// The next page, if an instruction at `rip` may go on there: it depends on the mapping of both.
+pub(super) fn second_page(rip: u64) -> Option<u64> {
+    let room = room_in_page(rip);
+    (room < MAX_INSTRUCTION as u64).then(|| rip.wrapping_add(room))
 }
 
 /// Where an address has its entry.
@@ -135,7 +142,7 @@ impl JumpCache {
     }
 
     /// Translated code for `rip` in the current context is at `host`. `shared` says that
-    /// the page is global.
+    /// its page is global, or both if it may go on in another.
     pub(crate) fn insert(&mut self, rip: u64, host: u64, user: bool, shared: bool) {
         let jump = Jump { key: rip ^ self.context, host };
         if let Some(place) = self.jumps.get_mut(slot(rip)) {
@@ -146,9 +153,11 @@ impl JumpCache {
         }
         self.kernel_of_one_space |= !user && !shared;
         self.filled = true;
-        let (word, bit) = filter(rip);
-        if let Some(word) = self.pages.get_mut(word) {
-            *word |= bit;
+        for page in [Some(rip), second_page(rip)].into_iter().flatten() {
+            let (word, bit) = filter(page);
+            if let Some(word) = self.pages.get_mut(word) {
+                *word |= bit;
+            }
         }
     }
 

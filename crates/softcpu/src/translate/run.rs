@@ -9,6 +9,7 @@ use iced_x86::{Instruction, InstructionInfoFactory};
 use super::cache::{Counters, Entry, Translator};
 use super::config::Config;
 use super::copy::Copier;
+use super::jumps;
 use super::thunks::Exit;
 use super::trace::Tracer;
 use crate::decode::cache::{Block as Decoded, BlockCache};
@@ -31,9 +32,11 @@ pub(crate) enum Translation {
     Known(Entry),
 }
 
-/// The instructions of `block`, from the page at `host`, if they are what it was made from.
-fn decode(block: &Decoded, host: u64) -> Option<Vec<Instruction>> {
-    let instructions = crate::decode::build::again(block, host);
+/// The instructions of `block`, from the page at `host` and the one at `tail` that it may reach
+/// into, if they are what it was made from.
+fn decode(block: &Decoded, host: u64, tail: Option<u64>) -> Option<Vec<Instruction>> {
+    let tail = if block.tail.is_some() { Some(tail?) } else { None };
+    let instructions = crate::decode::build::again(block, host, tail);
     let alike = instructions.iter().zip(&block.ops).all(|(instruction, op)| {
         instruction.ip() == op.rip && instruction.code() as u16 == op.code
     });
@@ -86,7 +89,7 @@ impl Vcpu {
         }
         let runs = block.runs.get().saturating_add(1);
         block.runs.set(runs);
-        if runs < self.threshold || block.tail.is_some() {
+        if runs < self.threshold {
             return Translation::None;
         }
         // What another vCPU may still change unseen is compared with memory at every run.
@@ -167,11 +170,17 @@ impl Vcpu {
     #[cold]
     pub(crate) fn translate(&mut self, blocks: &BlockCache, slot: usize) -> Option<Entry> {
         let head = blocks.get(slot)?;
-        if let Some(entry) = self.translated_before(head.rip, head.frame, head.version) {
+        if head.tail.is_none()
+            && let Some(entry) = self.translated_before(head.rip, head.frame, head.version)
+        {
             head.entry.set(Some(entry));
             return Some(entry);
         }
         let (host, _) = self.fetch_page(head.linear).ok().flatten()?;
+        let tail_host = match head.tail {
+            Some(tail) => Some(self.fetch_page(tail.page).ok().flatten()?.0),
+            None => None,
+        };
         let version = self.memory.code().version(head.frame);
         let mut factory = InstructionInfoFactory::new();
         let mut copier = Copier { features: self.cpuid.features(), factory: &mut factory };
@@ -185,11 +194,15 @@ impl Vcpu {
             vectors: if self.mmu.is_user() { self.context.allowed as u8 } else { 0 },
             copier: &mut copier,
             settled: &|epoch| memory.code().settled(&self.observer, epoch),
-            decode: &|block| decode(block, host),
+            decode: &|block| decode(block, host, tail_host),
         }
         .from(head)?;
         // What was read must be what the blocks were decoded from.
         if head.version != version || self.memory.code().version(head.frame) != version {
+            return None;
+        }
+        let code = self.memory.code();
+        if head.tail.is_some_and(|tail| code.version(tail.frame) != tail.version) {
             return None;
         }
         let translator = self.translator.as_mut()?;
@@ -204,7 +217,7 @@ impl Vcpu {
         if emptied {
             self.mmu.jumps.clear();
         }
-        let entry = translator.place(trace, head.frame, head.version);
+        let entry = translator.place(trace, head.frame, head.version, head.tail);
         if entry.is_none() {
             head.runs.set(0);
         }
@@ -221,7 +234,8 @@ impl Vcpu {
     pub(crate) fn run_translated(&mut self, entry: Entry) -> Result<(), Abort> {
         let rip = self.state.rip;
         let user = self.mmu.is_user();
-        let shared = self.mmu.code.is_global(user, rip);
+        let shared = self.mmu.code.is_global(user, rip)
+            && jumps::second_page(rip).is_none_or(|page| self.mmu.code.is_global(user, page));
         self.mmu.jumps.enter_context(self.mmu.data.space(), user);
         if !self.alone {
             self.mmu.jumps.insert(rip, entry.address, user, shared);

@@ -284,3 +284,55 @@ fn translations_go_with_the_stubs_that_their_ops_name() {
     let sums = mm0(&before).iter().map(|byte| byte.wrapping_add(7)).collect::<Vec<_>>();
     assert_eq!(mm0(&after), sums);
 }
+
+/// Calls, a hundred times each, of `mov eax, imm32; ret` that begins at 0x1ffd; its last bytes
+/// are changed by a store, and then by another page that is mapped there. Sums are in ESI.
+const ACROSS: &[u8] = &[
+    0xbf, 0x03, 0x00, 0x00, 0x00, // mov edi, 3
+    0xb9, 0x64, 0x00, 0x00, 0x00, // turn: mov ecx, 100
+    0xe8, 0xee, 0x0e, 0x00, 0x00, // again: call 0x1ffd
+    0x01, 0xc6, // add esi, eax
+    0xff, 0xc9, // dec ecx
+    0x75, 0xf5, // jnz again
+    0xff, 0xcf, // dec edi
+    0x74, 0x20, // jz end
+    0x83, 0xff, 0x02, // cmp edi, 2
+    0x75, 0x09, // jne other
+    0xfe, 0x04, 0x25, 0x01, 0x20, 0x00, 0x00, // inc byte [0x2001]
+    0xeb, 0xde, // jmp turn
+    0x48, 0x89, 0x1c, 0x25, 0, 0, 0, 0, // other: mov [entry], rbx
+    0x0f, 0x01, 0x3c, 0x25, 0x00, 0x20, 0x00, 0x00, // invlpg [0x2000]
+    0xeb, 0xcc, // jmp turn
+    0xf4, // end: hlt
+];
+
+#[test]
+fn an_instruction_in_two_pages_is_translated_and_looked_at_in_both() {
+    for threshold in [0, 3, u32::MAX] {
+        let mut machine = TestMachine::long_mode();
+        machine.set_present(0x2000, true);
+        let entry = (machine.vcpu.state.cr3 & !0xfff) + 0x3000 + 2 * 8;
+        let mut code = ACROSS.to_vec();
+        let at = code.windows(4).position(|four| four == [0; 4]).unwrap();
+        code[at..at + 4].copy_from_slice(&(entry as u32).to_le_bytes());
+        machine.put(0x1100, &code);
+        let function = [0xb8, 1, 0, 0, 0, 0xc3];
+        machine.put(0x1ffd, &function);
+        // Another second half.
+        machine.put(0x5000, &[0, 2, 0xc3]);
+        let state = &mut machine.vcpu.state;
+        (state.gpr[3], state.gpr[4], state.gpr[6], state.rip) = (0x5067, 0x8000, 0, 0x1100);
+        machine.vcpu.state_changed();
+        let config = Config { verify: true, ..Config::default() };
+        let mut machine = machine.translating_as(threshold, config);
+        assert_eq!(machine.vcpu.run(), Exit::Halt);
+        let [first, second, third] = [1, 0x100_0001, 0x200_0001];
+        let sum = 100 * (first + second + third) & 0xffff_ffff_u64;
+        assert_eq!(machine.vcpu.state.gpr[6], sum, "{threshold}");
+        if threshold != u32::MAX {
+            // It is no reason to leave translated code.
+            let entered = machine.vcpu.translator_counters().unwrap().entered;
+            assert!(entered < 60, "{entered}");
+        }
+    }
+}
