@@ -8,7 +8,8 @@
 //! walked or cleared. There is one table per [`View`], so permissions need no check.
 //!
 //! Translations of global pages are re-tagged when an access in another address
-//! space finds them (`DataTlb::lookup_slow`).
+//! space finds them (`DataTlb::lookup_slow`). Where the kernel's own pages are all global its
+//! view has one number for all address spaces, and not even that is done.
 
 use super::large_pages::PageSize;
 use crate::addr::{PAGE_OFFSET, PAGE_SHIFT, room_in_page};
@@ -88,7 +89,10 @@ pub(crate) struct DataTlb {
     stored: FrameFilter,
     /// What was filled last: its tag.
     last: u64,
-    pub(super) space: u64,
+    /// The address space of each view, as tags have it.
+    pub(super) spaces: [u64; 4],
+    /// The kernel's view has got a page that is not global since this was last looked at.
+    pub(super) kernel_of_one_space: bool,
 }
 
 /// Translations for fetches.
@@ -165,19 +169,29 @@ impl DataTlb {
         &raw mut self.views[view as usize]
     }
 
-    /// The current address space, as tags have it.
-    pub(crate) fn space(&self) -> u64 {
-        self.space
+    /// The address space of `view`, as tags have it.
+    #[inline(always)]
+    #[expect(clippy::indexing_slicing, reason = "a view is below 4")]
+    pub(crate) fn space(&self, view: View) -> u64 {
+        self.spaces[view as usize]
     }
 
     pub(crate) fn new() -> Self {
         // SAFETY: numbers and a bool, for all of which zero is a value; together they make
         // entries whose tag is `INVALID`.
         let views = unsafe { Box::<[DataTables; 4]>::new_zeroed().assume_init() };
-        Self { views, used: 0, stored: FrameFilter::new(), last: u64::MAX, space: 1 }
+        Self {
+            views,
+            used: 0,
+            stored: FrameFilter::new(),
+            last: u64::MAX,
+            spaces: [1; 4],
+            kernel_of_one_space: false,
+        }
     }
 
     fn clear(&mut self) {
+        self.kernel_of_one_space = false;
         for (number, tables) in self.views.iter_mut().enumerate() {
             if self.used & 1 << number != 0 {
                 for table in tables.both() {
@@ -210,14 +224,15 @@ impl DataTlb {
         access: Access,
     ) -> Option<*mut u8> {
         let entry = self.entry(view, addr, access);
-        let hit = entry.tag == (addr & !PAGE_OFFSET) | self.space && len <= room_in_page(addr);
+        let tag = (addr & !PAGE_OFFSET) | self.space(view);
+        let hit = entry.tag == tag && len <= room_in_page(addr);
         hit.then(|| addr.wrapping_add(entry.addend) as *mut u8)
     }
 
     /// Looks again after a miss: a global page's entry from another address space is
     /// taken over.
     pub(crate) fn lookup_slow(&mut self, view: View, addr: u64) -> bool {
-        let tag = addr & !PAGE_OFFSET | self.space;
+        let tag = addr & !PAGE_OFFSET | self.space(view);
         let mut taken = false;
         for (entry, backing) in self.entries_of(view, addr) {
             if backing.global && entry.tag != tag && (entry.tag ^ addr) >> PAGE_SHIFT == 0 {
@@ -256,7 +271,8 @@ impl DataTlb {
     /// the other.
     fn fill(&mut self, view: View, addr: u64, access: Access, fill: &Fill) {
         let page = addr & !PAGE_OFFSET;
-        let tag = page | self.space;
+        let tag = page | self.space(view);
+        self.kernel_of_one_space |= view == View::Kernel && !fill.global;
         let last = std::mem::replace(&mut self.last, tag);
         let new = DataEntry { tag, addend: fill.host.wrapping_sub(page) };
         let behind = Backing { frame: fill.frame, global: fill.global };

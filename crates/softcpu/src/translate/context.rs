@@ -24,11 +24,13 @@ pub(crate) struct Context {
     pub(super) flags: u64,
     /// The tables of the data TLB for the current view.
     pub(super) tlb: u64,
-    /// Those of the views that ring 0 has with RFLAGS.AC clear, and with it set.
+    /// The current address space, as the data TLB's tags have it for that view.
+    pub(super) space: u64,
+    /// The same of the views that ring 0 has with RFLAGS.AC clear, and with it set.
     pub(super) tlb_plain: u64,
     pub(super) tlb_over: u64,
-    /// The current address space, as the data TLB's tags have it.
-    pub(super) space: u64,
+    pub(super) space_plain: u64,
+    pub(super) space_over: u64,
     /// Where [`crate::handle::Event`]s are raised.
     pub(super) events: u64,
     /// A value between two steps of one instruction.
@@ -57,6 +59,8 @@ impl Context {
             tlb: 0,
             tlb_plain: 0,
             tlb_over: 0,
+            space_plain: 0,
+            space_over: 0,
             space: 0,
             events: 0,
             spare: 0,
@@ -84,9 +88,12 @@ impl Vcpu {
         let (sse, avx) = (if sse { SSE } else { 0 }, if avx { AVX } else { 0 });
         self.context.allowed = u64::from(sse | avx);
         self.context.tlb = self.mmu.data.tables(self.mmu.view) as u64;
-        self.context.tlb_plain = self.mmu.data.tables(self.mmu.kernel_view(false)) as u64;
-        self.context.tlb_over = self.mmu.data.tables(self.mmu.kernel_view(true)) as u64;
-        self.context.space = self.mmu.data.space();
+        self.context.space = self.mmu.data.space(self.mmu.view);
+        let (plain, over) = (self.mmu.kernel_view(false), self.mmu.kernel_view(true));
+        self.context.tlb_plain = self.mmu.data.tables(plain) as u64;
+        self.context.tlb_over = self.mmu.data.tables(over) as u64;
+        self.context.space_plain = self.mmu.data.space(plain);
+        self.context.space_over = self.mmu.data.space(over);
     }
 
     /// The status flags, from where translated code keeps them to RFLAGS; and what follows

@@ -102,15 +102,17 @@ impl Block<'_> {
             Code::Stac | Code::Clac => {
                 let detour = self.detour(op)?;
                 self.code.kernel_only(detour.unusual);
-                let tables = if it.code() == Code::Stac {
+                let (tables, space) = if it.code() == Code::Stac {
                     self.code.or_field(fields::RFLAGS, RFlags::AC.bits() as u32);
-                    fields::TLB_OVER
+                    (fields::TLB_OVER, fields::SPACE_OVER)
                 } else {
                     self.code.and_field(fields::RFLAGS, !RFlags::AC.bits());
-                    fields::TLB_PLAIN
+                    (fields::TLB_PLAIN, fields::SPACE_PLAIN)
                 };
                 self.code.load(VALUE, tables);
                 self.code.store(fields::TLB, VALUE);
+                self.code.load(VALUE, space);
+                self.code.store(fields::SPACE, VALUE);
                 self.rejoin(detour);
                 Ok(())
             }

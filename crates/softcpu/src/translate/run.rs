@@ -15,6 +15,7 @@ use super::trace::Tracer;
 use crate::decode::cache::{Block as Decoded, BlockCache};
 use crate::decode::op::Op;
 use crate::memory::ram::RamFrame;
+use crate::mmu::View;
 use crate::state::CodeSize;
 use crate::state::rflags::RFlags;
 use crate::system::tsc::host_tsc;
@@ -236,7 +237,7 @@ impl Vcpu {
         let user = self.mmu.is_user();
         let shared = self.mmu.code.is_global(user, rip)
             && jumps::second_page(rip).is_none_or(|page| self.mmu.code.is_global(user, page));
-        self.mmu.jumps.enter_context(self.mmu.data.space(), user);
+        self.mmu.jumps.enter_context(self.mmu.data.space(View::User), user);
         if !self.alone {
             self.mmu.jumps.insert(rip, entry.address, user, shared);
         }
@@ -381,7 +382,7 @@ impl Vcpu {
         {
             return None;
         }
-        self.mmu.jumps.enter_context(self.mmu.data.space(), self.mmu.is_user());
+        self.mmu.jumps.enter_context(self.mmu.data.space(View::User), self.mmu.is_user());
         let host = self.mmu.jumps.find(self.state.rip)?;
         let waits = self.handle.pending().bits() & self.event_mask != 0;
         if waits || self.shadow != Shadow::None && self.holds_off() {

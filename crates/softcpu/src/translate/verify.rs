@@ -410,9 +410,7 @@ impl Look<'_> {
                 let right = it.op0_register() == ADDRESS;
                 kept.filter(|_| right).map_or(Known::Nothing, Known::Pointer)
             }
-            (M::Mov, _, Some(at)) if wide => {
-                Known::Address(Sum { terms: vec![Term::Field(at, 1)], offset: 0 })
-            }
+            (M::Mov, _, Some(at)) if wide => Known::Address(Sum::field(Field(at))),
             (M::Mov, before, None) => match source {
                 Some(source) if source == it.op0_register() && !wide => narrow(before),
                 Some(source) if wide => self.sum_of(source).map_or(Known::Nothing, Known::Address),

@@ -3,6 +3,7 @@
 use iced_x86::Register as R;
 
 use super::pointers::Pointer;
+use crate::translate::fields::Field;
 
 /// A part of an address, in the order in which it was added up.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -18,6 +19,13 @@ pub(super) enum Term {
 pub(super) struct Sum {
     pub(super) terms: Vec<Term>,
     pub(super) offset: i64,
+}
+
+impl Sum {
+    /// What `field` of the vCPU has.
+    pub(super) fn field(Field(at): Field) -> Self {
+        Self { terms: vec![Term::Field(at, 1)], offset: 0 }
+    }
 }
 
 /// What a scratch register holds.

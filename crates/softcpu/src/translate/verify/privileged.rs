@@ -3,7 +3,7 @@
 
 use iced_x86::{Code, Instruction, OpKind, Register as R};
 
-use super::known::Known;
+use super::known::{Known, Sum};
 use crate::handle::Event;
 use crate::state::segment::SegReg;
 use crate::translate::fields::{self, Field};
@@ -23,20 +23,26 @@ pub(super) fn may_change(it: &Instruction, at: u64, value: &Known) -> bool {
             of(fields::EVENT_MASK) && constant == Some(!interrupt as u32 as u64)
         }
         Code::Or_rm32_imm32 => of(fields::EVENT_MASK) && constant == Some(interrupt),
-        Code::Mov_rm64_r64 if changes_view(it) => {
+        Code::Mov_rm64_r64 if of(fields::TLB) => {
             it.op1_register() == VALUE && *value == Known::View
+        }
+        Code::Mov_rm64_r64 if of(fields::SPACE) => {
+            let is = |field: Field| *value == Known::Address(Sum::field(field));
+            it.op1_register() == VALUE && (is(fields::SPACE_PLAIN) || is(fields::SPACE_OVER))
         }
         Code::Mov_rm64_r64 => base(SegReg::Fs) || base(SegReg::Gs) || of(fields::KERNEL_GS_BASE),
         _ => false,
     }
 }
 
-/// Whether `it` stores to where the tables of the current view are: what was shown before is
-/// not shown of the other.
+/// Whether `it` stores to where the current view is kept, its tables or its address space: what
+/// was shown before is not shown of the other.
 pub(super) fn changes_view(it: &Instruction) -> bool {
     it.op_count() > 0
         && it.op0_kind() == OpKind::Memory
         && it.memory_segment() == R::GS
         && it.memory_base() == R::None
-        && it.memory_displacement64() == u64::from(fields::TLB.0)
+        && [fields::TLB, fields::SPACE]
+            .iter()
+            .any(|Field(at)| u64::from(*at) == it.memory_displacement64())
 }

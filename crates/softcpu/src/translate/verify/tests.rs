@@ -229,3 +229,56 @@ fn nothing_of_the_hosts_is_touched() {
     assert!(judged(|code| code.store(fields::VCPU, VALUE)).is_err(), "the vCPU's pointer");
     judged(|code| code.store(fields::gpr(13), VALUE)).unwrap();
 }
+
+#[test]
+fn what_privileged_instructions_change_is_changed_in_their_way_only() {
+    let masked = |bits: u32| {
+        judged(|code| {
+            // and dword [event_mask], bits
+            code.bytes(&[0x65, 0x81, 0x24, 0x25]);
+            code.bytes(&fields::EVENT_MASK.0.to_le_bytes());
+            code.bytes(&bits.to_le_bytes());
+        })
+    };
+    masked(!1).unwrap();
+    assert!(masked(!3).is_err() && masked(0).is_err(), "more than interrupts");
+    judged(|code| code.and_field(fields::RFLAGS, !0x200)).unwrap();
+    judged(|code| code.and_field(fields::CR4, !0x200)).unwrap_err();
+    judged(|code| code.store(fields::RFLAGS, VALUE)).unwrap_err();
+    judged(|code| code.store(fields::KERNEL_GS_BASE, VALUE)).unwrap();
+    judged(|code| code.store(fields::EVENTS, VALUE)).unwrap_err();
+    let moved = |from, to| {
+        judged(|code| {
+            code.load(VALUE, from);
+            code.store(to, VALUE);
+        })
+    };
+    for (tables, space) in
+        [(fields::TLB_PLAIN, fields::SPACE_PLAIN), (fields::TLB_OVER, fields::SPACE_OVER)]
+    {
+        moved(tables, fields::TLB).unwrap();
+        moved(space, fields::SPACE).unwrap();
+        moved(tables, fields::SPACE).unwrap_err();
+        moved(space, fields::TLB).unwrap_err();
+    }
+    moved(fields::gpr(3), fields::TLB).unwrap_err();
+}
+
+#[test]
+fn what_was_shown_of_one_view_is_not_of_another() {
+    let change = |code: &mut Assembler| {
+        code.load(VALUE, fields::TLB_OVER);
+        code.store(fields::TLB, VALUE);
+    };
+    behind_a_check(&operand(), Access::LOAD_WORD, |code, place| {
+        change(code);
+        load(code, place)
+    })
+    .unwrap_err();
+    behind_a_shared_check(false, |code| {
+        change(code);
+        code.load(ADDRESS, fields::shared(3));
+        load(code, Place::at(0))
+    })
+    .unwrap_err();
+}
