@@ -4,7 +4,7 @@
 //! giving the PCID a new number. When the numbers run out, the tables are emptied and
 //! counting starts over. MOV to CR3, INVPCID and mode changes call this.
 
-use super::{Mmu, View};
+use super::Mmu;
 
 /// The address-space numbers in use: 1 to 4094.
 const LAST_SPACE: u64 = 4094;
@@ -104,8 +104,7 @@ impl Mmu {
     fn set_space(&mut self, number: u64) {
         self.spaces.current = number;
         let of_one_space = std::mem::take(&mut self.data.kernel_of_one_space);
-        self.data.spaces = [number; 4];
-        self.data.spaces[View::Kernel as usize] = self.spaces.kernel(of_one_space);
+        self.data.set_space(number, self.spaces.kernel(of_one_space));
         self.code.space = number;
         self.jumps.space_changed();
         self.version = self.version.wrapping_add(1);
@@ -125,9 +124,9 @@ impl Mmu {
 mod tests {
     use super::*;
     use crate::memory::ram::RamFrame;
-    use crate::mmu::Access;
     use crate::mmu::large_pages::PageSize;
     use crate::mmu::tlb::Fill;
+    use crate::mmu::{Access, View};
 
     fn fill(mmu: &mut Mmu, view: View, addr: u64, global: bool) {
         let fill = Fill {
@@ -191,7 +190,11 @@ mod tests {
             fill(&mut mmu, View::Kernel, 0x5000, !own);
             mmu.switch_space(1 + (round & 1) as u16, false);
             assert!(!own || !hits(&mmu, View::Kernel, 0x5000), "{round}");
-            assert!(mmu.data.spaces.iter().all(|space| (1..=LAST_SPACE).contains(space)));
+            assert!(
+                [View::Kernel, View::User]
+                    .iter()
+                    .all(|view| (1..=LAST_SPACE).contains(&mmu.data.space(*view)))
+            );
         }
     }
 }

@@ -90,7 +90,7 @@ pub(crate) struct DataTlb {
     /// What was filled last: its tag.
     last: u64,
     /// The address space of each view, as tags have it.
-    pub(super) spaces: [u64; 4],
+    spaces: [u64; 4],
     /// The kernel's view has got a page that is not global since this was last looked at.
     pub(super) kernel_of_one_space: bool,
 }
@@ -174,6 +174,12 @@ impl DataTlb {
     #[expect(clippy::indexing_slicing, reason = "a view is below 4")]
     pub(crate) fn space(&self, view: View) -> u64 {
         self.spaces[view as usize]
+    }
+
+    /// The views are of address space `number` from now on, the kernel's of `kernel`.
+    pub(super) fn set_space(&mut self, number: u64, kernel: u64) {
+        const _: () = assert!(View::Kernel as usize == 0);
+        self.spaces = [kernel, number, number, number];
     }
 
     pub(crate) fn new() -> Self {

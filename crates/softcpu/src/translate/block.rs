@@ -7,17 +7,17 @@
 
 use std::collections::{HashMap, VecDeque};
 
-use iced_x86::{Code, Instruction, Register as R};
+use iced_x86::{Code, Register as R};
 
-use super::access::Access;
 use super::assembler::{Assembler, Condition, Label, NotCopied};
 use super::cold::{Cold, Fix, keep_flags, load_flags, require};
 use super::copy::{self, FlagUse};
+use super::division::is_division;
 use super::fields;
 use super::flags::{Flags, Producer};
 use super::ops::Ops;
 use super::privileged::{self, Touches};
-use super::registers::{ADDRESS, Home, Homes, VALUE, part};
+use super::registers::{Home, Homes, VALUE};
 use super::relocate::{Kind, Relocation};
 use super::sharing::Share;
 use super::stack::{Pushed, RBP, RSP};
@@ -586,38 +586,6 @@ impl Block<'_> {
         Ok(())
     }
 
-    /// A division, where it cannot fault: what might is interpreted.
-    fn divide(&mut self, instruction: &Instruction, op: &Op) -> Result<(), NotCopied> {
-        let (wide, signed) = match instruction.code() {
-            Code::Div_rm32 => (false, false),
-            Code::Idiv_rm32 => (false, true),
-            code => (true, code == Code::Idiv_rm64),
-        };
-        self.save_flags()?;
-        self.flags = Flags::Context;
-        self.producer = None;
-        let resume = self.code.label();
-        let kept = self.keep(op);
-        let unusual = self.apart(Cold::Interpret { op: kept, resume, to_host: false });
-        self.in_address = None;
-        if instruction.op0_kind() == iced_x86::OpKind::Register {
-            self.code.fetch(ADDRESS, instruction.op0_register().number() as u8);
-        } else {
-            let access = Access { len: if wide { 8 } else { 4 }, ..Access::LOAD_WORD };
-            let place = self.code.check(op, access, unusual)?;
-            let (load, to) = if wide {
-                (Code::Mov_r64_rm64, ADDRESS)
-            } else {
-                (Code::Mov_r32_rm32, part(ADDRESS, R::EAX))
-            };
-            let load = Instruction::with2(load, to, place.operand()).map_err(|_| NotCopied)?;
-            self.code.emit(&load)?;
-        }
-        self.code.divide(wide, signed, unusual);
-        self.code.bind(resume);
-        Ok(())
-    }
-
     /// The block uses `need` of the vector unit.
     fn vectors(&mut self, need: u8) {
         let resume = self.code.label();
@@ -649,11 +617,6 @@ impl Block<'_> {
         let relocations = relocations.of_code_at(self.rip);
         Ok(Translated { code, links: self.links, way_out, first_op: self.first_op, relocations })
     }
-}
-
-/// Whether [`Block::divide`] does `code`.
-pub(super) fn is_division(code: Code) -> bool {
-    matches!(code, Code::Div_rm32 | Code::Div_rm64 | Code::Idiv_rm32 | Code::Idiv_rm64)
 }
 
 /// The host register of guest register `to`, if an address of `op`'s registers can be

@@ -24,6 +24,7 @@ mod cold;
 mod config;
 pub(crate) mod context;
 mod copy;
+mod division;
 mod fields;
 mod flags;
 mod flags_word;

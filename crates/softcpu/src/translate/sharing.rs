@@ -11,8 +11,9 @@
 
 use iced_x86::{Code, OpKind};
 
-use super::block::{Block, is_division};
+use super::block::Block;
 use super::copy::is_nothing;
+use super::division::is_division;
 use super::stack::{RBP, RSP};
 use super::trace::{Step, Then, Trace};
 use crate::decode::op::Op;

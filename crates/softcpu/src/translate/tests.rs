@@ -327,7 +327,7 @@ fn an_instruction_in_two_pages_is_translated_and_looked_at_in_both() {
         let mut machine = machine.translating_as(threshold, config);
         assert_eq!(machine.vcpu.run(), Exit::Halt);
         let [first, second, third] = [1, 0x100_0001, 0x200_0001];
-        let sum = 100 * (first + second + third) & 0xffff_ffff_u64;
+        let sum = (100 * (first + second + third)) & 0xffff_ffff_u64;
         assert_eq!(machine.vcpu.state.gpr[6], sum, "{threshold}");
         if threshold != u32::MAX {
             // It is no reason to leave translated code.
