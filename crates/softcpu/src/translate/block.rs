@@ -159,7 +159,7 @@ impl Effects {
             (Then::Next, Code::VEX_Vzeroupper) => Self { wants: false, writes: 0, ..leaves },
             (Then::Next, _) if copy::is_nothing(it) => Self { wants: false, writes: 0, ..leaves },
             (Then::Next, _) if let Some(Touches { flags, registers }) = privileged::touches(it) => {
-                Self { wants: flags, makes: false, writes: registers }
+                Self { wants: flags, writes: registers, ..leaves }
             }
             (Then::Next, _) => match &step.plan {
                 None => Self::ANYTHING,
