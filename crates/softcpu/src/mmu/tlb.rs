@@ -241,7 +241,9 @@ impl DataTlb {
         let tag = addr & !PAGE_OFFSET | self.space(view);
         let mut taken = false;
         for (entry, backing) in self.entries_of(view, addr) {
-            if backing.global && entry.tag != tag && (entry.tag ^ addr) >> PAGE_SHIFT == 0 {
+            // An empty entry looks like page zero's, and may follow a global page's.
+            let same = entry.tag != INVALID && (entry.tag ^ addr) >> PAGE_SHIFT == 0;
+            if backing.global && entry.tag != tag && same {
                 entry.tag = tag;
                 taken = true;
             }
@@ -464,6 +466,23 @@ impl CodeTlb {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_empty_entry_is_no_global_page_at_zero() {
+        let mut tlb = DataTlb::new();
+        let (host, frame, size) = (0x7000_0000, RamFrame(7), PageSize::Small);
+        let fill = Fill { host, frame, writable: true, global: true, size };
+        tlb.fill(View::User, 0x10, Access::Write, &fill);
+        tlb.set_space(2, 2);
+        assert!(tlb.lookup_slow(View::User, 0x10), "global");
+        tlb.drop_writes();
+        tlb.set_space(3, 3);
+        tlb.lookup_slow(View::User, 0x10);
+        assert!(tlb.lookup(View::User, 0x10, 1, Access::Write).is_none());
+        assert!(tlb.lookup(View::User, 0x10, 1, Access::Read).is_some());
+        tlb.clear();
+        assert!(!tlb.lookup_slow(View::User, 0x10));
+    }
 
     #[test]
     fn a_frame_loses_its_entries_for_stores_and_no_others() {
