@@ -99,7 +99,7 @@ impl TestMachine {
         self
     }
 
-    /// The same machine in lockstep, with all 64-bit code translated.
+    /// The same machine in lockstep, with all code translated that can be.
     #[must_use]
     pub fn in_lockstep(self) -> Self {
         let mut machine = self.another(Engine::Lockstep);

@@ -81,10 +81,10 @@ pub enum Shadow {
 pub enum Engine {
     /// The interpreter alone, which is the definition of every instruction.
     Interpreter,
-    /// The translator for 64-bit code that turns out hot, the interpreter for the rest.
+    /// The translator for 64- and 32-bit code that turns out hot, the interpreter for the rest.
     #[default]
     Translator,
-    /// The translator for 64-bit code that is not quite cold, checked by the interpreter
+    /// The translator for such code that is not quite cold, checked by the interpreter
     /// ([`crate::lockstep`]). CPUID offers neither RDRAND nor RDSEED then: what they answer
     /// cannot be had twice.
     Lockstep,

@@ -70,10 +70,11 @@ pub(crate) struct Block {
 }
 
 impl Block {
-    /// Nothing but a translation of 64-bit code at `linear`, for which nothing was decoded:
-    /// it is as good as if it had run `runs` times.
+    /// Nothing but a translation of code at `linear`, in a segment of base zero, for which nothing
+    /// was decoded: it is as good as if it had run `runs` times.
     pub(crate) fn hollow(
         linear: u64,
+        size: CodeSize,
         frame: RamFrame,
         version: u32,
         entry: Entry,
@@ -82,7 +83,7 @@ impl Block {
         Box::new(Self {
             linear,
             rip: linear,
-            size: CodeSize::Bits64,
+            size,
             frame,
             version,
             tail: None,
@@ -294,7 +295,7 @@ mod tests {
         let mut cache = BlockCache::new();
         cache.put(BlockCache::slot(0x1234), block(0x1234, 1));
         let entry = Entry::default();
-        let hollow = |linear| Block::hollow(linear, RamFrame(1), 1, entry, 9);
+        let hollow = |linear| Block::hollow(linear, CodeSize::Bits64, RamFrame(1), 1, entry, 9);
         cache.put(BlockCache::slot(0x7_1234), hollow(0x7_1234));
         assert_eq!(cache.twin(0x55_5234, RamFrame(1)).unwrap().linear, 0x1234);
         cache.put(BlockCache::slot(0x1234), hollow(0x1234));

@@ -2,8 +2,7 @@
 //!
 //! [`fuzz_interpreter`] runs arbitrary bytes in 16-, 32- or 64-bit code, at any privilege
 //! level, with arbitrary registers, descriptors and page tables, [`fuzz_translator`] does so
-//! with 64-bit code translated, and [`fuzz_decoder`] only
-//! decodes them. Neither may panic, hang, or touch host memory that is not the guest's
+//! with 64- and 32-bit code translated, and [`fuzz_decoder`] only decodes them. Neither may panic, hang, or touch host memory that is not the guest's
 //! RAM (which lies between unmapped pages). The fuzzers call them, and so does a short
 //! run in the tests, where arithmetic overflow panics too.
 #![allow(
@@ -17,7 +16,7 @@ use crate::decode::cache::BlockCache;
 use crate::handle::Event;
 use crate::state::control::{Cr0, Cr4, Efer};
 use crate::state::rflags::RFlags;
-use crate::state::segment::{DescriptorTable, SegReg, Segment};
+use crate::state::segment::{Access, DescriptorTable, SegReg, Segment};
 use crate::state::{CodeSize, VcpuState};
 use crate::testing::{RAM, TestMachine};
 use crate::vcpu::{Abort, Exit, Vcpu};
@@ -147,6 +146,24 @@ fn segments(state: &mut VcpuState, size: u8, user: bool) {
     state.ldtr.base = GDT + 0x100;
 }
 
+/// Outside 64-bit code, segments that are not flat.
+fn move_segments(state: &mut VcpuState, habits: u8, bytes: &mut Bytes<'_>) {
+    let registers = [(4, SegReg::Fs), (4, SegReg::Gs), (8, SegReg::Ds), (16, SegReg::Ss)];
+    for (bit, register) in registers.into_iter().chain([(32, SegReg::Es)]) {
+        if habits & bit != 0 {
+            let segment = state.segment_mut(register);
+            segment.base = bytes.number() & 0xffff_ffff;
+            segment.limit = (bytes.number() as u32).wrapping_neg().wrapping_sub(1);
+            // No stack that could not be loaded.
+            let odd = if register == SegReg::Ss { 4 } else { 6 };
+            segment.access.toggle(Access::from_bits_retain(u32::from(bytes.byte() & odd)));
+        }
+    }
+    if habits & 64 != 0 {
+        state.segment_mut(SegReg::Ss).access.toggle(Access::BIG);
+    }
+}
+
 /// The sane part of the GDT; what follows comes from the input.
 const DESCRIPTORS: [u64; 10] = [
     0,
@@ -233,7 +250,7 @@ pub fn fuzz_interpreter(data: &[u8]) {
     assert!(machine.vcpu.state.rflags.contains(RFlags::FIXED));
 }
 
-/// The same, with all 64-bit code translated.
+/// The same, with all 64- and 32-bit code translated.
 pub fn fuzz_translator(data: &[u8]) {
     let (machine, habits) = guest(Bytes(data));
     let mut machine = machine.translating(0);
@@ -261,6 +278,9 @@ fn guest(mut bytes: Bytes<'_>) -> (TestMachine, u8) {
     }
     let [place, habits] = bytes.take();
     state.rip = CODE + u64::from(place);
+    if state.code_size() != CodeSize::Bits64 {
+        move_segments(state, habits, &mut bytes);
+    }
     let (long, protected) = (state.long_mode(), state.protected_mode());
     tables(&machine, &mut bytes);
     let code = &bytes.0[..bytes.0.len().min(512)];

@@ -253,15 +253,14 @@ impl Vcpu {
 
     /// A block of nothing but a translation, if the code was translated before.
     fn hollow(&mut self, linear: u64, frame: RamFrame) -> Result<Option<Box<Block>>, Abort> {
-        if self.code_size != CodeSize::Bits64 {
-            return Ok(None);
-        }
+        let Some(mode) = self.translation_mode() else { return Ok(None) };
         let since = host_tsc();
         let version = self.memory.code().version(frame);
-        let entry = self.translated_before(linear, frame, version);
+        let entry = self.translated_before(linear, frame, version, mode);
         self.meter.translating.add_since(since);
         self.check_translations()?;
-        Ok(entry.map(|entry| Block::hollow(linear, frame, version, entry, self.threshold)))
+        let size = self.code_size;
+        Ok(entry.map(|entry| Block::hollow(linear, size, frame, version, entry, self.threshold)))
     }
 
     /// Makes the block at RIP, of one for the same code at another address if there is one.

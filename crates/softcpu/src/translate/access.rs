@@ -9,6 +9,7 @@ use iced_x86::{Code, Instruction, MemoryOperand, Register as R};
 
 use super::assembler::{Assembler, Condition, Label, NotCopied};
 use super::fields::{self, TLB_ADDEND, TLB_STORES, TLB_TAG};
+use super::mode::is_segmented;
 use super::registers::{ADDRESS, Home, Homes, VALUE};
 use super::relocate::Kind;
 use super::sharing::{Group, Origin};
@@ -28,8 +29,15 @@ pub(super) struct Access {
 }
 
 impl Access {
-    pub(super) const LOAD_WORD: Self = Self { len: 8, stores: false, align_mask: 0 };
-    pub(super) const STORE_WORD: Self = Self { len: 8, stores: true, align_mask: 0 };
+    /// A load of `len` bytes, wherever they are.
+    pub(super) const fn load(len: u8) -> Self {
+        Self { len, stores: false, align_mask: 0 }
+    }
+
+    /// A store of `len` bytes, wherever they are.
+    pub(super) const fn store(len: u8) -> Self {
+        Self { len, stores: true, align_mask: 0 }
+    }
 }
 
 /// Where in host memory a checked operand is: at [`ADDRESS`] plus these. Holds until one of
@@ -96,6 +104,9 @@ impl Assembler {
         if op.base == GPR_ZERO && op.index == GPR_ZERO && op.seg == SEG_FLAT {
             return self.check_constant(op, access, table, slow);
         }
+        if is_segmented(op) {
+            self.within_segment(op, access.len, slow)?;
+        }
         self.linear(VALUE, op, 0)?;
         if access.align_mask != 0 {
             self.misaligned(access.align_mask, slow);
@@ -136,8 +147,10 @@ impl Assembler {
                 self.lea(ADDRESS, ADDRESS, base, 1, group.zero)?;
             }
             _ => {
-                self.sum(VALUE, group.origin, group.zero)?;
-                self.lea(ADDRESS, ADDRESS, VALUE, 1, 0)?;
+                // Addresses of 32 bits wrap, but not within a group.
+                let from = if group.origin.narrow { group.first } else { group.zero };
+                self.sum(VALUE, group.origin, from)?;
+                self.lea(ADDRESS, ADDRESS, VALUE, 1, group.zero.wrapping_sub(from))?;
             }
         }
         self.store(fields::shared(group.place), ADDRESS);
@@ -237,21 +250,23 @@ impl Assembler {
         }
     }
 
-    /// `mov [place], register`
+    /// `mov [place], register`, of 64 or 32 bits.
     ///
     /// # Errors
     /// None, unless iced-x86 changes.
     pub(super) fn store_at(&mut self, place: Place, register: R) -> Result<(), NotCopied> {
-        let store = Instruction::with2(Code::Mov_rm64_r64, place.operand(), register);
+        let code = if register.size() == 4 { Code::Mov_rm32_r32 } else { Code::Mov_rm64_r64 };
+        let store = Instruction::with2(code, place.operand(), register);
         self.emit(&store.map_err(|_| NotCopied)?)
     }
 
-    /// `mov register, [place]`
+    /// `mov register, [place]`, of 64 or 32 bits.
     ///
     /// # Errors
     /// None, unless iced-x86 changes.
     pub(super) fn load_at(&mut self, register: R, place: Place) -> Result<(), NotCopied> {
-        let load = Instruction::with2(Code::Mov_r64_rm64, register, place.operand());
+        let code = if register.size() == 4 { Code::Mov_r32_rm32 } else { Code::Mov_r64_rm64 };
+        let load = Instruction::with2(code, register, place.operand());
         self.emit(&load.map_err(|_| NotCopied)?)
     }
 }

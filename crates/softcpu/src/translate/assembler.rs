@@ -3,7 +3,8 @@
 use iced_x86::{Code, Encoder, Instruction, MemoryOperand, Register as R};
 
 use super::fields::{self, Field};
-use super::registers::{ADDRESS, Home, Homes, VALUE};
+use super::mode::is_segmented;
+use super::registers::{ADDRESS, Home, Homes, VALUE, part};
 use super::relocate::{Kind, Relocations};
 use super::sharing::Origin;
 use crate::decode::op::{Op, OpFlags};
@@ -181,6 +182,14 @@ impl Assembler {
         self.with_field(0x03, register, field);
     }
 
+    /// `add register, field` for the register's lower half and what is there of the field; the
+    /// upper half becomes zero.
+    pub(super) fn add_low(&mut self, register: R, field: Field) {
+        let number = register.number() as u8;
+        self.bytes(&[0x65, 0x40 | (number >> 3 & 1) << 2, 0x03, 0x04 | (number & 7) << 3, 0x25]);
+        self.bytes4(field.0);
+    }
+
     /// `or register, field`
     pub(super) fn or(&mut self, register: R, field: Field) {
         self.with_field(0x0b, register, field);
@@ -287,7 +296,13 @@ impl Assembler {
         self.moving_constant(register, address, Kind::Address);
     }
 
-    /// `lea to, [base + index * factor + displacement]`
+    /// `mov to, from` between the lower halves of 64-bit registers; the upper one becomes zero.
+    pub(super) fn copy_low(&mut self, to: R, from: R) {
+        let (a, b) = (to.number() as u8, from.number() as u8);
+        self.bytes(&[0x40 | b >> 3 & 1 | (a >> 3 & 1) << 2, 0x8b, 0xc0 | (a & 7) << 3 | b & 7]);
+    }
+
+    /// `lea to, [base + index * factor + displacement]`, `to` of 64 or 32 bits.
     ///
     /// # Errors
     /// As [`Assembler::emit`].
@@ -299,8 +314,13 @@ impl Assembler {
         factor: u32,
         displacement: i64,
     ) -> Result<(), NotCopied> {
+        let narrow = to.size() == 4;
         if index == R::None && displacement == 0 && base != R::None {
-            self.copy(to, base);
+            if narrow {
+                self.copy_low(to, base);
+            } else {
+                self.copy(to, base);
+            }
             return Ok(());
         }
         let operand = MemoryOperand::with_base_index_scale_displ_size(
@@ -310,7 +330,8 @@ impl Assembler {
             displacement,
             if displacement == 0 { 0 } else { 1 },
         );
-        let lea = Instruction::with2(Code::Lea_r64_m, to, operand).map_err(|_| NotCopied)?;
+        let code = if narrow { Code::Lea_r32_m } else { Code::Lea_r64_m };
+        let lea = Instruction::with2(code, to, operand).map_err(|_| NotCopied)?;
         self.emit(&lea)
     }
 
@@ -415,14 +436,8 @@ impl Assembler {
             }
             return Ok(());
         }
-        let origin = Origin { base: op.base, index: op.index, scale: op.scale };
-        self.sum(to, origin, displacement as i64)?;
-        if narrow {
-            let number = to.number() as u8;
-            let high = number >> 3 & 1;
-            self.bytes(&[0x40 | high | high << 2, 0x8b, 0xc0 | (number & 7) << 3 | number & 7]);
-        }
-        Ok(())
+        let origin = Origin { base: op.base, index: op.index, scale: op.scale, narrow };
+        self.sum(to, origin, if narrow { displacement as i32 as i64 } else { displacement as i64 })
     }
 
     /// `displacement` from `origin`, in `to`. Leaves flags alone as [`Assembler::effective`] does.
@@ -439,6 +454,7 @@ impl Assembler {
             return Err(NotCopied);
         }
         let factor = 1 << (origin.scale & 3);
+        let sum = if origin.narrow { part(to, R::EAX) } else { to };
         let host = |number| match number {
             GPR_ZERO => Some(R::None),
             number => match self.homes.of(number) {
@@ -447,19 +463,22 @@ impl Assembler {
             },
         };
         match (host(origin.base), host(origin.index)) {
-            (Some(base), Some(index)) => self.lea(to, base, index, factor, displacement),
+            (Some(base), Some(index)) => self.lea(sum, base, index, factor, displacement),
             (None, Some(index)) => {
                 self.load(to, fields::gpr(origin.base));
-                self.lea(to, to, index, factor, displacement)
+                self.lea(sum, to, index, factor, displacement)
             }
             (Some(base), None) => {
                 self.load(to, fields::gpr(origin.index));
-                self.lea(to, base, to, factor, displacement)
+                self.lea(sum, base, to, factor, displacement)
             }
             (None, None) => {
                 self.load(to, fields::gpr(origin.index));
                 self.lea(to, R::None, to, factor, displacement)?;
                 self.add(to, fields::gpr(origin.base));
+                if origin.narrow {
+                    self.copy_low(to, to);
+                }
                 Ok(())
             }
         }
@@ -471,7 +490,9 @@ impl Assembler {
     /// As [`Assembler::effective`].
     pub(super) fn linear(&mut self, to: R, op: &Op, extra: u64) -> Result<(), NotCopied> {
         self.effective(to, op, extra)?;
-        if op.seg != SEG_FLAT {
+        if is_segmented(op) {
+            self.add_low(to, fields::segment_base(op.seg));
+        } else if op.seg != SEG_FLAT {
             self.add(to, fields::segment_base(op.seg));
         }
         Ok(())

@@ -15,12 +15,13 @@ use super::copy::{self, FlagUse};
 use super::division::is_division;
 use super::fields;
 use super::flags::{Flags, Producer};
+use super::mode::Mode;
 use super::ops::Ops;
 use super::privileged::{self, Touches};
 use super::registers::{Home, Homes, VALUE};
 use super::relocate::{Kind, Relocation};
 use super::sharing::Share;
-use super::stack::{Pushed, RBP, RSP};
+use super::stack::{RBP, RSP, StackUse};
 use super::thunks::Thunks;
 use super::trace::{Step, Then, Trace};
 use crate::decode::op::Op;
@@ -93,8 +94,9 @@ pub(super) struct Block<'a> {
     pub(super) links: Vec<Link>,
     pub(super) first_link: u32,
     pub(super) manner: Manner,
-    /// Where it begins.
+    /// Where it begins, and the mode that it is for.
     pub(super) rip: u64,
+    pub(super) mode: Mode,
     /// The step that is being translated, and where it is in the guest's code.
     pub(super) step: usize,
     pub(super) here: u64,
@@ -148,11 +150,14 @@ impl Effects {
             }
             (Then::Unless { .. }, _) => Self { writes: 0, ..Self::ANYTHING },
             (Then::Last, _) => Self::ANYTHING,
-            (Then::Next, Code::Push_r64 | Code::Pushq_imm8 | Code::Pushq_imm32) => leaves,
-            (Then::Next, Code::Pop_r64) => {
-                Self { writes: stack | bit(it.op0_register()), ..leaves }
-            }
-            (Then::Next, Code::Leaveq) => Self { writes: stack | 1 << RBP, ..leaves },
+            (Then::Next, _) if let Some((what, _)) = StackUse::of(it) => Self {
+                writes: match what {
+                    StackUse::Pop => stack | bit(it.op0_register()),
+                    StackUse::Leave => stack | 1 << RBP,
+                    _ => stack,
+                },
+                ..leaves
+            },
             (Then::Next, Code::Lea_r64_m | Code::Lea_r32_m) => {
                 Self { wants: false, writes: bit(it.op0_register()), ..leaves }
             }
@@ -224,6 +229,7 @@ fn attempt(
         first_link,
         manner,
         rip,
+        mode: trace.mode,
         step: 0,
         here: rip,
         effects: Effects::of_all(trace),
@@ -306,14 +312,8 @@ impl Block<'_> {
         for ((effects, share), step) in self.effects.iter_mut().zip(&self.shares).zip(&trace.steps)
         {
             if matches!(share, Share::Follows { .. }) && step.then == Then::Next {
-                effects.wants = match step.instruction.code() {
-                    Code::Push_r64
-                    | Code::Pushq_imm8
-                    | Code::Pushq_imm32
-                    | Code::Pop_r64
-                    | Code::Leaveq => false,
-                    _ => step.plan.as_ref().is_none_or(|plan| FlagUse::of(plan).reads),
-                };
+                effects.wants = StackUse::of(&step.instruction).is_none()
+                    && step.plan.as_ref().is_none_or(|plan| FlagUse::of(plan).reads);
             }
         }
     }
@@ -385,19 +385,16 @@ impl Block<'_> {
     fn next(&mut self, step: &Step, op: &Op) -> Result<(), NotCopied> {
         let instruction = &step.instruction;
         match instruction.code() {
-            Code::Push_r64 => self.push(op, Pushed::Register(instruction.op0_register())),
-            Code::Pushq_imm8 | Code::Pushq_imm32 => {
-                self.push(op, Pushed::Constant(instruction.immediate(0)))
+            _ if let Some((what, word)) = StackUse::of(instruction) => {
+                self.stack(instruction, op, what, word)
             }
-            Code::Pop_r64 => self.pop(op, instruction.op0_register().number() as u8),
-            Code::Leaveq => self.leave(op),
             Code::Lea_r64_m | Code::Lea_r32_m => {
                 let to = instruction.op0_register();
                 self.keep_flags_for_address(op)?;
                 let number = to.number() as u8;
                 self.overwrite(1 << (number & 15))?;
                 if let Some(host) = direct(self.code.homes, number, op)
-                    && to.size() == 8
+                    && (to.size() == 8 || op.addr_mask == u64::from(u32::MAX))
                 {
                     return self.code.effective(host, op, 0);
                 }
@@ -409,7 +406,8 @@ impl Block<'_> {
                 self.code.put(number, VALUE);
                 Ok(())
             }
-            Code::VEX_Vzeroupper => self.code.emit(instruction),
+            // Outside 64-bit mode it knows half of the registers only.
+            Code::VEX_Vzeroupper if self.mode == Mode::LONG => self.code.emit(instruction),
             code if is_division(code) => self.divide(instruction, op),
             _ if copy::is_nothing(instruction) => Ok(()),
             _ if privileged::touches(instruction).is_some() => self.privileged(instruction, op),

@@ -1,16 +1,16 @@
 //! Control flow: jumps inside a trace and out of it, calls and returns, and the looks for
 //! events that every cycle of them has.
 
-use iced_x86::{Code, Instruction, Register as R};
+use iced_x86::{Code, Instruction};
 
-use super::access::Access;
+use super::access::{Access, Place};
 use super::assembler::{Condition, Label, NotCopied};
 use super::block::{Apart, Block, Link};
 use super::cold::{Cold, Fix};
 use super::flags::Flags;
-use super::registers::{STACK, VALUE};
+use super::registers::VALUE;
 use super::relocate::Kind;
-use super::stack::{RSP, stack_operand};
+use super::stack::{RSP, StackUse, down, of_word, stack_operand};
 use super::{copy, fields, jumps};
 use crate::addr::{GuestVirtAddr, PAGE_SHIFT};
 use crate::decode::op::Op;
@@ -60,40 +60,41 @@ impl Block<'_> {
     pub(super) fn branch(&mut self, instruction: &Instruction, op: &Op) -> Result<(), NotCopied> {
         self.save_flags()?;
         self.code.give_back();
-        match instruction.code() {
-            Code::Call_rel32_64 if canonical(op.imm) => {
-                let place = self.check_last(op, &stack_operand(op, RSP, -8), Access::STORE_WORD)?;
-                self.code.guest_address(VALUE, op.next_rip());
-                self.code.store_at(place, VALUE)?;
-                self.code.lea(STACK, STACK, R::None, 1, -8)?;
+        match (instruction.code(), StackUse::of(instruction)) {
+            (_, Some((StackUse::Call, word))) if canonical(op.imm) => {
+                let to = stack_operand(self.mode, op, RSP, down(word))?;
+                let place = self.check_last(op, &to, Access::store(word))?;
+                self.push_return(op, place, word)?;
                 self.edge(op.imm)
             }
-            Code::Retnq | Code::Retnq_imm16 => {
-                let place = self.check_last(op, &stack_operand(op, RSP, 0), Access::LOAD_WORD)?;
-                self.code.load_at(VALUE, place)?;
+            (_, Some((StackUse::Return, word))) => {
+                let from = stack_operand(self.mode, op, RSP, 0)?;
+                let place = self.check_last(op, &from, Access::load(word))?;
+                self.load_word(place, word)?;
                 let miss = self.last(op);
                 self.find(miss);
-                self.code.lea(STACK, STACK, R::None, 1, 8_i64.wrapping_add(op.imm as i64))?;
+                self.move_stack(i64::from(word).wrapping_add(op.imm as i64), word)?;
                 self.go();
                 Ok(())
             }
-            Code::Jmp_rm64 => {
+            (Code::Jmp_rm64 | Code::Jmp_rm32, _) => {
                 self.target(instruction, op)?;
                 let miss = self.last(op);
                 self.find(miss);
                 self.go();
                 Ok(())
             }
-            Code::Call_rm64 => {
+            (Code::Call_rm64 | Code::Call_rm32, _) => {
+                let word = op.size;
+                let to = stack_operand(self.mode, op, RSP, down(word))?;
                 self.target(instruction, op)?;
                 let unusual = self.last(op);
-                self.code.canonical_only(unusual);
+                if word == 8 {
+                    self.code.canonical_only(unusual);
+                }
                 self.code.store(fields::SPARE, VALUE);
-                let place =
-                    self.code.check(&stack_operand(op, RSP, -8), Access::STORE_WORD, unusual)?;
-                self.code.guest_address(VALUE, op.next_rip());
-                self.code.store_at(place, VALUE)?;
-                self.code.lea(STACK, STACK, R::None, 1, -8)?;
+                let place = self.code.check(&to, Access::store(word), unusual)?;
+                self.push_return(op, place, word)?;
                 self.code.load(VALUE, fields::SPARE);
                 let miss = self.apart(Cold::LeaveByKey);
                 self.find(miss);
@@ -104,16 +105,26 @@ impl Block<'_> {
         }
     }
 
+    /// `op`, a call, puts where it is returned to at `place`, which has been checked.
+    fn push_return(&mut self, op: &Op, place: Place, word: u8) -> Result<(), NotCopied> {
+        self.code.guest_address(VALUE, op.next_rip());
+        self.code.store_at(place, of_word(VALUE, word))?;
+        self.move_stack(down(word), word)
+    }
+
     /// The target of an indirect branch in [`VALUE`].
     fn target(&mut self, instruction: &Instruction, op: &Op) -> Result<(), NotCopied> {
         if instruction.op0_kind() == iced_x86::OpKind::Register {
             self.lose_flags()?;
             self.code.fetch(VALUE, instruction.op0_register().number() as u8);
+            if op.size == 4 {
+                self.code.copy_low(VALUE, VALUE);
+            }
+            Ok(())
         } else {
-            let place = self.check_last(op, op, Access::LOAD_WORD)?;
-            self.code.load_at(VALUE, place)?;
+            let place = self.check_last(op, op, Access::load(op.size))?;
+            self.load_word(place, op.size)
         }
-        Ok(())
     }
 
     /// Looks for the block at [`VALUE`]: its slot is in [`super::registers::ADDRESS`] if there is one.

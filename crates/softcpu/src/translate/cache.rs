@@ -9,6 +9,7 @@ use std::io;
 use super::block::Manner;
 use super::clone::{Code, Span, code_at};
 use super::config::{BadTranslation, Config};
+use super::mode::Mode;
 use super::ops::Ops;
 use super::relocate::Relocation;
 use super::thunks::{self, Thunks};
@@ -28,6 +29,8 @@ const ALIGN: usize = 16;
 pub(crate) struct Entry {
     /// Which filling of the code memory it is in.
     pub(super) generation: u32,
+    /// What it was made for.
+    pub(super) mode: Mode,
     /// Where it is executed.
     pub(super) address: u64,
 }
@@ -35,8 +38,9 @@ pub(crate) struct Entry {
 /// A translated block.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Placed {
-    /// RIP of the code that it stands for.
+    /// RIP of the code that it stands for, and the mode that it was made for.
     pub(super) rip: u64,
+    pub(super) mode: Mode,
     /// Where in the code memory it is, and how long.
     pub(super) offset: u32,
     pub(super) len: u32,
@@ -112,16 +116,17 @@ pub(crate) struct Translator {
     pub(super) relocations: Vec<Relocation>,
     /// Traces that were split lately, by the RIP of their code.
     splits: HashMap<u64, Splits>,
-    /// What is to be translated in another way, by its frame and RIP.
-    wishes: HashMap<(RamFrame, u64), Wish>,
+    /// What is to be translated in another way, by its frame and RIP, and its mode.
+    wishes: HashMap<(RamFrame, u64, Mode), Wish>,
     /// The addresses of what was translated otherwise before.
     retired: HashSet<u64>,
     /// Blocks by the frame their code is in, and the version they hold for.
     pub(super) frames: HashMap<RamFrame, (u32, Vec<u32>)>,
     /// The block that was placed last for some code, at whichever address.
     pub(super) by_code: HashMap<Code, u32>,
-    /// The link that the last block was left by.
-    pub(super) pending: Option<u32>,
+    /// The link that the last block was left by, and the number of the mappings it was left
+    /// under.
+    pub(super) pending: Option<(u32, u64)>,
     /// The code map's count of hits that [`Translator::frames`] is up to date with.
     pub(super) seen: u64,
     /// The block at this address must be interpreted this time.
@@ -297,8 +302,8 @@ impl Translator {
         let offset = self.next_offset()?;
         let address = self.memory.address(offset as usize) as u64;
         let first_link = u32::try_from(self.links.len()).ok()?;
-        let rip = trace.ops.first()?.rip;
-        let wish = self.wish(frame, rip);
+        let (rip, mode) = (trace.ops.first()?.rip, trace.mode);
+        let wish = self.wish(frame, rip, mode);
         let (thunks, manner) = (&self.thunks, wish.manner());
         let made =
             block::translate(&trace, thunks, &mut self.ops, address, first_link, manner).ok()?;
@@ -312,6 +317,7 @@ impl Translator {
         let relocations = made.relocations.unwrap_or_default();
         let placed = Placed {
             rip,
+            mode,
             offset,
             len: u32::try_from(made.code.len()).ok()?,
             way_out: u32::try_from(made.way_out).ok()?,
@@ -331,14 +337,14 @@ impl Translator {
         if let Some(former) = wish.former.and_then(|former| self.blocks.get(former as usize)) {
             // Whoever has a link to it comes here.
             self.aim(former.offset.saturating_add(1) as usize, entry.address);
-            self.wishes.insert((frame, rip), Wish { former: None, ..wish });
+            self.wishes.insert((frame, rip, mode), Wish { former: None, ..wish });
         }
         Some(entry)
     }
 
     /// How the code at `rip`, which is in `frame`, is to be translated.
-    pub(super) fn wish(&self, frame: RamFrame, rip: u64) -> Wish {
-        self.wishes.get(&(frame, rip)).copied().unwrap_or_default()
+    pub(super) fn wish(&self, frame: RamFrame, rip: u64, mode: Mode) -> Wish {
+        self.wishes.get(&(frame, rip, mode)).copied().unwrap_or_default()
     }
 
     /// Where the next block begins.
@@ -390,9 +396,9 @@ impl Translator {
         }
         // Elsewhere, what reaches into another page has another one behind it.
         if tail.is_none() {
-            self.by_code.insert(code_at(frame, placed.rip), number);
+            self.by_code.insert(code_at(frame, placed.rip, placed.mode), number);
         }
-        Some(Entry { generation: self.generation, address })
+        Some(Entry { generation: self.generation, mode: placed.mode, address })
     }
 
     /// Writes the jump distance at `offset`, so that it goes to `to`.
@@ -402,13 +408,15 @@ impl Translator {
         debug_assert!(written, "links are inside the code memory");
     }
 
-    /// The link by which the last block was left, if it may go straight to its target.
-    pub(super) fn connect(&mut self, rip: u64, to: u64) {
-        let Some(number) = self.pending.take() else { return };
+    /// Has the link by which the last block was left go straight to `to`, if that is its target:
+    /// the code at `rip`, in `mode`, under the mappings numbered `mappings`.
+    pub(super) fn connect(&mut self, rip: u64, to: Entry, mappings: u64) {
+        let Some((number, left_under)) = self.pending.take() else { return };
         let Some(link) = self.links.get(number as usize).copied() else { return };
         let from = self.blocks.get(link.from as usize);
-        if link.target == rip && from.is_some_and(|from| !from.stale) {
-            self.aim(link.offset, to);
+        let alike = |from: &Placed| !from.stale && from.mode == to.mode;
+        if link.target == rip && left_under == mappings && from.is_some_and(alike) {
+            self.aim(link.offset, to.address);
         }
     }
 
@@ -458,12 +466,12 @@ impl Translator {
         Some(placed.rip)
     }
 
-    /// The trace at `rip` in `frame` was left at time `now` because what it checks at once lies
-    /// in two pages, or is not all of one kind. Where that happens again and again it is made
-    /// anew. The guest goes on at `next`, where the rest of that is likely still before it.
-    pub(super) fn split(&mut self, frame: RamFrame, rip: u64, next: u64, now: u64) {
+    /// The trace at `rip`, in a frame and a mode, was left at time `now` because what it checks at
+    /// once lies in two pages, or is not all of one kind. Where that happens again and again it is
+    /// made anew. The guest goes on at `next`, where the rest of that is likely still before it.
+    pub(super) fn split(&mut self, of: (RamFrame, Mode), rip: u64, next: u64, now: u64) {
         self.counters.split = self.counters.split.wrapping_add(1);
-        self.wishes.entry((frame, next)).or_default().separate = true;
+        self.wishes.entry((of.0, next, of.1)).or_default().separate = true;
         let splits = self.splits.entry(rip).or_insert(Splits { since: now, times: 0 });
         if now.wrapping_sub(splits.since) > SPLIT_WINDOW {
             *splits = Splits { since: now, times: 0 };
@@ -471,7 +479,7 @@ impl Translator {
         splits.times = splits.times.saturating_add(1);
         if splits.times >= MANY_SPLITS {
             self.splits.remove(&rip);
-            self.remake(frame, rip, |wish| wish.separate = true);
+            self.remake(of, rip, |wish| wish.separate = true);
         }
     }
 
@@ -479,18 +487,23 @@ impl Translator {
         self.turns
     }
 
-    /// The trace at `rip` in `frame` is hot, and was left at `next`, a head of a loop or itself.
-    pub(super) fn heated(&mut self, frame: RamFrame, rip: u64, next: u64) {
+    /// The trace at `rip`, in a frame and a mode, is hot, and was left at `next`, a head of a loop or itself.
+    pub(super) fn heated(&mut self, of: (RamFrame, Mode), rip: u64, next: u64) {
         self.counters.hot = self.counters.hot.wrapping_add(1);
-        self.wishes.entry((frame, next)).or_default().hot = true;
-        self.remake(frame, rip, |wish| wish.hot = true);
+        self.wishes.entry((of.0, next, of.1)).or_default().hot = true;
+        self.remake(of, rip, |wish| wish.hot = true);
     }
 
-    /// The code at `rip` in `frame` is to be translated anew, as `wanted`.
-    fn remake(&mut self, frame: RamFrame, rip: u64, wanted: impl FnOnce(&mut Wish)) {
-        let number = self.by_code.get(&code_at(frame, rip)).copied();
+    /// The code at `rip`, in a frame and a mode, is to be translated anew, as `wanted`.
+    fn remake(
+        &mut self,
+        (frame, mode): (RamFrame, Mode),
+        rip: u64,
+        wanted: impl FnOnce(&mut Wish),
+    ) {
+        let number = self.by_code.get(&code_at(frame, rip, mode)).copied();
         let placed = number.and_then(|number| self.blocks.get(number as usize));
-        let wish = self.wishes.entry((frame, rip)).or_default();
+        let wish = self.wishes.entry((frame, rip, mode)).or_default();
         wanted(wish);
         if let Some(placed) = placed
             && placed.rip == rip
@@ -502,9 +515,10 @@ impl Translator {
         }
     }
 
-    /// Whether `entry` can still be entered.
-    pub(super) fn holds(&self, entry: Entry) -> bool {
+    /// Whether `entry` can still be entered, in `mode`.
+    pub(super) fn holds(&self, entry: Entry, mode: Mode) -> bool {
         entry.generation == self.generation
+            && entry.mode == mode
             && (self.retired.is_empty() || !self.retired.contains(&entry.address))
     }
 }

@@ -24,6 +24,7 @@ impl Block<'_> {
         if let Share::Follows { place, at } = share {
             return Ok(self.follow(place, at));
         }
+        let operand = self.mode.operand(operand);
         self.lose_flags()?;
         self.checked = Some(share);
         let resume = self.code.label();
@@ -38,7 +39,7 @@ impl Block<'_> {
         }
         self.in_address = None;
         let slow = self.apart(Cold::Interpret { op: kept, resume, to_host: false });
-        self.code.check(operand, access, slow)
+        self.code.check(&operand, access, slow)
     }
 
     /// The step's access is at a distance from what was checked before.
@@ -77,9 +78,10 @@ impl Block<'_> {
         if let Share::Follows { place, at } = self.share_of(self.step) {
             return Ok(self.follow(place, at));
         }
+        let operand = self.mode.operand(operand);
         self.lose_flags()?;
         let at = self.last(op);
-        self.code.check(operand, access, at)
+        self.code.check(&operand, access, at)
     }
 
     /// Where the last op is interpreted.

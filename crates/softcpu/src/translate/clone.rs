@@ -11,6 +11,7 @@ mod tests;
 
 use super::block;
 use super::cache::{Entry, Link, Placed, Translator};
+use super::mode::Mode;
 use super::ops::Ops;
 use super::relocate::{self, Distance, MadeWith, Relocation};
 use crate::addr::PAGE_OFFSET;
@@ -41,12 +42,12 @@ impl Span {
     }
 }
 
-/// The code at a page offset of a frame.
-pub(super) type Code = (RamFrame, u16);
+/// The code at a page offset of a frame, in a mode.
+pub(super) type Code = (RamFrame, u16, Mode);
 
-/// The code at `rip`, which is in `frame`.
-pub(super) fn code_at(frame: RamFrame, rip: u64) -> Code {
-    (frame, (rip & PAGE_OFFSET) as u16)
+/// The code at `rip`, which is in `frame`, in `mode`.
+pub(super) fn code_at(frame: RamFrame, rip: u64, mode: Mode) -> Code {
+    (frame, (rip & PAGE_OFFSET) as u16, mode)
 }
 
 /// What a clone is made from.
@@ -73,10 +74,10 @@ impl MadeWith for Source<'_> {
 }
 
 impl Translator {
-    /// The number of a translation of the code at the place of `rip` in `frame`, at whichever
-    /// address it was made.
-    pub(super) fn find(&self, frame: RamFrame, version: u32, rip: u64) -> Option<u32> {
-        let number = *self.by_code.get(&code_at(frame, rip))?;
+    /// The number of a translation of the code at the place of `rip` in `frame`, in `mode`, at
+    /// whichever address it was made.
+    pub(super) fn find(&self, frame: RamFrame, version: u32, rip: u64, mode: Mode) -> Option<u32> {
+        let number = *self.by_code.get(&code_at(frame, rip, mode))?;
         let stands =
             !self.blocks.get(number as usize)?.stale && self.frames.get(&frame)?.0 == version;
         stands.then_some(number)
@@ -86,7 +87,7 @@ impl Translator {
     pub(super) fn entry_at(&self, number: u32, rip: u64) -> Option<Entry> {
         let placed = self.blocks.get(number as usize).filter(|placed| placed.rip == rip)?;
         let address = self.memory.address(placed.offset as usize) as u64;
-        Some(Entry { generation: self.generation, address })
+        Some(Entry { generation: self.generation, mode: placed.mode, address })
     }
 
     /// Makes a clone of the translation `number`, for its code at `rip`. `None` if it cannot
@@ -95,7 +96,7 @@ impl Translator {
         let origin = *self.blocks.get(number as usize)?;
         let relocations = origin.relocations.of(&self.relocations)?;
         // What is to have a check for each access here has something better to come.
-        let wish = self.wish(origin.frame, rip);
+        let wish = self.wish(origin.frame, rip, origin.mode);
         let better = origin.manner.shares && wish.separate || !origin.manner.hot && wish.hot;
         if better || !relocate::is_movable(rip) || !self.has_room() {
             return None;

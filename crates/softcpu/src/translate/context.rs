@@ -5,6 +5,7 @@ use super::sharing::PLACES;
 use crate::state::control::{Cr0, Cr4};
 use crate::state::fpu::{MXCSR_MASKS, XCR0_AVX, XCR0_SSE};
 use crate::state::rflags::RFlags;
+use crate::state::{CodeSize, SEG_SLOTS};
 use crate::vcpu::Vcpu;
 
 /// The vector unit may be used through legacy encodings.
@@ -48,6 +49,8 @@ pub(crate) struct Context {
     /// How many turns loops that are not known to be hot may still take until the one that does
     /// then is taken to be.
     pub(super) heat: u64,
+    /// Bytes that segments have, from offset zero on, outside 64-bit code (see [`super::mode`]).
+    pub(super) rooms: [u64; SEG_SLOTS],
 }
 
 impl Context {
@@ -70,6 +73,7 @@ impl Context {
             taped: 0,
             shared: [0; PLACES as usize],
             heat: 1,
+            rooms: [0; SEG_SLOTS],
         }
     }
 }
@@ -94,6 +98,9 @@ impl Vcpu {
         self.context.tlb_over = self.mmu.data.tables(over) as u64;
         self.context.space_plain = self.mmu.data.space(plain);
         self.context.space_over = self.mmu.data.space(over);
+        if self.code_size != CodeSize::Bits64 {
+            self.sync_segments();
+        }
     }
 
     /// The status flags, from where translated code keeps them to RFLAGS; and what follows

@@ -228,9 +228,18 @@ fn rename(plan: &Plan, memory: bool, homes: Homes) -> Result<Renamed, NotCopied>
     Ok(Renamed { instruction: it, temporaries, accumulator })
 }
 
-/// Forms with RAX built in, as forms that name their register.
+/// Forms with RAX built in, as forms that name their register; forms with an address built in,
+/// as forms that may have any operand.
 fn general_form(code: Code) -> Code {
     match code {
+        Code::Mov_AL_moffs8 => Code::Mov_r8_rm8,
+        Code::Mov_AX_moffs16 => Code::Mov_r16_rm16,
+        Code::Mov_EAX_moffs32 => Code::Mov_r32_rm32,
+        Code::Mov_RAX_moffs64 => Code::Mov_r64_rm64,
+        Code::Mov_moffs8_AL => Code::Mov_rm8_r8,
+        Code::Mov_moffs16_AX => Code::Mov_rm16_r16,
+        Code::Mov_moffs32_EAX => Code::Mov_rm32_r32,
+        Code::Mov_moffs64_RAX => Code::Mov_rm64_r64,
         Code::Add_AL_imm8 => Code::Add_rm8_imm8,
         Code::Add_AX_imm16 => Code::Add_rm16_imm16,
         Code::Add_EAX_imm32 => Code::Add_rm32_imm32,

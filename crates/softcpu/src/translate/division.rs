@@ -33,8 +33,8 @@ impl Block<'_> {
         if instruction.op0_kind() == iced_x86::OpKind::Register {
             self.code.fetch(ADDRESS, instruction.op0_register().number() as u8);
         } else {
-            let access = Access { len: if wide { 8 } else { 4 }, ..Access::LOAD_WORD };
-            let place = self.code.check(op, access, unusual)?;
+            let access = Access::load(if wide { 8 } else { 4 });
+            let place = self.code.check(&self.mode.operand(op), access, unusual)?;
             let (load, to) = if wide {
                 (Code::Mov_r64_rm64, ADDRESS)
             } else {

@@ -54,6 +54,7 @@ pub(super) const VECTORS: Field = context!(vectors);
 pub(super) const ALLOWED: Field = context!(allowed);
 pub(super) const SHARED: Field = context!(shared);
 pub(super) const HEAT: Field = context!(heat);
+pub(super) const ROOMS: Field = context!(rooms);
 pub(super) const EVENT_MASK: Field = Field(offset_of!(Vcpu, event_mask) as u32);
 pub(super) const TLB_PLAIN: Field = context!(tlb_plain);
 pub(super) const TLB_OVER: Field = context!(tlb_over);

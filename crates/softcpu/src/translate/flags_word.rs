@@ -23,12 +23,14 @@ impl Block<'_> {
     /// `pushfq`.
     pub(super) fn push_flags(&mut self, op: &Op) -> Result<(), NotCopied> {
         self.save_flags()?;
-        let place = self.check(op, &stack_operand(op, RSP, -8), Access::STORE_WORD)?;
+        let to = stack_operand(self.mode, op, RSP, -8)?;
+        let place = self.check(op, &to, Access::store(8))?;
         self.flags = Flags::Context;
         self.producer = None;
         self.code.flags_word();
         self.code.store_at(place, VALUE)?;
-        self.moved_stack(-8)?;
+        self.overwrite(1 << RSP)?;
+        self.move_stack(-8, 8)?;
         self.resume_here();
         Ok(())
     }
@@ -36,7 +38,8 @@ impl Block<'_> {
     /// `popfq`.
     pub(super) fn pop_flags(&mut self, op: &Op) -> Result<(), NotCopied> {
         let detour = self.detour(op)?;
-        let place = self.check(op, &stack_operand(op, RSP, 0), Access::LOAD_WORD)?;
+        let from = stack_operand(self.mode, op, RSP, 0)?;
+        let place = self.check(op, &from, Access::load(8))?;
         self.code.load_at(VALUE, place)?;
         self.code.store(fields::SPARE, VALUE);
         self.code.xor(VALUE, fields::RFLAGS);
@@ -47,7 +50,8 @@ impl Block<'_> {
         self.code.take_flags_word();
         self.flags = Flags::Context;
         self.producer = None;
-        self.moved_stack(8)?;
+        self.overwrite(1 << RSP)?;
+        self.move_stack(8, 8)?;
         self.resume_here();
         self.rejoin(detour);
         Ok(())

@@ -3,7 +3,7 @@
 //! A direct-mapped table that translated code looks into for every jump whose target is not
 //! fixed to its block: returns, indirect calls, and direct jumps to other pages, whose
 //! mapping may change. An entry stands for "this address, in this address space, at this
-//! privilege": all three make its key. The key of a context is a random number, so that no
+//! privilege, in this mode": all four make its key. The key of a context is a random number, so that no
 //! guest can find an address which, in one context, has the key of another address in
 //! another. What forgets a mapping of code gives all contexts new numbers, which empties
 //! the table at once.
@@ -12,6 +12,7 @@
 
 use std::hash::{BuildHasher, RandomState};
 
+use super::mode::Mode;
 use crate::addr::{PAGE_SHIFT, room_in_page};
 use crate::decode::build::MAX_INSTRUCTION;
 
@@ -55,10 +56,10 @@ pub(crate) struct JumpCache {
     epoch: u64,
     /// Whether `context` is the user's.
     in_user: bool,
-    /// The kernel's number, in every address space.
-    kernel: u64,
-    /// The last user's: address space and number.
-    user: (u64, u64),
+    /// The kernel's mode and number, in every address space.
+    kernel: (Mode, u64),
+    /// The last user's: address space, mode and number.
+    user: (u64, Mode, u64),
     random: RandomState,
 }
 
@@ -89,8 +90,8 @@ impl JumpCache {
             filled: true,
             epoch: 0,
             in_user: false,
-            kernel: 1,
-            user: (0, 1),
+            kernel: (Mode::LONG, 1),
+            user: (0, Mode::LONG, 1),
             random: RandomState::new(),
         };
         cache.clear();
@@ -101,9 +102,9 @@ impl JumpCache {
     pub(crate) fn clear(&mut self) {
         if self.filled {
             self.epoch = self.epoch.wrapping_add(1);
-            self.kernel = self.number(0, false);
-            self.user.1 = self.number(self.user.0, true);
-            self.context = if self.in_user { self.user.1 } else { self.kernel };
+            self.kernel.1 = self.number(0, false, self.kernel.0);
+            self.user.2 = self.number(self.user.0, true, self.user.1);
+            self.context = if self.in_user { self.user.2 } else { self.kernel.1 };
             self.pages = [0; FILTER];
             self.kernel_of_one_space = false;
             self.filled = false;
@@ -111,17 +112,19 @@ impl JumpCache {
     }
 
     /// The number of a context.
-    fn number(&self, space: u64, user: bool) -> u64 {
-        self.random.hash_one((space, user, self.epoch))
+    fn number(&self, space: u64, user: bool, mode: Mode) -> u64 {
+        self.random.hash_one((space, user, mode, self.epoch))
     }
 
-    /// Guest code goes on in address space `space`, at user privilege or not.
-    pub(crate) fn enter_context(&mut self, space: u64, user: bool) {
-        if user && self.user.0 != space {
-            self.user = (space, self.number(space, true));
+    /// Guest code goes on in address space `space`, at user privilege or not, in `mode`.
+    pub(crate) fn enter_context(&mut self, space: u64, user: bool, mode: Mode) {
+        if user && (self.user.0, self.user.1) != (space, mode) {
+            self.user = (space, mode, self.number(space, true, mode));
+        } else if !user && self.kernel.0 != mode {
+            self.kernel = (mode, self.number(0, false, mode));
         }
         self.in_user = user;
-        self.context = if user { self.user.1 } else { self.kernel };
+        self.context = if user { self.user.2 } else { self.kernel.1 };
     }
 
     /// Where translated code for `rip` is, in the current context.
@@ -184,15 +187,17 @@ mod tests {
     #[test]
     fn entries_hold_in_their_context_only() {
         let mut cache = JumpCache::new();
-        cache.enter_context(3, true);
+        cache.enter_context(3, true, Mode::LONG);
         cache.insert(0x1234, 7, true, false);
         assert_eq!(cache.find(0x1234), Some(7));
-        for (space, user) in [(4, true), (3, false)] {
-            cache.enter_context(space, user);
+        for (space, user, mode) in
+            [(4, true, Mode::LONG), (3, false, Mode::LONG), (3, true, Mode::LEGACY)]
+        {
+            cache.enter_context(space, user, mode);
             assert_eq!(cache.find(0x1234), None);
         }
         cache.space_changed();
-        cache.enter_context(3, true);
+        cache.enter_context(3, true, Mode::LONG);
         assert_eq!(cache.find(0x1234), Some(7), "the old address space is back");
         cache.page_changed(0x1fff);
         assert_eq!(cache.find(0x1234), None);
@@ -201,7 +206,7 @@ mod tests {
     #[test]
     fn what_shares_a_slot_is_found_behind_it() {
         let mut cache = JumpCache::new();
-        cache.enter_context(3, true);
+        cache.enter_context(3, true, Mode::LONG);
         let (a, b) = (0x1000, 0x1000 ^ 0x100_4010);
         assert_eq!(slot(a), slot(b));
         cache.insert(a, 7, true, false);
@@ -214,10 +219,10 @@ mod tests {
     #[test]
     fn a_kernel_mapped_in_one_address_space_only_is_not_kept_for_others() {
         let mut cache = JumpCache::new();
-        cache.enter_context(1, false);
+        cache.enter_context(1, false, Mode::LONG);
         cache.insert(0x5000, 7, false, true);
         cache.space_changed();
-        cache.enter_context(2, false);
+        cache.enter_context(2, false, Mode::LONG);
         assert_eq!(cache.find(0x5000), Some(7), "a global page");
         cache.insert(0x6000, 8, false, false);
         cache.space_changed();

@@ -58,7 +58,15 @@ fn count(uses: &mut [u32; 16], step: &Step, op: &Op, weight: u32) {
         }
     }
     match (it.code(), &step.plan) {
-        (Code::Push_r64 | Code::Pop_r64 | Code::Lea_r64_m | Code::Lea_r32_m, _) => {
+        (
+            Code::Push_r64
+            | Code::Pop_r64
+            | Code::Push_r32
+            | Code::Pop_r32
+            | Code::Lea_r64_m
+            | Code::Lea_r32_m,
+            _,
+        ) => {
             used(it.op0_register().number() as u8);
         }
         (_, Some(plan)) => {

@@ -31,6 +31,7 @@ mod flags_word;
 pub(crate) mod jumps;
 mod lending;
 mod machine_state;
+pub(crate) mod mode;
 mod ops;
 mod privileged;
 mod registers;

@@ -44,7 +44,6 @@ pub(super) fn touches(it: &Instruction) -> Option<Touches> {
         // As if it changed all: what was checked in one view does not hold in another.
         Code::Stac | Code::Clac => (true, u16::MAX),
         Code::Pushfq | Code::Popfq => (true, 1 << RSP),
-        Code::Push_rm64 => (true, 1 << RSP),
         Code::Rdfsbase_r32 | Code::Rdfsbase_r64 | Code::Rdgsbase_r32 | Code::Rdgsbase_r64 => {
             (true, named)
         }
@@ -129,7 +128,6 @@ impl Block<'_> {
             }
             Code::Pushfq => self.push_flags(op),
             Code::Popfq => self.pop_flags(op),
-            Code::Push_rm64 => self.push_memory(it, op),
             _ => self.machine_state(it, op),
         }
     }

@@ -10,13 +10,13 @@ use super::cache::{Counters, Entry, Translator};
 use super::config::Config;
 use super::copy::Copier;
 use super::jumps;
+use super::mode::Mode;
 use super::thunks::Exit;
 use super::trace::Tracer;
 use crate::decode::cache::{Block as Decoded, BlockCache};
 use crate::decode::op::Op;
 use crate::memory::ram::RamFrame;
 use crate::mmu::View;
-use crate::state::CodeSize;
 use crate::state::rflags::RFlags;
 use crate::system::tsc::host_tsc;
 use crate::trace;
@@ -73,15 +73,13 @@ impl Vcpu {
     /// The host code for `block`, at whose RIP the vCPU is, if it is to be entered. Counts
     /// a run.
     pub(crate) fn translated(&mut self, block: &Decoded) -> Translation {
-        if block.size != CodeSize::Bits64 {
-            return Translation::None;
-        }
+        let Some(mode) = self.translation_mode() else { return Translation::None };
         self.drop_stale();
         let Some(translator) = self.translator.as_mut() else { return Translation::None };
         if translator.refused.take() == Some(block.rip) {
             return Translation::None;
         }
-        let known = block.entry.get().filter(|known| translator.holds(*known));
+        let known = block.entry.get().filter(|known| translator.holds(*known, mode));
         if let Some(entry) = known {
             return Translation::Known(entry);
         }
@@ -90,7 +88,9 @@ impl Vcpu {
         }
         let runs = block.runs.get().saturating_add(1);
         block.runs.set(runs);
-        if runs < self.threshold {
+        // An instruction that wraps at 4 GiB has its second page where nobody would look for it.
+        let wraps = block.tail.is_some_and(|tail| tail.page < block.linear);
+        if runs < self.threshold || wraps {
             return Translation::None;
         }
         // What another vCPU may still change unseen is compared with memory at every run.
@@ -130,8 +130,8 @@ impl Vcpu {
         }
     }
 
-    /// A translation for the code at `rip`, which is in `frame` at `version`, if there was one
-    /// of the same code before: this very one, or a clone of one for another address. Whoever
+    /// A translation for the code at `rip`, which is in `frame` at `version`, and in `mode`, if
+    /// there was one of the same code before: this very one, or a clone of one for another address. Whoever
     /// translated that had looked that no other vCPU can change the code unseen, and as long
     /// as the frame's version stands none can.
     pub(crate) fn translated_before(
@@ -139,10 +139,11 @@ impl Vcpu {
         rip: u64,
         frame: RamFrame,
         version: u32,
+        mode: Mode,
     ) -> Option<Entry> {
         self.drop_stale();
         let translator = self.translator.as_mut()?;
-        let number = translator.find(frame, version, rip)?;
+        let number = translator.find(frame, version, rip, mode)?;
         if let Some(entry) = translator.entry_at(number, rip) {
             return Some(entry);
         }
@@ -171,8 +172,9 @@ impl Vcpu {
     #[cold]
     pub(crate) fn translate(&mut self, blocks: &BlockCache, slot: usize) -> Option<Entry> {
         let head = blocks.get(slot)?;
+        let mode = self.translation_mode()?;
         if head.tail.is_none()
-            && let Some(entry) = self.translated_before(head.rip, head.frame, head.version)
+            && let Some(entry) = self.translated_before(head.rip, head.frame, head.version, mode)
         {
             head.entry.set(Some(entry));
             return Some(entry);
@@ -191,8 +193,9 @@ impl Vcpu {
             blocks,
             warm: self.threshold / 4,
             generation: self.translator.as_ref()?.generation,
-            hot: self.translator.as_ref()?.wish(head.frame, head.rip).hot,
+            hot: self.translator.as_ref()?.wish(head.frame, head.rip, mode).hot,
             vectors: if self.mmu.is_user() { self.context.allowed as u8 } else { 0 },
+            mode,
             copier: &mut copier,
             settled: &|epoch| memory.code().settled(&self.observer, epoch),
             decode: &|block| decode(block, host, tail_host),
@@ -237,7 +240,7 @@ impl Vcpu {
         let user = self.mmu.is_user();
         let shared = self.mmu.code.is_global(user, rip)
             && jumps::second_page(rip).is_none_or(|page| self.mmu.code.is_global(user, page));
-        self.mmu.jumps.enter_context(self.mmu.data.space(View::User), user);
+        self.mmu.jumps.enter_context(self.mmu.data.space(View::User), user, entry.mode);
         if !self.alone {
             self.mmu.jumps.insert(rip, entry.address, user, shared);
         }
@@ -249,7 +252,7 @@ impl Vcpu {
         self.context.events = events as u64;
         let Some(translator) = self.translator.as_mut() else { return Err(Abort::EndBlock) };
         if !self.alone {
-            translator.connect(rip, entry.address);
+            translator.connect(rip, entry, self.mmu.version());
         }
         translator.counters.entered = translator.counters.entered.wrapping_add(1);
         // SAFETY: the thunk is a function of this convention, made when the translator was.
@@ -283,7 +286,7 @@ impl Vcpu {
             if let Some(target) = translator.target(number) {
                 self.state.rip = target;
             }
-            translator.pending = Some(number);
+            translator.pending = Some((number, self.mmu.version()));
         } else if reason == Exit::Machine as u64 {
             return Err(Abort::Exit);
         } else if reason == Exit::Fault as u64 {
@@ -359,12 +362,14 @@ impl Vcpu {
 
     /// Tells the translator of the trace that was just left for RIP, which is in the same page:
     /// the frame, where it begins, and RIP.
-    fn left_trace(&mut self, tell: impl FnOnce(&mut Translator, RamFrame, u64, u64)) {
+    fn left_trace(&mut self, tell: impl FnOnce(&mut Translator, (RamFrame, Mode), u64, u64)) {
         let (from, here) = (self.context.spare, self.state.rip);
         if let Some(frame) = self.mmu.code.lookup(self.mmu.is_user(), from).map(|it| it.frame)
+            // It is still the mode that the trace was made for.
+            && let Some(mode) = self.translation_mode()
             && let Some(translator) = &mut self.translator
         {
-            tell(translator, frame, from, here);
+            tell(translator, (frame, mode), from, here);
         }
     }
 
@@ -374,7 +379,6 @@ impl Vcpu {
         let translator = self.translator.as_ref()?;
         if self.brief
             || self.code_hit
-            || self.code_size != CodeSize::Bits64
             || translator.seen != self.memory.code().hits()
             || self.state.rflags.contains(RFlags::TF)
             || self.debug_active()
@@ -382,7 +386,9 @@ impl Vcpu {
         {
             return None;
         }
-        self.mmu.jumps.enter_context(self.mmu.data.space(View::User), self.mmu.is_user());
+        let (space, user) = (self.mmu.data.space(View::User), self.mmu.is_user());
+        let mode = self.translation_mode()?;
+        self.mmu.jumps.enter_context(space, user, mode);
         let host = self.mmu.jumps.find(self.state.rip)?;
         let waits = self.handle.pending().bits() & self.event_mask != 0;
         if waits || self.shadow != Shadow::None && self.holds_off() {
@@ -440,8 +446,8 @@ pub(super) unsafe extern "sysv64" fn go_on(cpu: *mut Vcpu) -> u64 {
 pub(super) unsafe extern "sysv64" fn go_on_behind_split(cpu: *mut Vcpu) -> u64 {
     // SAFETY: as above.
     let cpu = unsafe { &mut *cpu };
-    cpu.left_trace(|translator, frame, from, here| {
-        translator.split(frame, from, here, host_tsc());
+    cpu.left_trace(|translator, of, from, here| {
+        translator.split(of, from, here, host_tsc());
     });
     cpu.go_on().unwrap_or(Exit::Next as u64)
 }

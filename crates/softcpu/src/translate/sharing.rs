@@ -9,12 +9,13 @@
 //! What is checked holds until the trace is left: only the run loop and instructions that end
 //! the trace forget translations. A group never reaches over the head of a loop.
 
-use iced_x86::{Code, OpKind};
+use iced_x86::{Code, OpKind, Register};
 
 use super::block::Block;
 use super::copy::is_nothing;
 use super::division::is_division;
-use super::stack::{RBP, RSP};
+use super::mode::Mode;
+use super::stack::{RBP, RSP, StackUse, down, stack_operand};
 use super::trace::{Step, Then, Trace};
 use crate::decode::op::Op;
 use crate::native::Traits;
@@ -37,18 +38,22 @@ pub(super) struct Origin {
     pub(super) index: u8,
     /// log2 of the index's factor.
     pub(super) scale: u8,
+    /// Addresses made from it have 32 bits, and wrap.
+    pub(super) narrow: bool,
 }
 
 impl Origin {
     /// What one register points to.
     pub(super) fn register(base: u8) -> Self {
-        Self { base, index: GPR_ZERO, scale: 0 }
+        Self { base, index: GPR_ZERO, scale: 0, narrow: false }
     }
 
     /// How it moves when guest register `number` changes; `None`: not by a constant.
     fn follows(self, number: u8, change: Change) -> Option<i64> {
-        let Change::By(distance) = change else {
-            return (self.base != number && self.index != number).then_some(0);
+        let distance = match change {
+            Change::By(distance) => distance,
+            Change::Narrowly(distance) if self.narrow => distance,
+            _ => return (self.base != number && self.index != number).then_some(0),
         };
         let base = if self.base == number { distance } else { 0 };
         let index =
@@ -144,6 +149,8 @@ struct Simple {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Change {
     By(i64),
+    /// By so much in its lower half; the upper one becomes zero.
+    Narrowly(i64),
     Anyhow,
 }
 
@@ -168,7 +175,8 @@ impl Block<'_> {
             if self.heads.contains_key(&op.rip) {
                 open.clear();
             }
-            let joins = simple(step, op).map(|access| join(&mut groups, &mut open, &access));
+            let access = simple(step, op, trace.mode);
+            let joins = access.map(|access| join(&mut groups, &mut open, &access));
             let writes = self.writes_of(n);
             let mut moves = 0;
             for number in (0..16_u8).filter(|number| writes & 1 << number != 0) {
@@ -234,75 +242,109 @@ fn join(groups: &mut Vec<Group>, open: &mut Vec<Open>, access: &Simple) -> (usiz
     (group, displacement)
 }
 
-/// The access that `step` makes, if it is from an origin.
-fn simple(step: &Step, op: &Op) -> Option<Simple> {
-    let word = |base, displacement, stores| {
-        let origin = Origin::register(base);
-        Some(Simple { origin, displacement, len: 8, stores, align_mask: 0 })
+/// The access that `step` makes in `mode`, if it is from an origin.
+fn simple(step: &Step, op: &Op, mode: Mode) -> Option<Simple> {
+    let code = step.instruction.code();
+    let stack = |base, displacement, word, stores| {
+        let operand = stack_operand(mode, op, base, displacement).ok()?;
+        Simple::to(&operand, i64::from(word), stores, 0)
     };
-    match (step.then, step.instruction.code(), &step.plan) {
-        (Then::Next, Code::Push_r64 | Code::Pushq_imm8 | Code::Pushq_imm32 | Code::Pushfq, _)
-        | (Then::Last, Code::Call_rel32_64, _) => word(RSP, -8, true),
-        (Then::Next, Code::Pop_r64 | Code::Popfq, _)
-        | (Then::Last, Code::Retnq | Code::Retnq_imm16, _) => word(RSP, 0, false),
-        (Then::Next, Code::Leaveq, _) => word(RBP, 0, false),
-        (Then::Next, code, Some(plan))
+    match (step.then, StackUse::of(&step.instruction), &step.plan) {
+        (Then::Next, Some((StackUse::Push, word)), _)
+        | (Then::Last, Some((StackUse::Call, word)), _) => stack(RSP, down(word), word, true),
+        (Then::Next, Some((StackUse::Pop, word)), _)
+        | (Then::Last, Some((StackUse::Return, word)), _) => stack(RSP, 0, word, false),
+        (Then::Next, Some((StackUse::Leave, word)), _) => stack(RBP, 0, word, false),
+        (Then::Next, None, _) if code == Code::Pushfq => stack(RSP, down(8), 8, true),
+        (Then::Next, None, _) if code == Code::Popfq => stack(RSP, 0, 8, false),
+        (Then::Next, None, Some(plan))
             if plan.traits.contains(Traits::MEMORY)
                 && !is_division(code)
                 && !is_nothing(&step.instruction) =>
         {
-            let fixed = op.index == GPR_ZERO && op.base == GPR_ZERO;
-            let simple = !fixed && op.seg == SEG_FLAT && op.addr_mask == u64::MAX;
-            let displacement = op.disp as i64;
-            i32::try_from(displacement).ok()?;
-            simple.then_some(Simple {
-                origin: Origin { base: op.base, index: op.index, scale: op.scale & 3 },
-                displacement,
-                len: i64::try_from(plan.size).ok()?,
-                stores: plan.traits.contains(Traits::STORES),
-                align_mask: u8::try_from(plan.alignment.saturating_sub(1)).ok()?,
-            })
+            let align_mask = u8::try_from(plan.alignment.saturating_sub(1)).ok()?;
+            let stores = plan.traits.contains(Traits::STORES);
+            Simple::to(&mode.operand(op), i64::try_from(plan.size).ok()?, stores, align_mask)
         }
         _ => None,
+    }
+}
+
+impl Simple {
+    /// One of `len` bytes to `operand`, if that is at a distance from an origin.
+    fn to(operand: &Op, len: i64, stores: bool, align_mask: u8) -> Option<Self> {
+        let Op { base, index, scale, disp, .. } = *operand;
+        let fixed = index == GPR_ZERO && base == GPR_ZERO;
+        let (narrow, displacement) = match operand.addr_mask {
+            u64::MAX => (false, disp as i64),
+            0xffff_ffff => (true, i64::from(disp as i32)),
+            _ => return None,
+        };
+        i32::try_from(displacement).ok()?;
+        let origin = Origin { base, index, scale: scale & 3, narrow };
+        let simple = !fixed && operand.seg == SEG_FLAT;
+        simple.then_some(Self { origin, displacement, len, stores, align_mask })
     }
 }
 
 /// How `step` changes register `number`, which it may change.
 fn change(step: &Step, op: &Op, number: u8) -> Change {
     let it = &step.instruction;
-    let same = it.op_count() > 0
-        && it.op0_kind() == OpKind::Register
-        && it.op0_register().is_gpr64()
-        && it.op0_register().number() == usize::from(number);
-    let immediate = |sign: i64| {
-        let value = it.try_immediate(1).unwrap_or(0) as i64;
-        i32::try_from(value).map_or(Change::Anyhow, |_| Change::By(value.wrapping_mul(sign)))
+    let first = if it.op_count() > 0 && it.op0_kind() == OpKind::Register {
+        it.op0_register()
+    } else {
+        Register::None
     };
-    match (it.code(), number) {
+    let same = matches!(first.size(), 4 | 8)
+        && first.is_gpr()
+        && first.full_register().number() == usize::from(number);
+    let by = |distance: i64| match (first.size(), i32::try_from(distance)) {
+        (8, Ok(_)) => Change::By(distance),
+        (4, _) => Change::Narrowly(i64::from(distance as i32)),
+        _ => Change::Anyhow,
+    };
+    let immediate = || it.try_immediate(1).unwrap_or(0) as i64;
+    match (it.code(), StackUse::of(it)) {
+        (_, Some((StackUse::Push | StackUse::PushMemory, word))) if number == RSP => {
+            moved_by_words(-1, word)
+        }
+        (_, Some((StackUse::Pop, word))) if number == RSP && !same => moved_by_words(1, word),
+        (Code::Pushfq, _) if number == RSP => Change::By(-8),
+        (Code::Popfq, _) if number == RSP => Change::By(8),
+        _ if !same => Change::Anyhow,
         (
-            Code::Push_r64 | Code::Pushq_imm8 | Code::Pushq_imm32 | Code::Pushfq | Code::Push_rm64,
-            RSP,
-        ) => Change::By(-8),
-        (Code::Pop_r64, RSP) if !same => Change::By(8),
-        (Code::Popfq, RSP) => Change::By(8),
-        (Code::Add_rm64_imm8 | Code::Add_rm64_imm32 | Code::Add_RAX_imm32, _) if same => {
-            immediate(1)
-        }
-        (Code::Sub_rm64_imm8 | Code::Sub_rm64_imm32 | Code::Sub_RAX_imm32, _) if same => {
-            immediate(-1)
-        }
-        (Code::Inc_rm64, _) if same => Change::By(1),
-        (Code::Dec_rm64, _) if same => Change::By(-1),
-        (Code::Lea_r64_m, _)
-            if same
-                && op.base == number
+            Code::Add_rm64_imm8
+            | Code::Add_rm64_imm32
+            | Code::Add_RAX_imm32
+            | Code::Add_rm32_imm8
+            | Code::Add_rm32_imm32
+            | Code::Add_EAX_imm32,
+            _,
+        ) => by(immediate()),
+        (
+            Code::Sub_rm64_imm8
+            | Code::Sub_rm64_imm32
+            | Code::Sub_RAX_imm32
+            | Code::Sub_rm32_imm8
+            | Code::Sub_rm32_imm32
+            | Code::Sub_EAX_imm32,
+            _,
+        ) => by(immediate().wrapping_neg()),
+        (Code::Inc_rm64 | Code::Inc_rm32 | Code::Inc_r32, _) => by(1),
+        (Code::Dec_rm64 | Code::Dec_rm32 | Code::Dec_r32, _) => by(-1),
+        (Code::Lea_r64_m | Code::Lea_r32_m, _)
+            if op.base == number
                 && op.index == GPR_ZERO
-                && op.seg == SEG_FLAT
-                && op.addr_mask == u64::MAX
-                && i32::try_from(op.disp as i64).is_ok() =>
+                && (op.addr_mask == u64::MAX || first.size() == 4) =>
         {
-            Change::By(op.disp as i64)
+            by(op.disp as i64)
         }
         _ => Change::Anyhow,
     }
+}
+
+/// A stack pointer that is as wide as `word` moves by so many of them.
+fn moved_by_words(words: i64, word: u8) -> Change {
+    let distance = words.wrapping_mul(i64::from(word));
+    if word == 8 { Change::By(distance) } else { Change::Narrowly(distance) }
 }

@@ -1,85 +1,170 @@
 //! Instructions that work on the guest's stack and do nothing else.
 
-use iced_x86::{Instruction, OpKind, Register as R};
+use iced_x86::{Code, Instruction, OpKind, Register as R};
 
-use super::access::Access;
+use super::access::{Access, Place};
 use super::assembler::NotCopied;
 use super::block::Block;
+use super::cold::Cold;
 use super::fields;
-use super::registers::{Home, STACK, VALUE};
-use crate::decode::op::Op;
+use super::mode::Mode;
+use super::registers::{Home, STACK, VALUE, part};
+use crate::decode::op::{Op, OpFlags};
+use crate::state::segment::SegReg;
 use crate::state::{GPR_ZERO, SEG_FLAT};
 
 /// RSP's number.
 pub(super) const RSP: u8 = 4;
 pub(super) const RBP: u8 = 5;
 
-/// What is pushed.
-pub(super) enum Pushed {
-    Register(R),
-    Constant(u64),
+/// What an instruction does on the stack.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum StackUse {
+    /// Pushes a register or a constant.
+    Push,
+    /// Pushes a word of memory.
+    PushMemory,
+    /// Pops a register.
+    Pop,
+    /// `leave`
+    Leave,
+    /// A direct call.
+    Call,
+    /// A return.
+    Return,
 }
 
-/// The word at `displacement` from `register`.
-pub(super) fn stack_operand(op: &Op, register: u8, displacement: i64) -> Op {
-    Op {
-        base: register,
-        index: GPR_ZERO,
-        disp: displacement as u64,
-        addr_mask: u64::MAX,
-        seg: SEG_FLAT,
-        ..*op
+impl StackUse {
+    /// What `instruction` does, and the size of the word that it does it with, if that is as
+    /// large as addresses in code that has it.
+    pub(super) fn of(instruction: &Instruction) -> Option<(Self, u8)> {
+        let memory = instruction.op0_kind() == OpKind::Memory;
+        Some(match instruction.code() {
+            Code::Push_rm64 if memory => (Self::PushMemory, 8),
+            Code::Push_rm32 if memory => (Self::PushMemory, 4),
+            Code::Push_rm64 | Code::Push_r64 | Code::Pushq_imm8 | Code::Pushq_imm32 => {
+                (Self::Push, 8)
+            }
+            Code::Push_rm32 | Code::Push_r32 | Code::Pushd_imm8 | Code::Pushd_imm32 => {
+                (Self::Push, 4)
+            }
+            Code::Pop_r64 => (Self::Pop, 8),
+            Code::Pop_r32 => (Self::Pop, 4),
+            Code::Leaveq => (Self::Leave, 8),
+            Code::Leaved => (Self::Leave, 4),
+            Code::Call_rel32_64 => (Self::Call, 8),
+            Code::Call_rel32_32 => (Self::Call, 4),
+            Code::Retnq | Code::Retnq_imm16 => (Self::Return, 8),
+            Code::Retnd | Code::Retnd_imm16 => (Self::Return, 4),
+            _ => return None,
+        })
     }
 }
 
+/// A register of `word` bytes: all or the lower half of `full`.
+pub(super) fn of_word(full: R, word: u8) -> R {
+    if word == 4 { part(full, R::EAX) } else { full }
+}
+
+/// How far a word that is pushed is from where the stack pointer was.
+pub(super) fn down(word: u8) -> i64 {
+    i64::from(word).wrapping_neg()
+}
+
+/// The word at `displacement` from `register`, as what `op` does on the stack addresses it.
+///
+/// # Errors
+/// For a stack pointer of 16 bits.
+pub(super) fn stack_operand(
+    mode: Mode,
+    op: &Op,
+    register: u8,
+    displacement: i64,
+) -> Result<Op, NotCopied> {
+    let legacy = op.flags.contains(OpFlags::LEGACY);
+    if legacy && !mode.contains(Mode::BIG_STACK) {
+        return Err(NotCopied);
+    }
+    Ok(mode.operand(&Op {
+        base: register,
+        index: GPR_ZERO,
+        disp: displacement as u64,
+        addr_mask: if legacy { 0xffff_ffff } else { u64::MAX },
+        seg: if legacy { SegReg::Ss as u8 } else { SEG_FLAT },
+        ..*op
+    }))
+}
+
 impl Block<'_> {
-    pub(super) fn push(&mut self, op: &Op, what: Pushed) -> Result<(), NotCopied> {
-        let place = self.check(op, &stack_operand(op, RSP, -8), Access::STORE_WORD)?;
-        let from = match what {
-            Pushed::Register(register) => match self.code.homes.of(register.number() as u8) {
+    /// Does what `instruction` does on the stack, which is `what` with words of `word` bytes.
+    pub(super) fn stack(
+        &mut self,
+        instruction: &Instruction,
+        op: &Op,
+        what: StackUse,
+        word: u8,
+    ) -> Result<(), NotCopied> {
+        match what {
+            StackUse::Push => self.push(instruction, op, word),
+            StackUse::PushMemory => self.push_memory(op, word),
+            StackUse::Pop => self.pop(op, instruction.op0_register().number() as u8, word),
+            StackUse::Leave => self.leave(op, word),
+            StackUse::Call | StackUse::Return => Err(NotCopied),
+        }
+    }
+
+    fn push(&mut self, instruction: &Instruction, op: &Op, word: u8) -> Result<(), NotCopied> {
+        let to = stack_operand(self.mode, op, RSP, down(word))?;
+        let place = self.check(op, &to, Access::store(word))?;
+        let from = if instruction.op0_kind() == OpKind::Register {
+            let number = instruction.op0_register().number() as u8;
+            match self.code.homes.of(number) {
                 Home::Host(host) => host,
                 Home::Memory => {
-                    self.code.fetch(VALUE, register.number() as u8);
+                    self.code.fetch(VALUE, number);
                     VALUE
                 }
-            },
-            Pushed::Constant(value) => {
-                self.code.constant(VALUE, value);
-                VALUE
             }
+        } else {
+            self.code.constant(VALUE, instruction.immediate(0));
+            VALUE
         };
-        self.code.store_at(place, from)?;
-        self.moved_stack(-8)?;
+        self.code.store_at(place, of_word(from, word))?;
+        self.overwrite(1 << RSP)?;
+        self.move_stack(down(word), word)?;
         self.resume_here();
         Ok(())
     }
 
-    /// A word of memory is pushed. Both accesses are checked before the second is made.
-    pub(super) fn push_memory(&mut self, it: &Instruction, op: &Op) -> Result<(), NotCopied> {
-        if it.op0_kind() != OpKind::Memory {
-            return Err(NotCopied);
-        }
-        let detour = self.detour(op)?;
-        let from = self.code.check(op, Access::LOAD_WORD, detour.unusual)?;
-        self.code.load_at(VALUE, from)?;
+    /// Two accesses, and the interpreter does both where one of them is not in place.
+    fn push_memory(&mut self, op: &Op, word: u8) -> Result<(), NotCopied> {
+        let to = stack_operand(self.mode, op, RSP, down(word))?;
+        self.lose_flags()?;
+        let resume = self.code.label();
+        let kept = self.keep(op);
+        let slow = self.apart(Cold::Interpret { op: kept, resume, to_host: false });
+        self.in_address = None;
+        let from = self.code.check(&self.mode.operand(op), Access::load(word), slow)?;
+        self.load_word(from, word)?;
         self.code.store(fields::SPARE, VALUE);
-        let stack = stack_operand(op, RSP, -8);
-        let to = self.code.check(&stack, Access::STORE_WORD, detour.unusual)?;
+        let place = self.code.check(&to, Access::store(word), slow)?;
         self.code.load(VALUE, fields::SPARE);
-        self.code.store_at(to, VALUE)?;
-        self.moved_stack(-8)?;
-        self.rejoin(detour);
+        self.code.store_at(place, of_word(VALUE, word))?;
+        self.overwrite(1 << RSP)?;
+        self.move_stack(down(word), word)?;
+        self.resume_here();
         Ok(())
     }
 
-    pub(super) fn pop(&mut self, op: &Op, register: u8) -> Result<(), NotCopied> {
-        let place = self.check(op, &stack_operand(op, RSP, 0), Access::LOAD_WORD)?;
+    fn pop(&mut self, op: &Op, register: u8, word: u8) -> Result<(), NotCopied> {
+        let from = stack_operand(self.mode, op, RSP, 0)?;
+        let place = self.check(op, &from, Access::load(word))?;
         self.overwrite(1 << RSP | 1 << (register & 15))?;
         match self.code.homes.of(register) {
-            Home::Host(host) if host != STACK => self.code.load_at(host, place)?,
-            _ => self.code.load_at(VALUE, place)?,
+            Home::Host(host) if host != STACK => self.code.load_at(of_word(host, word), place)?,
+            _ => self.code.load_at(of_word(VALUE, word), place)?,
         }
-        self.code.lea(STACK, STACK, R::None, 1, 8)?;
+        self.move_stack(i64::from(word), word)?;
         if register == RSP || self.code.homes.of(register) == Home::Memory {
             self.code.put(register, VALUE);
         }
@@ -87,18 +172,23 @@ impl Block<'_> {
         Ok(())
     }
 
-    /// RSP changes by `by`.
-    pub(super) fn moved_stack(&mut self, by: i64) -> Result<(), NotCopied> {
-        self.overwrite(1 << RSP)?;
-        self.code.lea(STACK, STACK, R::None, 1, by)
-    }
-
-    pub(super) fn leave(&mut self, op: &Op) -> Result<(), NotCopied> {
-        let place = self.check(op, &stack_operand(op, RBP, 0), Access::LOAD_WORD)?;
+    fn leave(&mut self, op: &Op, word: u8) -> Result<(), NotCopied> {
+        let from = stack_operand(self.mode, op, RBP, 0)?;
+        let place = self.check(op, &from, Access::load(word))?;
         self.overwrite(1 << RSP | 1 << RBP)?;
-        self.code.lea(STACK, R::RBP, R::None, 1, 8)?;
-        self.code.load_at(R::RBP, place)?;
+        self.code.lea(of_word(STACK, word), R::RBP, R::None, 1, i64::from(word))?;
+        self.code.load_at(of_word(R::RBP, word), place)?;
         self.resume_here();
         Ok(())
+    }
+
+    /// The stack pointer, which is as wide as `word`, moves by `by`.
+    pub(super) fn move_stack(&mut self, by: i64, word: u8) -> Result<(), NotCopied> {
+        self.code.lea(of_word(STACK, word), STACK, R::None, 1, by)
+    }
+
+    /// The word of `word` bytes in `place` comes to [`VALUE`].
+    pub(super) fn load_word(&mut self, place: Place, word: u8) -> Result<(), NotCopied> {
+        self.code.load_at(of_word(VALUE, word), place)
     }
 }

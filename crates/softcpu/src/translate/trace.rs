@@ -12,6 +12,7 @@
 use iced_x86::{Code, Instruction};
 
 use super::copy::{Copier, vector_need};
+use super::mode::Mode;
 use crate::addr::{GuestVirtAddr, PAGE_SHIFT};
 use crate::decode::cache::{Block, BlockCache};
 use crate::decode::op::Op;
@@ -70,6 +71,8 @@ pub(super) struct Trace {
     pub(super) steps: Vec<Step>,
     /// The ops of the steps.
     pub(super) ops: Box<[Op]>,
+    /// The mode that it is for.
+    pub(super) mode: Mode,
 }
 
 impl Trace {
@@ -100,6 +103,8 @@ pub(super) struct Tracer<'a, 'b> {
     pub(super) hot: bool,
     /// What of the vector unit may be used anyway.
     pub(super) vectors: u8,
+    /// The mode that code is in.
+    pub(super) mode: Mode,
     pub(super) copier: &'a mut Copier<'b>,
     /// Whether no other vCPU can change code unseen that was decoded at this epoch.
     pub(super) settled: &'a dyn Fn(u64) -> bool,
@@ -158,7 +163,7 @@ impl<'a> Tracer<'a, '_> {
         for (step, next) in steps.iter_mut().zip(ops.iter().skip(1)) {
             step.onwards = step.onwards.filter(|onwards| *onwards != next.rip);
         }
-        (!steps.is_empty()).then_some(Trace { steps, ops: ops.into_boxed_slice() })
+        (!steps.is_empty()).then_some(Trace { steps, ops: ops.into_boxed_slice(), mode: self.mode })
     }
 
     /// The blocks that the guest takes from `head` on: first those that it mostly does.
@@ -256,7 +261,8 @@ impl<'a> Tracer<'a, '_> {
     }
 
     fn is_translated(&self, block: &Block) -> bool {
-        block.entry.get().is_some_and(|entry| entry.generation == self.generation)
+        let good = (self.generation, self.mode);
+        block.entry.get().is_some_and(|entry| (entry.generation, entry.mode) == good)
     }
 
     /// The block at `rip`, if it has run a few times and can be translated with `head`.

@@ -371,7 +371,9 @@ impl Look<'_> {
             (Known::Tag(last), Known::Entry(first)) => {
                 let known = at == 0 || at == u64::from(TLB_STORES);
                 let (first, last) = (first.clone(), last.clone());
-                known.then_some(Shown { first, last, stores, at })
+                // What is further apart may be in two pages that share an entry.
+                let near = (0..4096).contains(&last.offset.wrapping_sub(first.offset));
+                (known && near).then_some(Shown { first, last, stores, at })
             }
             (Known::Tag(page), Known::Tables) if page.terms.is_empty() => {
                 let entry = page.offset as u64 >> 8 & 0x1_fff0;
@@ -411,9 +413,11 @@ impl Look<'_> {
                 kept.filter(|_| right).map_or(Known::Nothing, Known::Pointer)
             }
             (M::Mov, _, Some(at)) if wide => Known::Address(Sum::field(Field(at))),
-            (M::Mov, before, None) => match source {
-                Some(source) if source == it.op0_register() && !wide => narrow(before),
+            (M::Mov, _, None) => match source {
                 Some(source) if wide => self.sum_of(source).map_or(Known::Nothing, Known::Address),
+                Some(source) if source.size() == 4 => {
+                    self.sum_of(source).map_or(Known::Nothing, |sum| Known::Address(sum.narrow()))
+                }
                 None => immediate.map_or(Known::Nothing, |value| {
                     Known::Address(Sum { terms: Vec::new(), offset: value as i64 })
                 }),
@@ -422,16 +426,15 @@ impl Look<'_> {
             (M::Lea, Known::Addend(shown), _) if it.memory_base() == ADDRESS => {
                 let alone = it.memory_index_scale() == 1 && it.op0_register() == ADDRESS;
                 let sum = self.sum_of(it.memory_index()).filter(|_| alone);
-                let pointer = sum.and_then(|mut sum| {
-                    sum.offset = sum.offset.checked_add(it.memory_displacement64() as i64)?;
-                    shown.from(&sum)
-                });
+                let distance = it.memory_displacement64() as i64;
+                let pointer = sum.and_then(|sum| shown.from(&sum)?.moved(distance));
                 pointer.map_or(Known::Nothing, Known::Pointer)
             }
             (M::Lea, ..) => self.lea(it).map_or(Known::Nothing, Known::Address),
-            (M::Add, Known::Address(mut sum), Some(at)) => {
+            (M::Add, Known::Address(sum), Some(at)) => {
+                let mut sum = if wide { sum } else { sum.unlimited() };
                 sum.terms.push(Term::Field(at, 1));
-                Known::Address(sum)
+                Known::Address(if wide { sum } else { sum.narrow() })
             }
             (M::Shr, Known::Address(sum), _) if second == Some(OpKind::Immediate8) => {
                 // Which bits are left is for the mask to say.
@@ -500,14 +503,22 @@ impl Look<'_> {
         match known {
             Some(Known::Address(sum)) => Some(sum.clone()),
             Some(_) => None,
-            None => Some(Sum { terms: vec![Term::Register(register, 1)], offset: 0 }),
+            None => {
+                Some(Sum { terms: vec![Term::Register(register.full_register(), 1)], offset: 0 })
+            }
         }
     }
 
     fn lea(&self, it: &Instruction) -> Option<Sum> {
         let mut sum = Sum::default();
+        let wide = it.op0_register().size() == 8;
         if it.memory_base() != R::None {
             sum = self.sum_of(it.memory_base())?;
+            if !wide {
+                sum = sum.unlimited();
+            } else if sum.is_narrow() {
+                return None;
+            }
         }
         if it.memory_index() != R::None {
             let scale = it.memory_index_scale();
@@ -524,7 +535,7 @@ impl Look<'_> {
             }
         }
         sum.offset = sum.offset.wrapping_add(it.memory_displacement64() as i64);
-        Some(sum)
+        Some(if wide { sum } else { sum.narrow() })
     }
 }
 
@@ -555,16 +566,6 @@ fn may_be_written(start: i64, end: i64) -> bool {
     [(gprs, last), word(fields::FLAGS), word(fields::SPARE), word(fields::HEAT)]
         .iter()
         .any(|(from, to)| start >= *from && end <= *to)
-}
-
-fn narrow(before: Known) -> Known {
-    match before {
-        Known::Address(mut sum) => {
-            sum.terms.push(Term::Narrow);
-            Known::Address(sum)
-        }
-        _ => Known::Nothing,
-    }
 }
 
 /// Sizes are small, and never negative.

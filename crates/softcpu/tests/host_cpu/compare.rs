@@ -161,7 +161,8 @@ impl Bench {
                 Verdict::Different(describe(&it, seed, &detail))
             }
             (None, _)
-                if mode == Mode::Long && self.translator_differs(&it, &before, &ours, end) =>
+                if matches!(mode, Mode::Long | Mode::Flat32)
+                    && self.translator_differs(&it, &before, &ours, end) =>
             {
                 Verdict::Different(describe(&it, seed, &self.translation))
             }

@@ -115,12 +115,12 @@ impl Guest {
         Self { machine, raised, memory: vec![0; DATA_LEN], translates: false }
     }
 
-    /// The same with all 64-bit code translated.
+    /// The same with all 64- and 32-bit code translated.
     pub(crate) fn translating() -> Self {
         Self::translating_as(0, Config::default())
     }
 
-    /// The same with 64-bit code translated that has run so often, by a translator with
+    /// The same with such code translated that has run so often, by a translator with
     /// this configuration.
     pub(crate) fn translating_as(runs: u32, config: Config) -> Self {
         let Self { machine, raised, memory, .. } = Self::new();

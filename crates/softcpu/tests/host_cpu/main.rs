@@ -14,6 +14,7 @@ mod layout;
 mod oracle;
 mod prepare;
 mod random;
+mod segments;
 mod sequences;
 mod tally;
 
@@ -123,18 +124,48 @@ fn rows_in_code_memory_that_is_emptied_again_and_again_are_translated_as_they_ar
     assert!(rows.emptied > 0, "{rows:?}");
 }
 
+#[test]
+fn rows_of_32_bit_code_are_translated_as_they_are_interpreted() {
+    let config = Config { verify: true, ..Config::default() };
+    let mut translator = guest::Guest::translating_as(0, config);
+    let rows = compare_rows_in(Mode::Flat32, 150, &mut translator, sequences::compare);
+    assert!(rows.interpreted < 4 * rows.translated, "{rows:?}");
+    let mut translator = guest::Guest::translating_as(3, config);
+    compare_rows_in(Mode::Flat32, 100, &mut translator, sequences::compare_branching);
+    let mut translator = guest::Guest::translating_as(0, config);
+    let rows = compare_rows_in(Mode::Flat32, 150, &mut translator, sequences::compare_pointing);
+    assert!(rows.split > 0, "{rows:?}");
+}
+
 /// Rows hold with nothing between the guest's blocks and the interpreter's, so no two runs can
 /// differ for another reason than a bug.
 #[test]
 fn rows_of_instructions_agree_in_lockstep() {
-    let mut lockstep = guest::Guest::in_lockstep();
-    compare_rows(30, &mut lockstep, sequences::compare);
-    let counters = lockstep.lockstep_counters();
-    assert!(counters.stretches > 0 && counters.raced == 0, "{counters:?}");
+    for mode in [Mode::Long, Mode::Flat32] {
+        let mut lockstep = guest::Guest::in_lockstep();
+        compare_rows_in(mode, 20, &mut lockstep, sequences::compare);
+        let counters = lockstep.lockstep_counters();
+        assert!(counters.stretches > 0 && counters.raced == 0, "{counters:?}");
+    }
 }
 
-/// Compares `times` rows a round. Says what the translator did.
+/// Compares `times` rows of 64-bit code a round. Says what the translator did.
 fn compare_rows(
+    times: u64,
+    translator: &mut guest::Guest,
+    compare: impl Fn(
+        &sequences::Codes,
+        &mut guest::Guest,
+        &mut guest::Guest,
+        &mut Random,
+    ) -> Result<(), String>,
+) -> Counters {
+    compare_rows_in(Mode::Long, times, translator, compare)
+}
+
+/// The same for rows in `mode`.
+fn compare_rows_in(
+    mode: Mode,
     times: u64,
     translator: &mut guest::Guest,
     compare: impl Fn(
@@ -146,7 +177,7 @@ fn compare_rows(
 ) -> Counters {
     let rounds = number("LGUEST_PROPERTY_ROUNDS").unwrap_or(64) * times;
     let mut random = Random(number("LGUEST_PROPERTY_SEED").unwrap_or(0x0fed_cba9_8765_4321));
-    let codes = sequences::Codes::new();
+    let codes = sequences::Codes::new(mode);
     let mut interpreter = guest::Guest::new();
     let mut differences = Vec::new();
     for _ in 0..rounds {

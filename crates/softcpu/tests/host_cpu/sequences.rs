@@ -13,9 +13,10 @@ use softcpu::state::VcpuState;
 
 use crate::encode::{Encoded, encode};
 use crate::guest::{Guest, RowEnd, elsewhere};
-use crate::layout::{DATA, DATA_LEN, Mode};
+use crate::layout::{CODE, DATA, DATA_LEN, Mode};
 use crate::prepare::prepare;
 use crate::random::{self, Random};
+use crate::segments;
 
 /// Most instructions in a row.
 const LONGEST: u64 = 14;
@@ -73,12 +74,12 @@ const COMMON: &[M] = &[
     M::Comisd,
 ];
 
-fn wanted(code: Code) -> bool {
+fn wanted(code: Code, mode: Mode) -> bool {
     let op_code = code.op_code();
     let mut it = Instruction::new();
     it.set_code(code);
     op_code.is_instruction()
-        && op_code.mode64()
+        && if mode == Mode::Long { op_code.mode64() } else { op_code.mode32() }
         && it.flow_control() == FlowControl::Next
         && !it.is_privileged()
         && !op_code.is_input_output()
@@ -90,17 +91,18 @@ fn wanted(code: Code) -> bool {
         && !matches!(it.mnemonic(), M::Maskmovq | M::Maskmovdqu | M::Vmaskmovdqu)
 }
 
-/// Codes to choose from: all, and those of [`COMMON`].
+/// Codes to choose from: all that there are in a mode, and those of [`COMMON`].
 pub(crate) struct Codes {
+    mode: Mode,
     all: Vec<Code>,
     common: Vec<Code>,
 }
 
 impl Codes {
-    pub(crate) fn new() -> Self {
-        let all: Vec<Code> = Code::values().filter(|code| wanted(*code)).collect();
+    pub(crate) fn new(mode: Mode) -> Self {
+        let all: Vec<Code> = Code::values().filter(|code| wanted(*code, mode)).collect();
         let common = all.iter().copied().filter(|code| COMMON.contains(&code.mnemonic()));
-        Self { common: common.collect(), all }
+        Self { mode, common: common.collect(), all }
     }
 
     fn pick(&self, random: &mut Random) -> Code {
@@ -117,33 +119,45 @@ enum Piece {
         condition: Option<u8>,
         to: usize,
     },
+    /// A call of another piece, which does not return.
+    Call(usize),
+    /// The start of another piece is pushed and returned to. Only in code below 2 GiB.
+    Return(usize),
 }
 
 impl Piece {
     fn len(&self) -> usize {
         match self {
             Self::Instruction(it) => it.bytes.len(),
-            Self::Jump { condition: None, .. } => 5,
-            Self::Jump { condition: Some(_), .. } => 6,
+            Self::Jump { condition: None, .. } | Self::Call(_) => 5,
+            Self::Jump { condition: Some(_), .. } | Self::Return(_) => 6,
         }
     }
 }
 
-/// The bytes of a row.
-fn assemble(row: &[Piece]) -> Vec<u8> {
+/// The bytes of a row that begins at `address`.
+fn assemble(row: &[Piece], address: u64) -> Vec<u8> {
     let starts: Vec<usize> =
         (0..=row.len()).map(|n| row[..n].iter().map(Piece::len).sum()).collect();
     let mut bytes = Vec::new();
     for (n, piece) in row.iter().enumerate() {
         match piece {
             Piece::Instruction(it) => bytes.extend(&it.bytes),
-            Piece::Jump { condition, to } => {
-                match condition {
-                    None => bytes.push(0xe9),
-                    Some(condition) => bytes.extend([0x0f, 0x80 | condition]),
+            Piece::Jump { to, .. } | Piece::Call(to) => {
+                match piece {
+                    Piece::Jump { condition: Some(condition), .. } => {
+                        bytes.extend([0x0f, 0x80 | condition]);
+                    }
+                    Piece::Call(_) => bytes.push(0xe8),
+                    _ => bytes.push(0xe9),
                 }
                 let distance = starts[*to] as i32 - starts[n + 1] as i32;
                 bytes.extend(distance.to_le_bytes());
+            }
+            Piece::Return(to) => {
+                bytes.push(0x68);
+                bytes.extend((address as u32 + starts[*to] as u32).to_le_bytes());
+                bytes.push(0xc3);
             }
         }
     }
@@ -152,12 +166,27 @@ fn assemble(row: &[Piece]) -> Vec<u8> {
 
 fn instruction(codes: &Codes, random: &mut Random) -> Encoded {
     loop {
-        if let Ok(it) = encode(codes.pick(random), Mode::Long, random)
+        if let Ok(mut it) = encode(codes.pick(random), codes.mode, random)
             // Where it lies shall not matter.
             && !it.instruction.is_ip_rel_memory_operand()
         {
+            let memory = it.instruction.op_kinds().any(|kind| kind == OpKind::Memory);
+            if codes.mode != Mode::Long && memory && random.one_in(6) {
+                let mut made = it.instruction;
+                made.set_segment_prefix(random.pick(&[R::FS, R::GS]));
+                become_other(&mut it, made);
+            }
             return it;
         }
+    }
+}
+
+/// Makes `made` of `it`, if that can be encoded.
+fn become_other(it: &mut Encoded, made: Instruction) {
+    let mut encoder = Encoder::new(it.placed.mode.bitness());
+    if encoder.encode(&made, it.instruction.ip()).is_ok() {
+        it.bytes = encoder.take_buffer();
+        it.instruction = made;
     }
 }
 
@@ -167,28 +196,36 @@ fn straight(codes: &Codes, random: &mut Random) -> Vec<Piece> {
     (0..len).map(|_| Piece::Instruction(instruction(codes, random))).collect()
 }
 
-/// What [`pointing`] rows have small numbers in.
-const INDEX: R = R::R9;
-
 /// A row that reaches memory through two registers, which are stepped now and then, as
 /// compiled code does; often near the end of a page. With jumps in it, or straight.
 fn pointing(codes: &Codes, random: &mut Random, jumps: bool) -> Vec<Piece> {
     let mut row = if jumps { branching(codes, random) } else { straight(codes, random) };
-    let bases = [R::RBX, R::RBP, R::RSI, R::R11, R::R14, R::R15];
-    let bases = [random.pick(&bases), R::RSP];
+    let long = codes.mode == Mode::Long;
+    let bases = if long {
+        [random.pick(&[R::RBX, R::RBP, R::RSI, R::R11, R::R14, R::R15]), R::RSP]
+    } else {
+        [random.pick(&[R::EBX, R::EBP, R::ESI]), R::ESP]
+    };
+    // It has small numbers.
+    let small = if long { R::R9 } else { R::EDX };
+    let [add, sub, lea] = if long {
+        [Code::Add_rm64_imm8, Code::Sub_rm64_imm8, Code::Lea_r64_m]
+    } else {
+        [Code::Add_rm32_imm8, Code::Sub_rm32_imm8, Code::Lea_r32_m]
+    };
     for piece in &mut row {
         let Piece::Instruction(it) = piece else { continue };
         let base = if random.one_in(3) { bases[1] } else { bases[0] };
         let through = it.instruction.op_kinds().any(|kind| kind == OpKind::Memory)
             && it.instruction.memory_index() == R::None
             && it.instruction.memory_segment() == R::DS;
-        let step = if base == R::RSP { 8 } else { 1 + random.below(32) as i32 };
+        let step = if base == bases[1] { 8 } else { 1 + random.below(32) as i32 };
         let made = match random.below(8) {
-            0 => Instruction::with2(Code::Add_rm64_imm8, base, step).unwrap(),
-            1 => Instruction::with2(Code::Sub_rm64_imm8, base, step).unwrap(),
+            0 => Instruction::with2(add, base, step).unwrap(),
+            1 => Instruction::with2(sub, base, step).unwrap(),
             2 => {
                 let at = MemoryOperand::with_base_displ(base, step.into());
-                Instruction::with2(Code::Lea_r64_m, base, at).unwrap()
+                Instruction::with2(lea, base, at).unwrap()
             }
             _ if through => {
                 let mut made = it.instruction;
@@ -196,27 +233,23 @@ fn pointing(codes: &Codes, random: &mut Random, jumps: bool) -> Vec<Piece> {
                 made.set_memory_displacement64(8 * random.below(24));
                 made.set_memory_displ_size(1);
                 if random.one_in(3) {
-                    made.set_memory_index(INDEX);
+                    made.set_memory_index(small);
                     made.set_memory_index_scale(1 << random.below(4));
                 }
                 made
             }
             _ => continue,
         };
-        let mut encoder = Encoder::new(64);
-        if encoder.encode(&made, it.instruction.ip()).is_ok() {
-            it.bytes = encoder.take_buffer();
-            it.instruction = made;
-        }
+        become_other(it, made);
     }
     let page = DATA + 0x1000 * (1 + random.below(3));
     let at = if random.one_in(2) { page - random.below(0x100) } else { page + random.below(0x800) };
     if let Some(first) = row.iter_mut().find_map(|piece| match piece {
         Piece::Instruction(it) => Some(it),
-        Piece::Jump { .. } => None,
+        _ => None,
     }) {
         let [a, b] = bases.map(|base| (base.number(), at & !15, u64::MAX));
-        let pins = [a, b, (INDEX.number(), random.below(8), u64::MAX)];
+        let pins = [a, b, (small.number(), random.below(8), u64::MAX)];
         first.pins.retain(|(register, ..)| pins.iter().all(|(pinned, ..)| pinned != register));
         first.pins.extend(pins);
     }
@@ -230,6 +263,9 @@ fn branching(codes: &Codes, random: &mut Random) -> Vec<Piece> {
     while row.len() < len {
         let piece = if row.is_empty() || !random.one_in(3) {
             Piece::Instruction(instruction(codes, random))
+        } else if codes.mode != Mode::Long && random.one_in(6) {
+            let to = (row.len() + 1 + random.below(4) as usize).min(len);
+            if random.one_in(2) { Piece::Call(to) } else { Piece::Return(to) }
         } else if random.one_in(6) {
             Piece::Jump { condition: None, to: (row.len() + 1 + random.below(4) as usize).min(len) }
         } else {
@@ -253,7 +289,9 @@ pub(crate) fn compare(
     translator: &mut Guest,
     random: &mut Random,
 ) -> Result<(), String> {
-    compare_made([interpreter, translator], random, |random| (straight(codes, random), vec![0]))
+    // Each time with other segments.
+    let places = vec![0; if codes.mode == Mode::Long { 1 } else { 3 }];
+    compare_made([interpreter, translator], random, |random| (straight(codes, random), places))
 }
 
 /// The same for a row with jumps, a few times on end, so that its blocks are hot.
@@ -310,8 +348,8 @@ fn compare_row(
     distances: &[u64],
     random: &mut Random,
 ) -> Result<(), String> {
-    let bytes = assemble(row);
     let offset = 0x400 + random.below(0x800);
+    let bytes = assemble(row, CODE + offset);
     for guest in &mut guests {
         guest.put_row(offset, &bytes);
     }
@@ -319,18 +357,25 @@ fn compare_row(
         .iter()
         .filter_map(|piece| match piece {
             Piece::Instruction(it) => Some(it),
-            Piece::Jump { .. } => None,
+            _ => None,
         })
         .collect();
     for distance in distances {
         let mut data = Box::new([0; DATA_LEN]);
         random::memory(&mut data[..], random);
-        let mut before = guests[0].state(Mode::Long);
+        let mode = encoded[0].placed.mode;
+        let mut before = guests[0].state(mode);
         prepare(encoded[0], false, &mut before, &mut data, random);
         for (register, value, mask) in encoded.iter().rev().flat_map(|it| &it.pins) {
             if encoded[0].pins.iter().all(|(pinned, ..)| pinned != register) {
                 before.gpr[*register] = before.gpr[*register] & !mask | value & mask;
             }
+        }
+        if mode != Mode::Long {
+            if random.one_in(2) {
+                Guest::legacy(&mut before);
+            }
+            segments::vary(&mut before, random);
         }
         let mut ends: Vec<(VcpuState, RowEnd, Vec<u8>)> = Vec::new();
         // Translated code may look for events more often than blocks end.
@@ -390,6 +435,8 @@ fn listed((n, piece): (usize, &Piece)) -> String {
             format!("    {n}: {} {kind}", it.instruction)
         }
         Piece::Jump { condition: None, to } => format!("    {n}: to {to}"),
+        Piece::Call(to) => format!("    {n}: calls {to}"),
+        Piece::Return(to) => format!("    {n}: pushes and returns to {to}"),
         Piece::Jump { condition: Some(condition), to } => {
             format!("    {n}: if {condition:#x} to {to}")
         }

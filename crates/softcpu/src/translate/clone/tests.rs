@@ -30,6 +30,7 @@ fn moved(trace: &Trace, distance: u64) -> Trace {
     Trace {
         steps: trace.steps.iter().map(step).collect(),
         ops: trace.ops.iter().map(|op| op.moved(distance)).collect(),
+        mode: trace.mode,
     }
 }
 

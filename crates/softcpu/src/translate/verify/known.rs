@@ -26,6 +26,25 @@ impl Sum {
     pub(super) fn field(Field(at): Field) -> Self {
         Self { terms: vec![Term::Field(at, 1)], offset: 0 }
     }
+
+    /// Its lower half.
+    pub(super) fn narrow(mut self) -> Self {
+        if !self.is_narrow() {
+            self.terms.push(Term::Narrow);
+        }
+        self
+    }
+
+    /// Whether it is only the lower half of what it is made of.
+    pub(super) fn is_narrow(&self) -> bool {
+        self.terms.last() == Some(&Term::Narrow)
+    }
+
+    /// What has the same lower half, and may have anything as its upper one.
+    pub(super) fn unlimited(mut self) -> Self {
+        self.terms.pop_if(|term| *term == Term::Narrow);
+        self
+    }
 }
 
 /// What a scratch register holds.
@@ -82,7 +101,9 @@ impl Shown {
     /// What may be accessed from the host address of `sum`, if it was shown of its parts.
     pub(super) fn from(&self, sum: &Sum) -> Option<Pointer> {
         let same = self.first.terms == sum.terms && self.last.terms == sum.terms;
-        same.then_some(Pointer {
+        // One that may have wrapped is as far from the others as it seems only between them.
+        let between = (self.first.offset..=self.last.offset).contains(&sum.offset);
+        (same && (between || !sum.is_narrow())).then_some(Pointer {
             first: self.first.offset.checked_sub(sum.offset)?,
             last: self.last.offset.checked_sub(sum.offset)?,
             stores: self.stores,

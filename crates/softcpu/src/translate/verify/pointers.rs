@@ -13,6 +13,14 @@ pub(super) struct Pointer {
     pub(super) stores: bool,
 }
 
+impl Pointer {
+    /// The same for an address `distance` further on.
+    pub(super) fn moved(self, distance: i64) -> Option<Self> {
+        let first = self.first.checked_sub(distance)?;
+        Some(Self { first, last: self.last.checked_sub(distance)?, ..self })
+    }
+}
+
 /// All that are known at one place.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Pointers {

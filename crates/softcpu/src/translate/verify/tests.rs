@@ -3,7 +3,7 @@ use super::super::assembler::{Assembler, Condition, NotCopied};
 use super::super::sharing::{Group, Origin};
 use super::super::thunks;
 use super::*;
-use crate::decode::op::Op;
+use crate::decode::op::{Op, OpFlags};
 use crate::state::GPR_ZERO;
 
 const BASE: u64 = 0x10_0000;
@@ -47,10 +47,24 @@ fn store(code: &mut Assembler, place: Place) -> Result<(), NotCopied> {
     code.store_at(place, VALUE)
 }
 
-/// `[rbx + 8]`, `[rbx + rcx + 8]`, and two fixed addresses.
-fn operands() -> [Op; 4] {
+/// `[rbx + 8]`, `[rbx + rcx + 8]`, two fixed addresses, and `[ebx + ecx + 8]` in a segment that
+/// is flat and in one that is not.
+fn operands() -> [Op; 6] {
     let fixed = |disp| Op { base: GPR_ZERO, disp, ..operand() };
-    [operand(), Op { index: 1, ..operand() }, fixed(0xffff_ffff_8123_4568), fixed(0x7fff_0123_4568)]
+    let narrow = narrow();
+    [
+        operand(),
+        Op { index: 1, ..operand() },
+        fixed(0xffff_ffff_8123_4568),
+        fixed(0x7fff_0123_4568),
+        narrow,
+        Op { seg: 3, ..narrow },
+    ]
+}
+
+/// `[ebx + ecx + 8]` in 32-bit code.
+fn narrow() -> Op {
+    Op { index: 1, addr_mask: 0xffff_ffff, flags: OpFlags::LEGACY, ..operand() }
 }
 
 /// A check of the words from RBX on to 32 bytes further, and what `then` makes behind it.
@@ -130,19 +144,19 @@ fn what_was_checked_together_is_allowed_until_the_way_is_another() {
 #[test]
 fn what_a_check_allows_is_allowed() {
     for operand in operands() {
-        behind_a_check(&operand, Access::LOAD_WORD, load).unwrap();
-        behind_a_check(&operand, Access::STORE_WORD, store).unwrap();
-        behind_a_check(&operand, Access::STORE_WORD, load).unwrap();
+        behind_a_check(&operand, Access::load(8), load).unwrap();
+        behind_a_check(&operand, Access::store(8), store).unwrap();
+        behind_a_check(&operand, Access::store(8), load).unwrap();
     }
 }
 
 #[test]
 fn what_it_does_not_is_found() {
-    let byte = Access { len: 1, ..Access::LOAD_WORD };
+    let byte = Access::load(1);
     for operand in operands() {
-        let refused = behind_a_check(&operand, Access::LOAD_WORD, store);
+        let refused = behind_a_check(&operand, Access::load(8), store);
         assert!(refused.is_err(), "a store after a load's");
-        let moved = behind_a_check(&operand, Access::LOAD_WORD, |code, place| {
+        let moved = behind_a_check(&operand, Access::load(8), |code, place| {
             // inc r13
             code.bytes(&[0x49, 0xff, 0xc5]);
             load(code, place)
@@ -151,7 +165,7 @@ fn what_it_does_not_is_found() {
     }
     for operand in &operands()[..2] {
         assert!(behind_a_check(operand, byte, load).is_err(), "more than was checked");
-        let beside = behind_a_check(operand, Access::LOAD_WORD, |code, place| {
+        let beside = behind_a_check(operand, Access::load(8), |code, place| {
             let mut load =
                 Instruction::with2(iced_x86::Code::Mov_r64_rm64, VALUE, place.operand()).unwrap();
             load.set_memory_displacement64(load.memory_displacement64() + 8);
@@ -161,7 +175,7 @@ fn what_it_does_not_is_found() {
         assert!(beside.is_err(), "beside it");
     }
     let page = Op { disp: 0x4ff8, base: GPR_ZERO, ..operand() };
-    let beside = behind_a_check(&page, Access::LOAD_WORD, |code, place| {
+    let beside = behind_a_check(&page, Access::load(8), |code, place| {
         let mut load =
             Instruction::with2(iced_x86::Code::Mov_r64_rm64, VALUE, place.operand()).unwrap();
         load.set_memory_displacement64(0x4ff9);
@@ -174,7 +188,7 @@ fn what_it_does_not_is_found() {
     let into = judged(|code| {
         let (middle, slow) = (code.label(), code.label());
         code.jump(middle);
-        let place = code.check(&operand(), Access::LOAD_WORD, slow).unwrap();
+        let place = code.check(&operand(), Access::load(8), slow).unwrap();
         code.bind(middle);
         load(code, place).unwrap();
         code.bind(slow);
@@ -184,14 +198,14 @@ fn what_it_does_not_is_found() {
 
 #[test]
 fn a_check_of_another_address_is_none() {
-    let changed = behind_a_check(&operand(), Access::LOAD_WORD, |code, place| {
+    let changed = behind_a_check(&operand(), Access::load(8), |code, place| {
         // inc rbx
         code.bytes(&[0x48, 0xff, 0xc3]);
         load(code, place)
     });
     assert!(changed.is_err());
     let with_index = Op { index: 1, ..operand() };
-    let changed = behind_a_check(&with_index, Access::LOAD_WORD, |code, place| {
+    let changed = behind_a_check(&with_index, Access::load(8), |code, place| {
         // The last two instructions of a check once more, after rbx has changed.
         code.bytes(&[0x48, 0xff, 0xc3]);
         code.linear(ADDRESS, &with_index, 0)?;
@@ -199,7 +213,7 @@ fn a_check_of_another_address_is_none() {
         load(code, place)
     });
     assert!(changed.is_err());
-    let other_table = behind_a_check(&with_index, Access::LOAD_WORD, |code, place| {
+    let other_table = behind_a_check(&with_index, Access::load(8), |code, place| {
         // add r13, [rax + the addend for stores]
         code.linear(ADDRESS, &with_index, 0)?;
         code.bytes(&[0x4c, 0x03, 0xa8]);
@@ -207,6 +221,42 @@ fn a_check_of_another_address_is_none() {
         load(code, place)
     });
     assert!(other_table.is_err());
+}
+
+#[test]
+fn an_address_that_wraps_is_not_one_that_does_not() {
+    let wide = Op { addr_mask: u64::MAX, flags: OpFlags::LONG, ..narrow() };
+    for (checked, made) in
+        [(narrow(), wide), (wide, narrow()), (Op { seg: 3, ..narrow() }, narrow())]
+    {
+        let other = behind_a_check(&checked, Access::load(8), |code, place| {
+            // The last two instructions of a check once more, for another address.
+            code.linear(ADDRESS, &made, 0)?;
+            code.bytes(&[0x4c, 0x03, 0x68, 8]);
+            load(code, place)
+        });
+        assert!(other.is_err(), "{made:?}");
+    }
+    let origin = Origin { narrow: true, ..Origin::register(3) };
+    let (_, thunks) = thunks::make(BASE).unwrap();
+    let group = |moved, at| {
+        judged(|code| {
+            let slow = code.label();
+            let group = Group::of(origin, 3, 8, 31, false).seen_from(moved);
+            code.check_group(&group, slow).unwrap();
+            load(code, Place::at(at)).unwrap();
+            code.bind(slow);
+            code.jump_to(thunks.leave_at);
+        })
+    };
+    for moved in [0, 100, -100] {
+        for at in [8, 24] {
+            group(moved, at).unwrap();
+        }
+        for at in [7, 25] {
+            group(moved, at).unwrap_err();
+        }
+    }
 }
 
 #[test]
@@ -270,7 +320,7 @@ fn what_was_shown_of_one_view_is_not_of_another() {
         code.load(VALUE, fields::TLB_OVER);
         code.store(fields::TLB, VALUE);
     };
-    behind_a_check(&operand(), Access::LOAD_WORD, |code, place| {
+    behind_a_check(&operand(), Access::load(8), |code, place| {
         change(code);
         load(code, place)
     })
