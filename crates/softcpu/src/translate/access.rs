@@ -131,17 +131,45 @@ impl Assembler {
     /// # Errors
     /// As [`Assembler::effective`].
     pub(super) fn check_group(&mut self, group: &Group, slow: Label) -> Result<(), NotCopied> {
-        let table = if group.stores { TLB_STORES } else { 0 };
+        self.aligned(group, slow)?;
+        self.find_group(group, slow)?;
+        self.point(group)
+    }
+
+    /// Goes to `slow` if what must be aligned of `group` is not. Uses [`VALUE`].
+    ///
+    /// # Errors
+    /// As [`Assembler::effective`].
+    pub(super) fn aligned(&mut self, group: &Group, slow: Label) -> Result<(), NotCopied> {
         if let Some((at, mask)) = group.aligned {
             self.sum(VALUE, group.origin, at)?;
             self.misaligned(mask, slow);
         }
+        Ok(())
+    }
+
+    /// Leaves in [`ADDRESS`] what makes host addresses of all addresses in `group`, or goes to
+    /// `slow`. Uses [`VALUE`].
+    ///
+    /// # Errors
+    /// As [`Assembler::effective`].
+    pub(super) fn find_group(&mut self, group: &Group, slow: Label) -> Result<(), NotCopied> {
+        let table = if group.stores { TLB_STORES } else { 0 };
         self.sum(VALUE, group.origin, group.first)?;
         self.entry_of_value();
         self.sum(ADDRESS, group.origin, group.last)?;
         self.page_of_address();
         self.compare_tag(table, slow);
         self.with_entry(MOV, table.wrapping_add(TLB_ADDEND));
+        Ok(())
+    }
+
+    /// The host address of the zero of `group` in [`ADDRESS`], from what makes one of any
+    /// address in it; kept for those that share it. May use [`VALUE`].
+    ///
+    /// # Errors
+    /// As [`Assembler::effective`].
+    pub(super) fn point(&mut self, group: &Group) -> Result<(), NotCopied> {
         match self.homes.of(group.origin.base & 15) {
             Home::Host(base) if group.origin == Origin::register(group.origin.base) => {
                 self.lea(ADDRESS, ADDRESS, base, 1, group.zero)?;
@@ -153,7 +181,9 @@ impl Assembler {
                 self.lea(ADDRESS, ADDRESS, VALUE, 1, group.zero.wrapping_sub(from))?;
             }
         }
-        self.store(fields::shared(group.place), ADDRESS);
+        if group.is_shared() {
+            self.store(fields::shared(group.place), ADDRESS);
+        }
         Ok(())
     }
 

@@ -190,6 +190,11 @@ impl Assembler {
         self.bytes4(field.0);
     }
 
+    /// `sub register, field`
+    pub(super) fn subtract(&mut self, register: R, field: Field) {
+        self.with_field(0x2b, register, field);
+    }
+
     /// `or register, field`
     pub(super) fn or(&mut self, register: R, field: Field) {
         self.with_field(0x0b, register, field);

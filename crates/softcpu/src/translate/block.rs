@@ -24,6 +24,7 @@ use super::sharing::Share;
 use super::stack::{RBP, RSP, StackUse};
 use super::thunks::Thunks;
 use super::trace::{Step, Then, Trace};
+use crate::addr::PAGE_OFFSET;
 use crate::decode::op::Op;
 use crate::state::GPR_ZERO;
 
@@ -43,6 +44,24 @@ pub(super) struct Manner {
     pub(super) shares: bool,
     /// It is known to be hot: it need not find out.
     pub(super) hot: bool,
+    /// Accesses from where these make theirs are to be checked each for itself.
+    pub(super) apart: Apartness,
+}
+
+/// Accesses of a page of code, by where in it the next instruction is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Apartness([Option<u16>; 4]);
+
+impl Apartness {
+    /// Notes the access before `next`, if there is room.
+    pub(super) fn note(&mut self, next: u64) -> bool {
+        let free = self.0.iter_mut().find(|at| at.is_none());
+        free.map(|free| *free = Some((next & PAGE_OFFSET) as u16)).is_some()
+    }
+
+    pub(super) fn has(&self, next: u64) -> bool {
+        self.0.contains(&Some((next & PAGE_OFFSET) as u16))
+    }
 }
 
 /// What came of a trace.
@@ -309,6 +328,7 @@ impl Block<'_> {
     /// Finds out which accesses share checks: those that follow others cannot fault.
     fn share(&mut self, trace: &Trace) {
         self.shares = self.shares_of(trace);
+        self.forget_streams();
         for ((effects, share), step) in self.effects.iter_mut().zip(&self.shares).zip(&trace.steps)
         {
             if matches!(share, Share::Follows { .. }) && step.then == Then::Next {
@@ -316,6 +336,15 @@ impl Block<'_> {
                     && step.plan.as_ref().is_none_or(|plan| FlagUse::of(plan).reads);
             }
         }
+    }
+
+    /// The streams there are.
+    pub(super) fn streams(&self) -> Vec<u8> {
+        let streams = self.shares.iter().filter_map(|share| match share {
+            Share::Leads { group, .. } => group.stream,
+            _ => None,
+        });
+        streams.collect()
     }
 
     pub(super) fn share_of(&self, step: usize) -> Share {
@@ -600,6 +629,10 @@ impl Block<'_> {
             self.code.bind(at);
             fix.write(&mut self.code)?;
             match what {
+                Cold::Fill { group, stream, again, slow } => {
+                    self.code.homes = homes;
+                    self.code.fill_stream(&group, stream, again, slow)?;
+                }
                 Cold::Exit { target, from, flags, producer } => {
                     (self.flags, self.producer, self.here) = (flags, producer, from);
                     self.code.homes = homes;

@@ -6,7 +6,7 @@
 use std::collections::{HashMap, HashSet};
 use std::io;
 
-use super::block::Manner;
+use super::block::{Apartness, Manner};
 use super::clone::{Code, Span, code_at};
 use super::config::{BadTranslation, Config};
 use super::mode::Mode;
@@ -68,13 +68,15 @@ pub(super) struct Wish {
     pub(super) separate: bool,
     /// It is hot: it is worth the best there is.
     pub(super) hot: bool,
+    /// These accesses are to share no checks.
+    apart: Apartness,
     /// The number of what it was before, if nothing has taken its place yet.
     former: Option<u32>,
 }
 
 impl Wish {
     fn manner(self) -> Manner {
-        Manner { shares: !self.separate, hot: self.hot }
+        Manner { shares: !self.separate, hot: self.hot, apart: self.apart }
     }
 }
 
@@ -479,7 +481,7 @@ impl Translator {
         splits.times = splits.times.saturating_add(1);
         if splits.times >= MANY_SPLITS {
             self.splits.remove(&rip);
-            self.remake(of, rip, |wish| wish.separate = true);
+            self.remake(of, rip, |wish| wish.separate |= !wish.apart.note(next));
         }
     }
 

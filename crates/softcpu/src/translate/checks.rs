@@ -31,10 +31,16 @@ impl Block<'_> {
         let kept = self.keep(op);
         if let Share::Leads { group, at, moves } = share {
             let (next, group_behind) = (op.next_rip(), group.seen_from(moves));
-            let lead = Cold::Lead { op: kept, group: group_behind, next, resume, to_host: false };
-            let slow = self.apart(lead);
-            self.code.check_group(&group, slow)?;
-            self.in_address = Some(group.place);
+            let slow = self.apart(if group.is_shared() {
+                Cold::Lead { op: kept, group: group_behind, next, resume, to_host: false }
+            } else {
+                Cold::Interpret { op: kept, resume, to_host: false }
+            });
+            match group.stream {
+                Some(stream) => self.check_stream(&group, stream, slow)?,
+                None => self.code.check_group(&group, slow)?,
+            }
+            self.in_address = group.is_shared().then_some(group.place);
             return Ok(Place::at(at));
         }
         self.in_address = None;

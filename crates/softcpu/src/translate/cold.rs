@@ -51,6 +51,9 @@ pub(super) enum Cold {
     /// Interprets an op that was to check what others access too, checks `group`, which is that
     /// as seen from behind the op, and goes on at `resume`, or else leaves for `next`.
     Lead { op: u64, group: Group, next: u64, resume: Label, to_host: bool },
+    /// Finds the page that `group` is in now, keeps it for `stream` and looks `again`, or goes
+    /// to `slow`.
+    Fill { group: Group, stream: u8, again: Label, slow: Label },
     /// Interprets the last op.
     Last { op: u64 },
     /// Leaves with RIP at `rip`.
@@ -133,8 +136,8 @@ impl Cold {
                 code.xor(VALUE, fields::JUMP_CONTEXT);
                 code.jump_to(thunks.leave_at);
             }
-            // The block writes it, which knows its edges.
-            Self::Exit { .. } => {}
+            // The block writes them, which knows its edges, and where registers stay.
+            Self::Exit { .. } | Self::Fill { .. } => {}
             Self::Link { number } => {
                 code.moving_constant(VALUE, number.into(), Kind::Link);
                 code.jump_to(thunks.leave_by_link);

@@ -2,6 +2,7 @@
 //! is loaded, the status flags between blocks.
 
 use super::sharing::PLACES;
+use super::streams::{STREAMS, Stream};
 use crate::state::control::{Cr0, Cr4};
 use crate::state::fpu::{MXCSR_MASKS, XCR0_AVX, XCR0_SSE};
 use crate::state::rflags::RFlags;
@@ -46,6 +47,8 @@ pub(crate) struct Context {
     pub(super) taped: u64,
     /// Host addresses that accesses which share a check are made from, within a trace.
     pub(super) shared: [u64; PLACES as usize],
+    /// The pages of a trace's streams.
+    pub(super) streams: [Stream; STREAMS as usize],
     /// How many turns loops that are not known to be hot may still take until the one that does
     /// then is taken to be.
     pub(super) heat: u64,
@@ -72,6 +75,7 @@ impl Context {
             allowed: 0,
             taped: 0,
             shared: [0; PLACES as usize],
+            streams: [Stream::default(); STREAMS as usize],
             heat: 1,
             rooms: [0; SEG_SLOTS],
         }

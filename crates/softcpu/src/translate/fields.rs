@@ -10,6 +10,7 @@ use std::mem::offset_of;
 
 use super::context::Context;
 use super::jumps::{self, Jump, JumpCache};
+use super::streams::{STREAMS, Stream};
 use crate::mmu::Mmu;
 use crate::mmu::tlb::{DataEntry, DataTables, DataTlb};
 use crate::state::fpu::image;
@@ -94,6 +95,26 @@ pub(super) const fn gpr(number: u8) -> Field {
 /// Where a host address is kept for accesses that share a check.
 pub(super) const fn shared(place: u8) -> Field {
     Field(SHARED.0 + (place as u32 & 15) * 8)
+}
+
+/// The address of the page that is kept for a stream.
+pub(super) const fn stream_page(stream: u8) -> Field {
+    in_stream(stream, offset_of!(Stream, page))
+}
+
+/// How far in it accesses of the stream may begin.
+pub(super) const fn stream_limit(stream: u8) -> Field {
+    in_stream(stream, offset_of!(Stream, limit))
+}
+
+/// What makes host addresses of addresses in it.
+pub(super) const fn stream_addend(stream: u8) -> Field {
+    in_stream(stream, offset_of!(Stream, addend))
+}
+
+const fn in_stream(stream: u8, at: usize) -> Field {
+    let streams = offset_of!(Vcpu, context) + offset_of!(Context, streams);
+    Field((streams + at + (stream as usize % STREAMS as usize) * size_of::<Stream>()) as u32)
 }
 
 /// Vector register `number`.

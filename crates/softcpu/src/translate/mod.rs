@@ -39,6 +39,7 @@ mod relocate;
 mod run;
 mod sharing;
 mod stack;
+mod streams;
 #[cfg(test)]
 mod tests;
 mod thunks;

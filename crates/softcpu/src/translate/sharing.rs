@@ -48,6 +48,12 @@ impl Origin {
         Self { base, index: GPR_ZERO, scale: 0, narrow: false }
     }
 
+    /// The registers it is made of, a bit each.
+    pub(super) fn registers(self) -> u16 {
+        let bit = |number: u8| if number == GPR_ZERO { 0 } else { 1 << (number & 15) };
+        bit(self.base) | bit(self.index)
+    }
+
     /// How it moves when guest register `number` changes; `None`: not by a constant.
     fn follows(self, number: u8, change: Change) -> Option<i64> {
         let distance = match change {
@@ -78,6 +84,8 @@ pub(super) struct Group {
     pub(super) aligned: Option<(i64, u8)>,
     /// What the distances of the others are from.
     pub(super) zero: i64,
+    /// Its page is kept from turn to turn, under this number.
+    pub(super) stream: Option<u8>,
     members: u32,
 }
 
@@ -85,7 +93,22 @@ impl Group {
     /// From `first` to `last` byte, from `origin`, kept at `place`.
     #[cfg(test)]
     pub(super) fn of(origin: Origin, place: u8, first: i64, last: i64, stores: bool) -> Self {
-        Self { origin, place, first, last, stores, aligned: None, zero: 0, members: 2 }
+        Self {
+            origin,
+            place,
+            first,
+            last,
+            stores,
+            aligned: None,
+            zero: 0,
+            stream: None,
+            members: 2,
+        }
+    }
+
+    /// Whether there is more than one access in it.
+    pub(super) fn is_shared(&self) -> bool {
+        self.members > 1
     }
 
     /// The same, for when the origin has moved by `distance`.
@@ -169,6 +192,7 @@ impl Block<'_> {
     pub(super) fn shares_of(&self, trace: &Trace) -> Vec<Share> {
         let mut groups: Vec<Group> = Vec::new();
         let mut open: Vec<Open> = Vec::new();
+        let mut apart: Vec<Origin> = Vec::new();
         // The group of each step, the distance, and how the origin moves with the step.
         let mut joined: Vec<Option<(usize, i64, i64)>> = Vec::with_capacity(trace.steps.len());
         for (n, (step, op)) in trace.steps.iter().zip(&trace.ops).enumerate() {
@@ -176,7 +200,18 @@ impl Block<'_> {
                 open.clear();
             }
             let access = simple(step, op, trace.mode);
-            let joins = access.map(|access| join(&mut groups, &mut open, &access));
+            if let Some(access) = &access
+                && self.manner.apart.has(op.next_rip())
+            {
+                apart.push(access.origin);
+            }
+            let joins = access.map(|access| {
+                let joins = join(&mut groups, &mut open, &access);
+                if apart.contains(&access.origin) {
+                    open.retain(|open| open.group != joins.0);
+                }
+                joins
+            });
             let writes = self.writes_of(n);
             let mut moves = 0;
             for number in (0..16_u8).filter(|number| writes & 1 << number != 0) {
@@ -193,10 +228,10 @@ impl Block<'_> {
             joined.push(joins.map(|(group, at)| (group, at, moves)));
         }
         let mut led = vec![false; groups.len()];
-        let share = |joined: Option<(usize, i64, i64)>| {
+        let mut share = |joined: Option<(usize, i64, i64)>| {
             let Some((number, at, moves)) = joined else { return Share::None };
             match (groups.get(number), led.get_mut(number)) {
-                (Some(group), Some(led)) if group.members > 1 => {
+                (Some(group), Some(led)) => {
                     if std::mem::replace(led, true) {
                         Share::Follows { place: group.place, at }
                     } else {
@@ -206,7 +241,17 @@ impl Block<'_> {
                 _ => Share::None,
             }
         };
-        joined.into_iter().map(share).collect()
+        let mut shares: Vec<Share> = joined.into_iter().map(&mut share).collect();
+        self.find_streams(trace, &mut shares);
+        for share in &mut shares {
+            if let Share::Leads { group, .. } = share
+                && !group.is_shared()
+                && group.stream.is_none()
+            {
+                *share = Share::None;
+            }
+        }
+        shares
     }
 }
 
@@ -237,6 +282,7 @@ fn join(groups: &mut Vec<Group>, open: &mut Vec<Open>, access: &Simple) -> (usiz
         stores,
         aligned: (align_mask != 0).then_some((displacement, align_mask)),
         zero: 0,
+        stream: None,
         members: 1,
     });
     (group, displacement)
@@ -284,6 +330,15 @@ impl Simple {
         let origin = Origin { base, index, scale: scale & 3, narrow };
         let simple = !fixed && operand.seg == SEG_FLAT;
         simple.then_some(Self { origin, displacement, len, stores, align_mask })
+    }
+}
+
+/// By how much `step` changes register `number`, which it may change: `None` if that is not
+/// always the same.
+pub(super) fn change_of(step: &Step, op: &Op, number: u8) -> Option<i64> {
+    match change(step, op, number) {
+        Change::By(distance) => Some(distance),
+        Change::Narrowly(_) | Change::Anyhow => None,
     }
 }
 

@@ -19,6 +19,7 @@ use iced_x86::{
 
 use self::known::{Known, Shown, Sum, Term};
 use self::pointers::{Pointers, Roads};
+use self::streams::Streams;
 use super::fields::{self, Field, TLB_ADDEND, TLB_STORES, TLB_TAG};
 use super::jumps::{ENTRIES, Jump};
 use super::registers::{ADDRESS, VALUE};
@@ -49,6 +50,7 @@ struct Look<'a> {
     slots: HashSet<u64>,
     /// What is kept, and where the two scratch registers' pointer is among it.
     pointers: Pointers,
+    streams: Streams,
 }
 
 /// Looks at `code`, which is executed at `base`.
@@ -92,6 +94,7 @@ fn look_at(
         range: base..base.saturating_add(len as u64),
         slots: HashSet::new(),
         pointers: Pointers::default(),
+        streams: Streams::of(instructions),
     };
     roads.begin();
     let mut falls_through = true;
@@ -99,6 +102,7 @@ fn look_at(
         if let Some(times) = targets.get(&it.ip()) {
             let here = falls_through.then(|| look.all_pointers());
             look.forget();
+            look.streams.road().map_err(|why| violation(why, it, base))?;
             look.take_over(roads.arrive(it.ip(), here));
             // Come to by one jump only, with an index into the jump cache.
             if !falls_through && *times == 1 && look.slots.contains(&it.ip()) {
@@ -118,13 +122,13 @@ fn look_at(
                 roads.leave(it.ip(), target, &look.all_pointers());
             }
         }
-        look.step(it, starts).map_err(|why| Violation {
-            why,
-            offset: it.ip().wrapping_sub(base),
-            instruction: it.to_string(),
-        })?;
+        look.step(it, starts).map_err(|why| violation(why, it, base))?;
     }
     Ok(roads.hold())
+}
+
+fn violation(why: &'static str, it: &Instruction, base: u64) -> Violation {
+    Violation { why, offset: it.ip().wrapping_sub(base), instruction: it.to_string() }
 }
 
 impl Look<'_> {
@@ -160,6 +164,11 @@ impl Look<'_> {
         }
         match it.flow_control() {
             FlowControl::Next => {}
+            FlowControl::ConditionalBranch => self.streams.unless(it)?,
+            _ => self.streams.road()?,
+        }
+        match it.flow_control() {
+            FlowControl::Next => {}
             FlowControl::ConditionalBranch | FlowControl::UnconditionalBranch => {
                 return self.branch(it, starts);
             }
@@ -175,7 +184,10 @@ impl Look<'_> {
         }
         self.memory(it)?;
         self.registers(it)?;
+        let (value, address) = (self.value.clone(), self.address.clone());
+        self.streams.follow(it, &value, &address)?;
         self.follow(it);
+        self.streams.done();
         Ok(())
     }
 
@@ -232,7 +244,9 @@ impl Look<'_> {
                 let end = displacement.saturating_add(size);
                 let here = displacement >= 0 && end <= size_of::<Vcpu>() as i64;
                 let changes = || privileged::may_change(it, displacement as u64, &self.value);
-                here && (reads || may_be_written(displacement, end) || self.keeps(it) || changes())
+                let fills = || self.streams.may_store(it, &self.value, &self.address);
+                let may = may_be_written(displacement, end) || self.keeps(it);
+                here && (reads || may || changes() || fills())
             }
             (R::GS, R::None, ADDRESS) => {
                 let tables = [fields::JUMP_KEYS, fields::JUMP_HOSTS];
@@ -304,6 +318,7 @@ impl Look<'_> {
     fn follow(&mut self, it: &Instruction) {
         if privileged::changes_view(it) && it.mnemonic() == M::Mov {
             self.forget();
+            self.streams.view_changed();
             self.pointers = Pointers::default();
             return;
         }
@@ -387,6 +402,9 @@ impl Look<'_> {
 
     /// What `it` makes of its first operand, a scratch register that held `before`.
     fn result(&self, it: &Instruction, before: Known) -> Known {
+        if let Some(known) = self.streams.result(it, &before) {
+            return known;
+        }
         let second = (it.op_count() > 1).then(|| it.op1_kind());
         let immediate = it.try_immediate(1).ok();
         let field = (second == Some(OpKind::Memory)
@@ -576,5 +594,6 @@ fn memory_size(size: usize) -> i64 {
 mod known;
 mod pointers;
 mod privileged;
+mod streams;
 #[cfg(test)]
 mod tests;

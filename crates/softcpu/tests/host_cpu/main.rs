@@ -107,7 +107,7 @@ fn rows_at_other_addresses_are_translated_as_they_are_interpreted() {
 
 #[test]
 fn rows_that_share_checks_are_translated_as_they_are_interpreted() {
-    let config = Config { turns: 2, ..Config::default() };
+    let config = Config { turns: 2, verify: true, ..Config::default() };
     let mut translator = guest::Guest::translating_as(0, config);
     let rows = compare_rows(300, &mut translator, sequences::compare_pointing);
     assert!(rows.split > 0, "{rows:?}");

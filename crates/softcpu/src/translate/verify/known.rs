@@ -59,6 +59,8 @@ pub(super) enum Known {
     /// The page of this address, and with the address space.
     Page(Sum),
     Tag(Sum),
+    /// How far this address lies behind the page of a stream.
+    InPage(u8, Sum),
     /// Where the TLB's tables are.
     Tables,
     /// Where those of another view are.

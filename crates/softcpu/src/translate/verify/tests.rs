@@ -141,6 +141,89 @@ fn what_was_checked_together_is_allowed_until_the_way_is_another() {
     .unwrap_err();
 }
 
+/// A stream of the word at RBX: emptied if so, filled by `fill` and used by `then`.
+fn with_a_stream(
+    stream: u8,
+    emptied: bool,
+    fill: impl FnOnce(&mut Assembler),
+    then: impl FnOnce(&mut Assembler) -> Result<(), NotCopied>,
+) -> Result<(), Violation> {
+    let (_, thunks) = thunks::make(BASE).unwrap();
+    judged(|code| {
+        if emptied {
+            limit(code, stream, 0);
+        }
+        let [again, away] = [code.label(), code.label()];
+        code.bind(again);
+        code.copy(VALUE, R::RBX);
+        code.subtract(VALUE, fields::stream_page(stream));
+        code.compare(VALUE, fields::stream_limit(stream));
+        code.jump_if(Condition::BELOW.negated(), away);
+        code.load(ADDRESS, fields::stream_addend(stream));
+        code.lea(ADDRESS, ADDRESS, R::RBX, 1, 0).unwrap();
+        then(code).unwrap();
+        code.jump_to(thunks.leave_at);
+        code.bind(away);
+        fill(code);
+        code.jump(again);
+    })
+}
+
+fn limit(code: &mut Assembler, stream: u8, limit: u32) {
+    code.bytes(&[0x65, 0x48, 0xc7, 0x04, 0x25]);
+    code.bytes(&fields::stream_limit(stream).0.to_le_bytes());
+    code.bytes(&limit.to_le_bytes());
+}
+
+/// Fills it as it ought to be, but for what is said.
+fn fill(code: &mut Assembler, stream: u8, stores: bool, page_of: R, farthest: u32) {
+    let (_, thunks) = thunks::make(BASE).unwrap();
+    let [slow, found] = [code.label(), code.label()];
+    code.find_group(&Group::of(Origin::register(3), 0, 0, 7, stores), slow).unwrap();
+    code.store(fields::stream_addend(stream), ADDRESS);
+    code.copy(VALUE, page_of);
+    code.bytes(&[0x48, 0x25, 0x00, 0xf0, 0xff, 0xff]);
+    code.store(fields::stream_page(stream), VALUE);
+    limit(code, stream, farthest);
+    code.jump(found);
+    code.bind(slow);
+    code.jump_to(thunks.leave_at);
+    code.bind(found);
+}
+
+#[test]
+fn a_stream_is_used_for_no_more_than_it_was_filled_for() {
+    const LOADS: u8 = 0;
+    const STORES: u8 = 15;
+    let rightly = |stream| move |code: &mut Assembler| fill(code, stream, true, R::RBX, 4089);
+    let at = Place::at;
+    with_a_stream(LOADS, true, rightly(LOADS), |code| load(code, at(0))).unwrap();
+    with_a_stream(STORES, true, rightly(STORES), |code| store(code, at(0))).unwrap();
+    // Stores where loads were looked up, bytes that were not, and what nobody has emptied.
+    with_a_stream(LOADS, true, rightly(LOADS), |code| store(code, at(0))).unwrap_err();
+    with_a_stream(LOADS, true, rightly(LOADS), |code| load(code, at(1))).unwrap_err();
+    with_a_stream(LOADS, false, rightly(LOADS), |code| load(code, at(0))).unwrap_err();
+    // Filled from a check of loads, with another page, too far, and in part.
+    let wrongly: [fn(&mut Assembler); 4] = [
+        |code| fill(code, STORES, false, R::RBX, 4089),
+        |code| fill(code, STORES, true, R::RCX, 4089),
+        |code| fill(code, STORES, true, R::RBX, 4090),
+        |code| code.store(fields::stream_addend(STORES), R::RBX),
+    ];
+    for fill in wrongly {
+        with_a_stream(STORES, true, fill, |code| load(code, at(0))).unwrap_err();
+    }
+    let in_part = |code: &mut Assembler| {
+        let slow = code.label();
+        code.find_group(&Group::of(Origin::register(3), 0, 0, 7, false), slow).unwrap();
+        code.store(fields::stream_addend(LOADS), ADDRESS);
+        code.bind(slow);
+    };
+    with_a_stream(LOADS, true, in_part, |code| load(code, at(0))).unwrap_err();
+    // Nobody fills it at all.
+    with_a_stream(LOADS, true, |_| {}, |code| load(code, at(0))).unwrap_err();
+}
+
 #[test]
 fn what_a_check_allows_is_allowed() {
     for operand in operands() {

@@ -1,0 +1,155 @@
+//! Streams: accesses of a loop that step through memory.
+//!
+//! A loop that walks an array stays in one page for many turns. So in hot loops an access, or
+//! a group of them, whose registers only move by constants compares its address with the page
+//! of its last turn, which the vCPU keeps ([`Stream`]): five instructions instead of ten, and
+//! the address of the data does not wait for a look into the TLB. Only where it leaves that
+//! page it looks there, and keeps the next one.
+//!
+//! What is kept holds until the trace is left, as what was checked together does; so it is
+//! forgotten at each beginning of the trace.
+
+use super::assembler::{Assembler, Condition, Label, NotCopied};
+use super::block::{Apart, Block};
+use super::cold::{Cold, Fix};
+use super::fields;
+use super::privileged;
+use super::registers::{ADDRESS, VALUE};
+use super::sharing::{Group, Share, change_of};
+use super::trace::Trace;
+use crate::addr::PAGE_SIZE;
+
+#[cfg(test)]
+mod tests;
+
+/// The page that accesses of one stream were in.
+#[derive(Clone, Copy, Debug, Default)]
+#[repr(C)]
+pub(super) struct Stream {
+    /// Its address.
+    pub(super) page: u64,
+    /// How far in it they may begin: nowhere, if nothing is kept.
+    pub(super) limit: u64,
+    /// What makes host addresses of addresses there.
+    pub(super) addend: u64,
+}
+
+/// How many there can be in a trace: the first of them load, the others may store.
+pub(super) const STREAMS: u8 = 16;
+/// Those that load.
+pub(super) const LOADING: u8 = 12;
+
+impl Block<'_> {
+    /// Makes streams of the groups of `trace` that are worth it.
+    pub(super) fn find_streams(&self, trace: &Trace, shares: &mut [Share]) {
+        let changes_view =
+            trace.steps.iter().any(|step| privileged::touches(&step.instruction).is_some());
+        if !self.manner.hot || changes_view {
+            return;
+        }
+        let loops: Vec<_> = trace.loops().collect();
+        let (mut loads, mut stores) = (0..LOADING, LOADING..STREAMS);
+        for (n, share) in shares.iter_mut().enumerate() {
+            let Share::Leads { group, .. } = share else { continue };
+            if group.origin.narrow {
+                continue;
+            }
+            let inner = loops
+                .iter()
+                .filter(|steps| steps.contains(&n))
+                .min_by_key(|steps| steps.end().saturating_sub(*steps.start()));
+            let steps = |m: usize| self.writes_of(m) & group.origin.registers() != 0;
+            let walks = |m: usize| {
+                let moved = (0..16).filter(|number| {
+                    self.writes_of(m) & group.origin.registers() & 1 << number != 0
+                });
+                let (step, op) = (trace.steps.get(m), trace.ops.get(m));
+                step.zip(op).is_some_and(|(step, op)| {
+                    moved.into_iter().all(|number| change_of(step, op, number).is_some())
+                })
+            };
+            if inner.is_some_and(|inner| inner.clone().filter(|m| steps(*m)).all(walks)) {
+                group.stream = if group.stores { stores.next() } else { loads.next() };
+            }
+        }
+    }
+
+    /// Forgets what was kept for the streams of this trace before.
+    pub(super) fn forget_streams(&mut self) {
+        for stream in self.streams() {
+            self.code.limit_stream(stream, 0);
+        }
+    }
+
+    /// Checks all that `group` may access, which is stream number `stream`, or goes to `slow`.
+    ///
+    /// # Errors
+    /// As [`Assembler::check_group`].
+    pub(super) fn check_stream(
+        &mut self,
+        group: &Group,
+        stream: u8,
+        slow: Label,
+    ) -> Result<(), NotCopied> {
+        let (again, at) = (self.code.label(), self.code.label());
+        let what = Cold::Fill { group: *group, stream, again, slow };
+        let fill = Apart { at, fix: Fix::None, homes: self.code.homes, what };
+        // The last of them is the instruction's own.
+        let last = self.cold.len().saturating_sub(1);
+        self.cold.insert(last, fill);
+        self.code.bind(again);
+        self.code.in_stream(group, stream, at, slow)?;
+        self.code.point(group)
+    }
+}
+
+impl Assembler {
+    /// Looks whether `group` lies in the page of `stream`, or goes to `fill`; what makes host
+    /// addresses of addresses there is in [`ADDRESS`] then. Uses [`VALUE`].
+    fn in_stream(
+        &mut self,
+        group: &Group,
+        stream: u8,
+        fill: Label,
+        slow: Label,
+    ) -> Result<(), NotCopied> {
+        self.aligned(group, slow)?;
+        self.sum(VALUE, group.origin, group.first)?;
+        self.subtract(VALUE, fields::stream_page(stream));
+        self.compare(VALUE, fields::stream_limit(stream));
+        self.jump_if(Condition::BELOW.negated(), fill);
+        self.load(ADDRESS, fields::stream_addend(stream));
+        Ok(())
+    }
+
+    /// Finds the page that `group` lies in, or goes to `slow`, keeps it for `stream` and goes
+    /// back to look `again`. Uses [`VALUE`] and [`ADDRESS`].
+    ///
+    /// # Errors
+    /// As [`Assembler::check_group`].
+    pub(super) fn fill_stream(
+        &mut self,
+        group: &Group,
+        stream: u8,
+        again: Label,
+        slow: Label,
+    ) -> Result<(), NotCopied> {
+        self.find_group(group, slow)?;
+        self.store(fields::stream_addend(stream), ADDRESS);
+        self.sum(VALUE, group.origin, group.first)?;
+        // and rax, -4096
+        self.bytes(&[0x48, 0x25, 0x00, 0xf0, 0xff, 0xff]);
+        self.store(fields::stream_page(stream), VALUE);
+        let len = group.last.wrapping_sub(group.first) as u64;
+        self.limit_stream(stream, PAGE_SIZE.saturating_sub(len) as u32);
+        self.jump(again);
+        Ok(())
+    }
+
+    /// `mov qword [limit], limit`
+    fn limit_stream(&mut self, stream: u8, limit: u32) {
+        self.bytes(&[0x65, 0x48, 0xc7, 0x04, 0x25]);
+        self.bytes(&fields::stream_limit(stream).0.to_le_bytes());
+        self.bytes(&limit.to_le_bytes());
+    }
+}
