@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::str::FromStr;
 
 use clap::{Args, Command};
-use softcpu::translate::Config;
+use softcpu::translate::{Config, Invalidate};
 
 use crate::{Error, size};
 
@@ -48,6 +48,9 @@ pub(crate) struct EngineOptions {
     /// Look at every translation before it may run
     #[arg(long, hide = true)]
     pub(crate) verify_translations: bool,
+    /// Take code for changed at random, every N entries or so
+    #[arg(long, value_name = "N[,SEED]", hide = true, value_parser = parse_invalidate)]
+    pub(crate) invalidate: Option<Invalidate>,
 }
 
 /// What is traced, and where to.
@@ -85,7 +88,17 @@ impl EngineOptions {
                     size::display(self.code_cache)
                 ))
             })?;
-        Ok(Config { code_cache, verify: self.verify_translations, ..Config::default() })
+        let (verify, invalidate) = (self.verify_translations, self.invalidate);
+        Ok(Config { code_cache, verify, invalidate, ..Config::default() })
+    }
+}
+
+/// A number from 1, and behind a comma a seed, which is 0 without.
+fn parse_invalidate(text: &str) -> Result<Invalidate, String> {
+    let (every, seed) = text.split_once(',').unwrap_or((text, "0"));
+    match (every.parse(), seed.parse()) {
+        (Ok(every), Ok(seed)) => Ok(Invalidate { every, seed }),
+        _ => Err("give a number from 1, or two: 1000 or 1000,7".to_owned()),
     }
 }
 
@@ -103,6 +116,8 @@ pub(crate) fn print_help() {
 
 #[cfg(test)]
 mod tests {
+    use std::num::NonZeroU32;
+
     use super::*;
     use crate::cli::{Cli, Command};
     use crate::status::Status;
@@ -123,7 +138,7 @@ mod tests {
             assert!(line.chars().count() <= 80, "wider than 80 columns: {line}");
         }
         let names = ["stats", "trace", "perf-map", "jitdump", "symbols", "code-cache"];
-        for name in names.iter().chain(&["verify-translations"]) {
+        for name in names.iter().chain(&["verify-translations", "invalidate"]) {
             assert!(help.contains(&format!("--{name}")), "{name}:\n{help}");
         }
     }
@@ -142,6 +157,19 @@ mod tests {
             assert_eq!(error.status(), Status::BadInput);
         }
         assert!(options(&["--code-cache", "256K"]).translation().is_ok());
+    }
+
+    #[test]
+    fn code_is_taken_for_changed_by_a_number_and_a_seed() {
+        let invalidate = |text| options(&["--invalidate", text]).translation().unwrap().invalidate;
+        let wanted =
+            |every, seed| Some(Invalidate { every: NonZeroU32::new(every).unwrap(), seed });
+        assert_eq!(invalidate("1000"), wanted(1000, 0));
+        assert_eq!(invalidate("1,7"), wanted(1, 7));
+        for bad in ["0", "", ",", "1,", "-1", "1,2,3", "4294967296"] {
+            let words = ["lguest", "run", "--invalidate", bad];
+            assert!(Cli::try_parse_from(words).is_err(), "{bad}");
+        }
     }
 
     #[test]

@@ -9,6 +9,7 @@ use std::io;
 use super::block::Manner;
 use super::clone::{Code, Span, code_at};
 use super::config::{BadTranslation, Config};
+use super::invalidation::Schedule;
 use super::ops::Ops;
 use super::relocate::Relocation;
 use super::thunks::{self, Thunks};
@@ -129,6 +130,8 @@ pub(crate) struct Translator {
     pub(super) counters: Counters,
     /// Turns of loops until one is taken to be hot.
     turns: u64,
+    /// When code is to be taken for changed.
+    pub(super) invalidation: Option<Schedule>,
     /// Every block is looked at before it may run.
     verify: bool,
     /// The block that the last look was not content with.
@@ -220,6 +223,7 @@ impl Translator {
             refused: None,
             counters: Counters::default(),
             turns: config.turns.max(1),
+            invalidation: config.invalidate.map(Schedule::new),
             verify: config.verify,
             bad: None,
             #[cfg(test)]
@@ -500,6 +504,11 @@ impl Translator {
             self.retired.insert(self.memory.address(placed.offset as usize) as u64);
             number.and_then(|number| self.close(number));
         }
+    }
+
+    /// Whether `entry` went with all others when the code memory was full.
+    pub(super) fn was_emptied_since(&self, entry: Entry) -> bool {
+        entry.generation != self.generation
     }
 
     /// Whether `entry` can still be entered.

@@ -28,6 +28,7 @@ mod division;
 mod fields;
 mod flags;
 mod flags_word;
+mod invalidation;
 pub(crate) mod jumps;
 mod lending;
 mod machine_state;
@@ -46,5 +47,5 @@ mod verify;
 
 pub use cache::Counters;
 pub(crate) use cache::{Entry, Translator};
-pub use config::{BadTranslation, Config};
+pub use config::{BadTranslation, Config, Invalidate};
 pub(crate) use run::{THRESHOLD, Translation};

@@ -83,7 +83,16 @@ impl Vcpu {
         }
         let known = block.entry.get().filter(|known| translator.holds(*known));
         if let Some(entry) = known {
+            if self.invalidate_if_due() {
+                // What is entered then is the way out.
+                self.drop_stale();
+            }
             return Translation::Known(entry);
+        }
+        if block.entry.get().is_some_and(|lost| translator.was_emptied_since(lost)) {
+            // What comes back is what is hot now. All at once it might not even fit.
+            block.entry.set(None);
+            block.runs.set(0);
         }
         if block.is_hollow() {
             return Translation::None;
@@ -349,6 +358,7 @@ impl Vcpu {
         let (allowed, mappings) = (self.context.allowed, self.mmu.version());
         self.execute(op)?;
         self.sync_context();
+        self.invalidate_if_due();
         // The code of this block, the mapping it lies in or what it may use has changed.
         if self.code_hit || self.mmu.version() != mappings || allowed & !self.context.allowed != 0 {
             self.state.rip = op.next_rip();
@@ -371,6 +381,7 @@ impl Vcpu {
     /// Where translated code goes on at RIP, if it may without coming by the run loop.
     fn go_on(&mut self) -> Option<u64> {
         self.catch_up_with_ac();
+        self.invalidate_if_due();
         let translator = self.translator.as_ref()?;
         if self.brief
             || self.code_hit
