@@ -96,3 +96,18 @@ fn a_boot_in_little_code_memory_is_reported() {
     assert_eq!(names.lines().count() as f64, translated + 2.0);
     assert!(names.lines().skip(2).all(|line| line.contains(" guest:0x")));
 }
+
+/// A boot whose code is taken for changed all the time.
+#[test]
+#[ignore = "boots a kernel; run by cargo verify"]
+fn a_boot_whose_translations_become_stale_again_and_again_is_as_any_other() {
+    let run = Run::of("debian12-cloud", "test").append("lguest.cpus=2 lguest.mem=512");
+    let words = ["--cpus", "2", "--stats", "--invalidate", "1000,3", "--verify-translations"];
+    let finished = run.arguments(&words).finish();
+    finished.assert_status(0);
+    finished.assert_console("init: all checks passed");
+    finished.assert_quiet_log();
+    let all = |name| cells(&finished.messages, name)[2];
+    let (dropped, translated) = (all("dropped: code changed"), all("translated "));
+    assert!(dropped > 10_000.0 && dropped > translated / 3.0, "{}", finished.messages);
+}

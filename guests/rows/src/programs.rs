@@ -155,6 +155,12 @@ pub(crate) fn luajit(name: &str) {
     script(name, "luajit", "-v", ("loop.lua", text), "303 25000 46368");
 }
 
+/// Node's compilers and its garbage collector.
+pub(crate) fn node(name: &str) {
+    let text = include_str!("scripts/loop.js");
+    script(name, "node", "--version", ("loop.js", text), "25997 40000 46368 92");
+}
+
 /// Python's interpreter.
 pub(crate) fn python(name: &str) {
     let text = include_str!("scripts/loop.py");

@@ -85,7 +85,12 @@ pub(super) fn jobs(place: &Place, options: &Options) -> Result<()> {
     let done = watch(&mut guest, &mut tally, options.minutes, &interrupt);
     let done = match done {
         Ok(()) => guest.end(),
-        Err(_) if interrupt.came() => Err(anyhow!("interrupted")),
+        Err(_) if interrupt.came() => {
+            // Ctrl-C has reached it, too.
+            signal(&mut guest, Signal::TERM);
+            listen(&mut guest);
+            Err(anyhow!("interrupted"))
+        }
         Err(error) => Err(with_last_words(&mut guest, error, &place.path("jobs.log"))),
     };
     tally.print();
@@ -148,13 +153,8 @@ fn finished(line: &str) -> Option<(&str, u64)> {
 
 /// Has the guest's monitor say where it is, ends it and keeps all that was said in `log`.
 fn with_last_words(guest: &mut Running, error: anyhow::Error, log: &Path) -> anyhow::Error {
-    let pid = i32::try_from(guest.pid()).ok().and_then(Pid::from_raw);
-    if let (Some(pid), Ok(false)) = (pid, guest.has_ended()) {
-        // If it ends just now there is nothing to say.
-        let _ = kill_process(pid, Signal::USR1);
-    }
-    let end = Instant::now() + LAST_WORDS;
-    while guest.next_line(end).is_some() {}
+    signal(guest, Signal::USR1);
+    listen(guest);
     let kept = guest.kill().and_then(|()| {
         let said: String = guest.said("").flat_map(|line| [line, "\n"]).collect();
         fs::write(log, said).with_context(|| log.display().to_string())
@@ -164,6 +164,21 @@ fn with_last_words(guest: &mut Running, error: anyhow::Error, log: &Path) -> any
         Err(error) => format!("what was said is lost: {error:#}"),
     };
     anyhow!("{error:#}{}\n    {kept}", guest.quote())
+}
+
+/// Signals the guest's monitor, if it is still there.
+fn signal(guest: &mut Running, signal: Signal) {
+    let pid = i32::try_from(guest.pid()).ok().and_then(Pid::from_raw);
+    if let (Some(pid), Ok(false)) = (pid, guest.has_ended()) {
+        // If it ends just now that is as well.
+        let _ = kill_process(pid, signal);
+    }
+}
+
+/// Takes down what is still said.
+fn listen(guest: &mut Running) {
+    let end = Instant::now() + LAST_WORDS;
+    while guest.next_line(end).is_some() {}
 }
 
 /// Jobs that were done, by kind in the order of their first.

@@ -267,6 +267,30 @@ fn the_least_code_memory_is_emptied_and_filled_again() {
 }
 
 #[test]
+fn what_went_with_the_code_memory_becomes_hot_anew() {
+    // Each a block of its own, and a trace: call to the next.
+    let count = 0x2000;
+    let mut code = [0xe8, 0, 0, 0, 0].repeat(count);
+    code.push(0xf4);
+    let config = Config { code_cache: Config::SMALLEST, ..Config::default() };
+    let mut machine = TestMachine::long_mode().translating_as(3, config);
+    machine.put(START, &code);
+    let mut translated = 0;
+    let times = [1, 2, 3, 4, 5, 6].map(|_| {
+        machine.vcpu.state.gpr[4] = 0x20_0000;
+        assert_eq!(run(&mut machine), Exit::Halt);
+        let before = translated;
+        translated = machine.vcpu.translator_counters().unwrap().translated;
+        translated - before
+    });
+    assert!(machine.vcpu.translator_counters().unwrap().emptied >= 4);
+    // At the third run, and, but for what was placed last, at the third after that.
+    let all = count as u64;
+    assert_eq!(times[..5], [0, 0, times[2], 0, 0]);
+    assert!(times[2] >= all && times[5] > all / 2, "{times:?}");
+}
+
+#[test]
 fn a_translation_that_reaches_what_it_may_not_ends_the_vcpu() {
     let config = Config { verify: true, ..Config::default() };
     let mut machine = machine(DIVISIONS, config);
