@@ -11,6 +11,7 @@ use super::clone::{Code, Span, code_at};
 use super::config::{BadTranslation, Config};
 use super::invalidation::Schedule;
 use super::ops::Ops;
+use super::patience::Patience;
 use super::relocate::Relocation;
 use super::thunks::{self, Thunks};
 use super::trace::Trace;
@@ -18,6 +19,7 @@ use super::{block, verify};
 use crate::code_memory::CodeMemory;
 use crate::decode::cache::Tail;
 use crate::memory::ram::RamFrame;
+use crate::system::tsc::host_tsc;
 
 /// More than any block takes.
 const LARGEST: usize = 1 << 16;
@@ -130,6 +132,8 @@ pub(crate) struct Translator {
     pub(super) counters: Counters,
     /// Turns of loops until one is taken to be hot.
     turns: u64,
+    /// How hot code must be.
+    pub(super) patience: Patience,
     /// When code is to be taken for changed.
     pub(super) invalidation: Option<Schedule>,
     /// Every block is looked at before it may run.
@@ -223,6 +227,7 @@ impl Translator {
             refused: None,
             counters: Counters::default(),
             turns: config.turns.max(1),
+            patience: Patience::new(host_tsc()),
             invalidation: config.invalidate.map(Schedule::new),
             verify: config.verify,
             bad: None,

@@ -33,6 +33,7 @@ pub(crate) mod jumps;
 mod lending;
 mod machine_state;
 mod ops;
+mod patience;
 mod privileged;
 mod registers;
 mod relocate;

@@ -99,7 +99,7 @@ impl Vcpu {
         }
         let runs = block.runs.get().saturating_add(1);
         block.runs.set(runs);
-        if runs < self.threshold {
+        if runs < translator.patience.runs(self.threshold) {
             return Translation::None;
         }
         // What another vCPU may still change unseen is compared with memory at every run.
@@ -225,6 +225,7 @@ impl Vcpu {
         }
         let emptied = translator.make_room();
         if emptied {
+            translator.patience.filled(host_tsc(), self.meter.translating.0);
             self.mmu.jumps.clear();
         }
         let entry = translator.place(trace, head.frame, head.version, head.tail);
