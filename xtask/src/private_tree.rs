@@ -24,11 +24,6 @@ impl Program {
         if installed.starts(option) {
             return Ok(installed);
         }
-        Self::fetch(name, option, package)
-    }
-
-    /// The same, whatever the machine has under this name: Debian's own.
-    pub(crate) fn fetch(name: &'static str, option: &str, package: &str) -> Result<Self> {
         let directory = package.strip_suffix("-system-x86").unwrap_or(package);
         let root = paths::guests().join(directory);
         let private = Self { name, root: Some(root.clone()) };
@@ -56,16 +51,8 @@ impl Program {
 
     /// The program with what it needs to find its libraries.
     pub(crate) fn command(&self) -> Command {
-        let Some((home, libraries)) = self.places() else { return Command::new(self.name) };
-        let mut command = Command::new(home.join(self.name));
-        command.env("LD_LIBRARY_PATH", libraries);
-        command
-    }
-
-    /// Where the private copy's programs are, and its libraries as LD_LIBRARY_PATH has it,
-    /// each with a colon.
-    pub(crate) fn places(&self) -> Option<(PathBuf, OsString)> {
-        let root = self.root()?;
+        let Some(root) = &self.root else { return Command::new(self.name) };
+        let mut command = Command::new(root.join("usr/bin").join(self.name));
         let libraries = root.join("usr/lib/x86_64-linux-gnu");
         let mut path = OsString::new();
         let beside = ["", "pulseaudio"].map(|name| libraries.join(name));
@@ -73,6 +60,7 @@ impl Program {
             path.push(directory);
             path.push(":");
         }
-        Some((root.join("usr/bin"), path))
+        command.env("LD_LIBRARY_PATH", path);
+        command
     }
 }

@@ -43,8 +43,8 @@ const LAST_WORDS: Duration = Duration::from_secs(3);
 const FIO_MIB: u64 = 16;
 
 /// What the translator's report has that is shown: how much it was tried.
-const OF_INTEREST: [&str; 4] =
-    ["  translated", "moved elsewhere", "dropped: code changed", "times emptied"];
+const OF_INTEREST: [&str; 5] =
+    ["engine  ", "  translated", "moved elsewhere", "dropped: code changed", "times emptied"];
 
 /// The C project of the compile jobs, and what it is to print.
 const PROJECT: [(&str, &str); 10] = [

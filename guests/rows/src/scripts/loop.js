@@ -32,7 +32,7 @@ function queens(size, row = 0, placed = []) {
 }
 
 let said;
-for (let turn = 0; turn < 3; turn++) {
+for (let turn = 0; turn < 6; turn++) {
   said = [primes(300_000), words(20_000), fib(24), queens(8)];
 }
 console.log(...said);

@@ -1,7 +1,7 @@
 //! The four that are compared, and the command that has each of them measure rows.
 
 use std::ffi::OsString;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, Result};
@@ -46,8 +46,8 @@ pub(super) struct Place {
     pub(super) uml: Option<Uml>,
     /// A disk with Debian's programs.
     debian: Option<PathBuf>,
-    /// Programs for the host that machines seldom have, or not as Debian has them.
-    programs: Vec<Program>,
+    /// LuaJIT for the host, which machines seldom have.
+    luajit: Option<Program>,
     mem_mib: u64,
 }
 
@@ -61,7 +61,7 @@ impl Place {
             eprintln!("going on without Debian's programs: {obstacle}");
         }
         let debian = programs && obstacle.is_none();
-        let programs = if debian { host_programs() } else { Vec::new() };
+        let luajit = debian.then(|| Program::find("luajit", "-v", "luajit"));
         Ok(Self {
             rows: initramfs::rows()?,
             initrd: initramfs::with_rows(&kernel)?,
@@ -70,7 +70,7 @@ impl Place {
             qemu: Qemu::find()?,
             uml: without("User-mode Linux", Uml::find()),
             debian: debian.then(debian_image::for_programs).transpose()?,
-            programs,
+            luajit: luajit.and_then(|found| without("LuaJIT on the host", found)),
             mem_mib,
         })
     }
@@ -121,26 +121,18 @@ impl Place {
     /// have put before them.
     fn host(&self, rows: &[&str]) -> Command {
         let mut command = Command::new(&self.rows);
-        let (mut path, mut libraries) = (OsString::new(), OsString::new());
-        for (home, beside) in self.programs.iter().filter_map(Program::places) {
-            path.push(home);
-            path.push(":");
-            libraries.push(beside);
-        }
-        path.push("/usr/bin:/bin");
-        if !libraries.is_empty() {
-            command.env("LD_LIBRARY_PATH", libraries);
+        let mut path = OsString::from("/usr/bin:/bin");
+        if let Some(luajit) = &self.luajit {
+            let luajit = luajit.command();
+            if let Some(home) = Path::new(luajit.get_program()).parent() {
+                path.push(":");
+                path.push(home);
+            }
+            command.envs(luajit.get_envs().filter_map(|(name, value)| Some((name, value?))));
         }
         command.args(rows).env("PATH", path);
         command
     }
-}
-
-/// LuaJIT, and Debian's Node: many machines have a newer one, which would be another program.
-fn host_programs() -> Vec<Program> {
-    let luajit = without("LuaJIT on the host", Program::find("luajit", "-v", "luajit"));
-    let node = without("Node on the host", Program::fetch("node", "--version", "nodejs"));
-    luajit.into_iter().chain(node).collect()
 }
 
 /// Says in one line what will be missing and why.
