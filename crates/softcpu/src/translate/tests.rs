@@ -245,12 +245,8 @@ fn the_least_code_memory_is_emptied_and_filled_again() {
     let count = 0x8000;
     let mut code = [0xeb, 0x00].repeat(count);
     code.push(0xf4);
-    let config = Config {
-        code_cache: Config::SMALLEST,
-        verify: true,
-        turns: 5,
-        ..Config::default()
-    };
+    let config =
+        Config { code_cache: Config::SMALLEST, verify: true, turns: 5, ..Config::default() };
     let mut machine = machine(&code, config);
     let heard = Heard::default();
     machine.vcpu.set_tracer(Some(Box::new(heard.clone())));

@@ -116,12 +116,8 @@ fn rows_that_share_checks_are_translated_as_they_are_interpreted() {
 
 #[test]
 fn rows_in_code_memory_that_is_emptied_again_and_again_are_translated_as_they_are_interpreted() {
-    let config = Config {
-        code_cache: Config::SMALLEST,
-        verify: true,
-        turns: 5,
-        ..Config::default()
-    };
+    let config =
+        Config { code_cache: Config::SMALLEST, verify: true, turns: 5, ..Config::default() };
     let mut translator = guest::Guest::translating_as(0, config);
     let rows = compare_rows(50, &mut translator, sequences::compare);
     assert!(rows.emptied > 0, "{rows:?}");
