@@ -42,14 +42,15 @@ pub(crate) struct EngineOptions {
     /// For names: a vmlinux with symbols, or System.map
     #[arg(long, value_name = "FILE", hide = true)]
     pub(crate) symbols: Option<PathBuf>,
-    /// Translated code per vCPU, 256K to 1G
+    /// Code memory per vCPU, 256K to 1G
     #[arg(long, value_name = "SIZE", hide = true, default_value = "128M", value_parser = size::parse)]
     pub(crate) code_cache: u64,
     /// Look at every translation before it may run
     #[arg(long, hide = true)]
     pub(crate) verify_translations: bool,
-    /// Take code for changed at random, every N entries or so
-    #[arg(long, value_name = "N[,SEED]", hide = true, value_parser = parse_invalidate)]
+    /// Take code for changed at random, every N entries or so.
+    #[arg(long, value_name = "N", hide = true, value_parser = parse_invalidate)]
+    #[arg(help = "Take code for changed now and then: N[,SEED]")]
     pub(crate) invalidate: Option<Invalidate>,
 }
 
