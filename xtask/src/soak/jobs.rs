@@ -132,6 +132,7 @@ fn watch(
             continue;
         };
         heard = Instant::now();
+        tally.see(guest.pid());
         if let Some((kind, seconds)) = finished(&line) {
             tally.add(kind, seconds);
         } else if let Some((_, kind)) = line.split_once("init: begin ") {
@@ -181,27 +182,57 @@ fn listen(guest: &mut Running) {
     while guest.next_line(end).is_some() {}
 }
 
+/// Seconds that the threads of vCPUs have run, and have waited for a processor of the host's.
+fn ran_and_waited(pid: u32) -> Result<(f64, f64)> {
+    let (mut ran, mut waited) = (0.0, 0.0);
+    for task in fs::read_dir(format!("/proc/{pid}/task"))? {
+        let task = task?.path();
+        if fs::read_to_string(task.join("comm"))?.starts_with("vcpu") {
+            let times = fs::read_to_string(task.join("schedstat"))?;
+            let mut times = times.split(' ').filter_map(|word| word.parse::<f64>().ok());
+            ran += times.next().unwrap_or_default() / 1e9;
+            waited += times.next().unwrap_or_default() / 1e9;
+        }
+    }
+    Ok((ran, waited))
+}
+
 /// Jobs that were done, by kind in the order of their first.
 #[derive(Debug, Default)]
-struct Tally(Vec<(String, u32, u64)>);
+struct Tally {
+    kinds: Vec<(String, u32, u64)>,
+    /// Of the vCPUs' threads: see [`ran_and_waited`].
+    threads: (f64, f64),
+}
 
 impl Tally {
     fn add(&mut self, kind: &str, seconds: u64) {
-        match self.0.iter_mut().find(|known| known.0 == kind) {
+        match self.kinds.iter_mut().find(|known| known.0 == kind) {
             Some((_, count, sum)) => (*count, *sum) = (*count + 1, *sum + seconds),
-            None => self.0.push((kind.to_owned(), 1, seconds)),
+            None => self.kinds.push((kind.to_owned(), 1, seconds)),
         }
+    }
+
+    /// Takes down how the host has treated the vCPUs so far: one that has no time for them makes
+    /// their kernel complain of locked-up CPUs.
+    fn see(&mut self, pid: u32) {
+        // A guest that has just ended has nothing to add.
+        self.threads = ran_and_waited(pid).unwrap_or(self.threads);
     }
 
     fn all(&self) -> u32 {
-        self.0.iter().map(|(_, count, _)| count).sum()
+        self.kinds.iter().map(|(_, count, _)| count).sum()
     }
 
     fn print(&self) {
-        for (kind, count, seconds) in &self.0 {
+        for (kind, count, seconds) in &self.kinds {
             let mean = *seconds as f64 / f64::from(*count);
             println!("  {kind:<13} {count:>5} done, {mean:.1} s each");
         }
+        let (ran, waited) = self.threads;
+        println!(
+            "  vCPUs ran for {ran:.0} s and waited {waited:.0} s for a processor of the host's"
+        );
     }
 }
 
@@ -216,7 +247,7 @@ mod tests {
             let (kind, seconds) = finished(line).unwrap();
             tally.add(kind, seconds);
         }
-        assert_eq!(tally.0, [("fio".to_owned(), 2, 7), ("compile".to_owned(), 1, 10)]);
+        assert_eq!(tally.kinds, [("fio".to_owned(), 2, 7), ("compile".to_owned(), 1, 10)]);
         assert_eq!(tally.all(), 3);
         assert!(finished("init: done").is_none() && finished("init: FAIL fio").is_none());
     }
