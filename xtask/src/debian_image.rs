@@ -52,6 +52,8 @@ const PACKAGES: &[&str] = &[
     "udev",
 ];
 const FOR_TESTS: &[&str] = &["ethtool", "fio", "iperf3"];
+const FOR_PROGRAMS: &[&str] =
+    &["fio", "gcc", "libc6-dev", "luajit", "make", "nodejs", "python3", "stress-ng"];
 
 /// Run within the tree once all packages are configured.
 const SETUP: &str = include_str!("../../guests/debian/setup.sh");
@@ -99,9 +101,10 @@ pub(crate) fn for_tests() -> Result<PathBuf> {
     make(&options, &default_path(options.suite))
 }
 
-/// The image that `cargo xtask compare rows` takes programs from, made if it is not here yet.
+/// The image that `cargo xtask compare rows` and `cargo xtask soak jobs` take programs from,
+/// made if it is not here yet.
 pub(crate) fn for_programs() -> Result<PathBuf> {
-    let include = ["gcc", "libc6-dev", "luajit", "python3"].map(str::to_owned).to_vec();
+    let include = FOR_PROGRAMS.iter().map(|name| (*name).to_owned()).collect();
     let options = Options {
         out: None,
         size: 2 << 30,

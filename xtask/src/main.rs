@@ -12,6 +12,7 @@ mod debian_image;
 mod demo;
 mod guests;
 mod initramfs;
+mod interrupt;
 mod kvm_unit_tests;
 mod measure;
 mod mmdebstrap;
@@ -55,7 +56,7 @@ enum Command {
     DebianImage(debian_image::Options),
     /// Measure lguest against QEMU without KVM
     Compare(compare::Options),
-    /// Try the devices for a long time: data checks, crashes, transfers, hot resets
+    /// Try devices and CPU for a long time: data checks, crashes, transfers, hot resets, jobs
     Soak(soak::Options),
     /// Run the x86 tests of a built kvm-unit-tests tree
     KvmUnitTests(kvm_unit_tests::Options),

@@ -124,6 +124,11 @@ impl Running {
         }
     }
 
+    /// Whether it is no more. There may still be lines of it.
+    pub(crate) fn has_ended(&mut self) -> Result<bool> {
+        Ok(self.child.try_wait()?.is_some())
+    }
+
     /// Kills it, and takes note of what it had said until then.
     pub(crate) fn kill(&mut self) -> Result<()> {
         self.child.kill()?;

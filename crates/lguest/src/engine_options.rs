@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::str::FromStr;
 
 use clap::{Args, Command};
-use softcpu::translate::Config;
+use softcpu::translate::{Config, Invalidate};
 
 use crate::{Error, size};
 
@@ -42,12 +42,16 @@ pub(crate) struct EngineOptions {
     /// For names: a vmlinux with symbols, or System.map
     #[arg(long, value_name = "FILE", hide = true)]
     pub(crate) symbols: Option<PathBuf>,
-    /// Translated code per vCPU, 256K to 1G
+    /// Code memory per vCPU, 256K to 1G
     #[arg(long, value_name = "SIZE", hide = true, default_value = "128M", value_parser = size::parse)]
     pub(crate) code_cache: u64,
     /// Look at every translation before it may run
     #[arg(long, hide = true)]
     pub(crate) verify_translations: bool,
+    /// Take code for changed at random, every N entries or so.
+    #[arg(long, value_name = "N", hide = true, value_parser = parse_invalidate)]
+    #[arg(help = "Take code for changed now and then: N[,SEED]")]
+    pub(crate) invalidate: Option<Invalidate>,
 }
 
 /// What is traced, and where to.
@@ -85,7 +89,17 @@ impl EngineOptions {
                     size::display(self.code_cache)
                 ))
             })?;
-        Ok(Config { code_cache, verify: self.verify_translations, ..Config::default() })
+        let (verify, invalidate) = (self.verify_translations, self.invalidate);
+        Ok(Config { code_cache, verify, invalidate, ..Config::default() })
+    }
+}
+
+/// A number from 1, and behind a comma a seed, which is 0 without.
+fn parse_invalidate(text: &str) -> Result<Invalidate, String> {
+    let (every, seed) = text.split_once(',').unwrap_or((text, "0"));
+    match (every.parse(), seed.parse()) {
+        (Ok(every), Ok(seed)) => Ok(Invalidate { every, seed }),
+        _ => Err("give a number from 1, or two: 1000 or 1000,7".to_owned()),
     }
 }
 
@@ -103,6 +117,8 @@ pub(crate) fn print_help() {
 
 #[cfg(test)]
 mod tests {
+    use std::num::NonZeroU32;
+
     use super::*;
     use crate::cli::{Cli, Command};
     use crate::status::Status;
@@ -123,7 +139,7 @@ mod tests {
             assert!(line.chars().count() <= 80, "wider than 80 columns: {line}");
         }
         let names = ["stats", "trace", "perf-map", "jitdump", "symbols", "code-cache"];
-        for name in names.iter().chain(&["verify-translations"]) {
+        for name in names.iter().chain(&["verify-translations", "invalidate"]) {
             assert!(help.contains(&format!("--{name}")), "{name}:\n{help}");
         }
     }
@@ -142,6 +158,19 @@ mod tests {
             assert_eq!(error.status(), Status::BadInput);
         }
         assert!(options(&["--code-cache", "256K"]).translation().is_ok());
+    }
+
+    #[test]
+    fn code_is_taken_for_changed_by_a_number_and_a_seed() {
+        let invalidate = |text| options(&["--invalidate", text]).translation().unwrap().invalidate;
+        let wanted =
+            |every, seed| Some(Invalidate { every: NonZeroU32::new(every).unwrap(), seed });
+        assert_eq!(invalidate("1000"), wanted(1000, 0));
+        assert_eq!(invalidate("1,7"), wanted(1, 7));
+        for bad in ["0", "", ",", "1,", "-1", "1,2,3", "4294967296"] {
+            let words = ["lguest", "run", "--invalidate", bad];
+            assert!(Cli::try_parse_from(words).is_err(), "{bad}");
+        }
     }
 
     #[test]

@@ -93,6 +93,21 @@ fn a_boot_in_little_code_memory_is_reported() {
     let shares: f64 = times.map(all).sum();
     assert!((99.0..101.0).contains(&shares), "{shares} % in\n{report}");
     // Every translation has a name, and each of the two CPUs has thunks.
-    assert_eq!(names.lines().count() as f64, translated + 2.0);
+    assert_eq!(names.lines().count() as f64, translated + all("moved elsewhere") + 2.0);
     assert!(names.lines().skip(2).all(|line| line.contains(" guest:0x")));
+}
+
+/// A boot whose code is taken for changed all the time.
+#[test]
+#[ignore = "boots a kernel; run by cargo verify"]
+fn a_boot_whose_translations_become_stale_again_and_again_is_as_any_other() {
+    let run = Run::of("debian12-cloud", "test").append("lguest.cpus=2 lguest.mem=512");
+    let words = ["--cpus", "2", "--stats", "--invalidate", "1000,3", "--verify-translations"];
+    let finished = run.arguments(&words).finish();
+    finished.assert_status(0);
+    finished.assert_console("init: all checks passed");
+    finished.assert_quiet_log();
+    let all = |name| cells(&finished.messages, name)[2];
+    let (dropped, translated) = (all("dropped: code changed"), all("translated "));
+    assert!(dropped > 10_000.0 && dropped > translated / 3.0, "{}", finished.messages);
 }

@@ -68,7 +68,7 @@ pub trait StatsSink: Send {
 
 /// Ticks of the host's time-stamp counter.
 #[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct Ticks(u64);
+pub(crate) struct Ticks(pub(crate) u64);
 
 impl Ticks {
     /// Adds those since the counter showed `since`.

@@ -53,6 +53,7 @@ const OTHERS: &[Row] = &[
     ("two-loops", parallel::two_loops),
     ("gcc", programs::gcc),
     ("luajit", programs::luajit),
+    ("node", programs::node),
     ("python", programs::python),
 ];
 

@@ -131,7 +131,8 @@ fn sum() -> u32 {
 /// Runs a script by the system's `program` and expects `result` of it.
 fn script(name: &str, program: &str, version: &str, file: (&str, &str), result: &str) {
     let Some(version) = output(Command::new(program).arg(version)) else { return };
-    let number = version.split_whitespace().find(|word| word.starts_with(|c: char| c.is_numeric()));
+    let words = version.split_whitespace().map(|word| word.trim_start_matches('v'));
+    let number = words.clone().find(|word| word.starts_with(|c: char| c.is_numeric()));
     let number = number.or_else(|| version.split_whitespace().nth(1));
     chose(name, number.unwrap_or("unknown"));
     let scratch = Scratch::new();
@@ -153,6 +154,12 @@ pub(crate) fn luajit(name: &str) {
         "end\nprint(all(30))\n"
     );
     script(name, "luajit", "-v", ("loop.lua", text), "303 25000 46368");
+}
+
+/// Node's compilers and its garbage collector.
+pub(crate) fn node(name: &str) {
+    let text = include_str!("scripts/loop.js");
+    script(name, "node", "--version", ("loop.js", text), "25997 40000 46368 92");
 }
 
 /// Python's interpreter.

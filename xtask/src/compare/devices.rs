@@ -10,7 +10,7 @@ use crate::measure::{TICKS_PER_SECOND, processor_time, ticks};
 use crate::qemu::Qemu;
 use crate::running::Running;
 use crate::soak::{Place, disks, sink};
-use crate::{progress, soak};
+use crate::{debian_image, progress, soak};
 use anyhow::{Context, Result, bail};
 use clap::Args;
 use std::fs;
@@ -72,7 +72,7 @@ impl Drop for Passt {
 
 /// `cargo xtask compare devices`
 pub(super) fn compare(options: &Options) -> Result<()> {
-    let place = Place::prepare("compare")?;
+    let place = Place::prepare("compare", debian_image::for_tests)?;
     let qemu = Qemu::find()?;
     let iperf = soak::network::Iperf::find()?;
     let (port, echo) = (sink::free_port()?, sink::echo()?);

@@ -69,15 +69,25 @@ pub(crate) fn disk(path: &Path, format: Format, serial: &str) -> String {
     format!("{},format={},serial={serial}", path.display(), format.name())
 }
 
+/// fio's jobs for a script, of `mib` MiB for each part.
+pub(super) fn verify(mib: u64) -> String {
+    format!("size={mib}\n{}", include_str!("../../../guests/jobs/verify.sh"))
+}
+
+/// How large a disk they need.
+pub(super) fn disk_size(mib: u64) -> u64 {
+    (4 * mib) << 20
+}
+
 /// `soak fio`
 pub(super) fn fio(place: &Place, mib: u64) -> Result<()> {
-    let script = format!("size={mib}\n{}", include_str!("../../../guests/jobs/fio.sh"));
+    let script = format!("{}\n{}", verify(mib), include_str!("../../../guests/jobs/fio.sh"));
     let initrd = place.job("fio", &script)?;
     let mut command = place.run(&initrd, "");
     place.with_debian(&mut command);
     let paths = Format::ALL.map(|format| (format, place.path(&format!("fio.{}", format.name()))));
     for (format, path) in &paths {
-        format.create(path, (4 * mib) << 20)?;
+        format.create(path, disk_size(mib))?;
         command.args(["--disk", &disk(path, *format, format.name())]);
     }
     let mut guest = Running::start(command, "fio")?;

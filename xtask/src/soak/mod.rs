@@ -1,10 +1,12 @@
-//! `cargo xtask soak`: the devices at work for a long time, with data that is checked.
+//! `cargo xtask soak`: the devices and the CPU at work for a long time, with data that is
+//! checked.
 //!
 //! What the boot tests do once and small is done here often and large: minutes each, so
 //! nothing runs this by itself. Each ends in a line that says PASS or FAIL.
 
 mod crash;
 pub(crate) mod disks;
+mod jobs;
 pub(crate) mod network;
 mod rebind;
 pub(crate) mod sink;
@@ -18,7 +20,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Instant;
 
-/// Try the devices for a long time
+/// Try devices and CPU for a long time
 #[derive(Args, Debug)]
 pub(crate) struct Options {
     /// Which; all if none is named
@@ -38,6 +40,8 @@ pub(crate) struct Options {
     /// Length of each run of iperf3
     #[arg(long, value_name = "SECONDS", default_value = "10")]
     seconds: u32,
+    #[command(flatten)]
+    jobs: jobs::Options,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -52,15 +56,21 @@ enum Name {
     Iperf,
     /// Hot reset of the drivers under load.
     Rebind,
+    /// Compilers, stress-ng and fio.
+    Jobs,
 }
 
 /// `cargo xtask soak`
 pub(crate) fn soak(options: &Options) -> Result<()> {
-    let place = Place::prepare("soak")?;
     let names = if options.names.is_empty() { Name::value_variants() } else { &options.names };
     let mut failed = 0;
     for &name in names {
         let called = name.to_possible_value().map_or_else(String::new, |n| n.get_name().to_owned());
+        let image = match name {
+            Name::Jobs => debian_image::for_programs,
+            _ => debian_image::for_tests,
+        };
+        let place = Place::prepare("soak", image)?;
         let start = Instant::now();
         let done = match name {
             Name::Fio => disks::fio(&place, options.fio_mib),
@@ -68,6 +78,7 @@ pub(crate) fn soak(options: &Options) -> Result<()> {
             Name::Transfer => network::transfer(&place, options.mib),
             Name::Iperf => network::iperf(&place, options.seconds),
             Name::Rebind => rebind::rebind(&place, options.rounds.saturating_mul(2)),
+            Name::Jobs => jobs::jobs(&place, &options.jobs),
         };
         let took = start.elapsed().as_secs();
         match done {
@@ -95,14 +106,15 @@ pub(crate) struct Place {
 }
 
 impl Place {
-    /// Builds and fetches it. `name` is that of the directory under `target`.
-    pub(crate) fn prepare(name: &str) -> Result<Self> {
+    /// Builds and fetches it. `name` is that of the directory under `target`, `image` makes
+    /// the disk with Debian's programs.
+    pub(crate) fn prepare(name: &str, image: fn() -> Result<PathBuf>) -> Result<Self> {
         let directory = paths::target_directory()?.join(name);
         fs::create_dir_all(&directory).with_context(|| directory.display().to_string())?;
         Ok(Self {
             lguest: paths::release_lguest()?,
             kernel: kernel(Guest::Debian12Cloud)?,
-            debian: debian_image::for_tests()?,
+            debian: image()?,
             directory,
         })
     }

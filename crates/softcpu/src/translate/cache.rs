@@ -9,8 +9,10 @@ use std::io;
 use super::block::{Apartness, Manner};
 use super::clone::{Code, Span, code_at};
 use super::config::{BadTranslation, Config};
+use super::invalidation::Schedule;
 use super::mode::Mode;
 use super::ops::Ops;
+use super::patience::Patience;
 use super::relocate::Relocation;
 use super::thunks::{self, Thunks};
 use super::trace::Trace;
@@ -18,6 +20,7 @@ use super::{block, verify};
 use crate::code_memory::CodeMemory;
 use crate::decode::cache::Tail;
 use crate::memory::ram::RamFrame;
+use crate::system::tsc::host_tsc;
 
 /// More than any block takes.
 const LARGEST: usize = 1 << 16;
@@ -136,6 +139,10 @@ pub(crate) struct Translator {
     pub(super) counters: Counters,
     /// Turns of loops until one is taken to be hot.
     turns: u64,
+    /// How hot code must be.
+    pub(super) patience: Patience,
+    /// When code is to be taken for changed.
+    pub(super) invalidation: Option<Schedule>,
     /// Every block is looked at before it may run.
     verify: bool,
     /// The block that the last look was not content with.
@@ -227,6 +234,8 @@ impl Translator {
             refused: None,
             counters: Counters::default(),
             turns: config.turns.max(1),
+            patience: Patience::new(host_tsc()),
+            invalidation: config.invalidate.map(Schedule::new),
             verify: config.verify,
             bad: None,
             #[cfg(test)]
@@ -515,6 +524,11 @@ impl Translator {
             self.retired.insert(self.memory.address(placed.offset as usize) as u64);
             number.and_then(|number| self.close(number));
         }
+    }
+
+    /// Whether `entry` went with all others when the code memory was full.
+    pub(super) fn was_emptied_since(&self, entry: Entry) -> bool {
+        entry.generation != self.generation
     }
 
     /// Whether `entry` can still be entered, in `mode`.

@@ -1,6 +1,8 @@
 //! What the user decides about a translator, and what it may find out about itself.
 //! Comes with the vCPU's configuration.
 
+use std::num::NonZeroU32;
+
 use super::verify::Violation;
 
 /// How a vCPU's code is translated.
@@ -14,6 +16,18 @@ pub struct Config {
     /// One in so many turns of loops is a sample: a loop found then is likely hot, and gets a
     /// better translation. At least 1; best a prime, so that no loop around it has a turn as long.
     pub turns: u64,
+    /// Code is taken for changed now and then, though it has not: for tests.
+    pub invalidate: Option<Invalidate>,
+}
+
+/// How often code is taken for changed that has not.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Invalidate {
+    /// Once every so many times that translated code is entered or has an instruction
+    /// interpreted, on average.
+    pub every: NonZeroU32,
+    /// The same seed draws the same moments and pages.
+    pub seed: u64,
 }
 
 impl Config {
@@ -25,7 +39,7 @@ impl Config {
 
 impl Default for Config {
     fn default() -> Self {
-        Self { code_cache: 128 << 20, verify: false, turns: 32_749 }
+        Self { code_cache: 128 << 20, verify: false, turns: 32_749, invalidate: None }
     }
 }
 

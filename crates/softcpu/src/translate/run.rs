@@ -81,7 +81,16 @@ impl Vcpu {
         }
         let known = block.entry.get().filter(|known| translator.holds(*known, mode));
         if let Some(entry) = known {
+            if self.invalidate_if_due() {
+                // What is entered then is the way out.
+                self.drop_stale();
+            }
             return Translation::Known(entry);
+        }
+        if block.entry.get().is_some_and(|lost| translator.was_emptied_since(lost)) {
+            // What comes back is what is hot now. All at once it might not even fit.
+            block.entry.set(None);
+            block.runs.set(0);
         }
         if block.is_hollow() {
             return Translation::None;
@@ -90,7 +99,7 @@ impl Vcpu {
         block.runs.set(runs);
         // An instruction that wraps at 4 GiB has its second page where nobody would look for it.
         let wraps = block.tail.is_some_and(|tail| tail.page < block.linear);
-        if runs < self.threshold || wraps {
+        if runs < translator.patience.runs(self.threshold) || wraps {
             return Translation::None;
         }
         // What another vCPU may still change unseen is compared with memory at every run.
@@ -219,6 +228,7 @@ impl Vcpu {
         }
         let emptied = translator.make_room();
         if emptied {
+            translator.patience.filled(host_tsc(), self.meter.translating.0);
             self.mmu.jumps.clear();
         }
         let entry = translator.place(trace, head.frame, head.version, head.tail);
@@ -352,6 +362,7 @@ impl Vcpu {
         let (allowed, mappings) = (self.context.allowed, self.mmu.version());
         self.execute(op)?;
         self.sync_context();
+        self.invalidate_if_due();
         // The code of this block, the mapping it lies in or what it may use has changed.
         if self.code_hit || self.mmu.version() != mappings || allowed & !self.context.allowed != 0 {
             self.state.rip = op.next_rip();
@@ -376,6 +387,7 @@ impl Vcpu {
     /// Where translated code goes on at RIP, if it may without coming by the run loop.
     fn go_on(&mut self) -> Option<u64> {
         self.catch_up_with_ac();
+        self.invalidate_if_due();
         let translator = self.translator.as_ref()?;
         if self.brief
             || self.code_hit

@@ -1,10 +1,11 @@
 //! The translator as those see it who watch: what it tells, counts and refuses.
 
+use std::num::NonZeroU32;
 use std::sync::{Arc, Mutex};
 
 use iced_x86::{Code, Instruction, Register as R};
 
-use super::{Config, Counters};
+use super::{Config, Counters, Invalidate};
 use crate::stats::{Stats, StatsSink};
 use crate::testing::TestMachine;
 use crate::trace::{Event, Tracer};
@@ -110,6 +111,27 @@ fn code_that_changes_behind_the_jump_cache_is_looked_at_again() {
     assert_eq!(machine.vcpu.state.gpr[6], 5050);
     let counters = machine.vcpu.translator_counters().unwrap();
     assert!(counters.invalidated >= 99, "{counters:?}");
+}
+
+#[test]
+fn code_that_is_taken_for_changed_does_the_same() {
+    let run_with = |every: u32, seed| {
+        let every = NonZeroU32::new(every).unwrap();
+        let invalidate = Some(Invalidate { every, seed });
+        let mut machine =
+            machine(DIVISIONS, Config { verify: true, invalidate, ..Config::default() });
+        assert_eq!(run(&mut machine), Exit::Halt);
+        assert_eq!(machine.vcpu.state.rip, START + DIVISIONS.len() as u64);
+        assert_eq!(machine.vcpu.state.gpr[..2], [0x020e, 0]);
+        let counters = machine.vcpu.translator_counters().unwrap();
+        (counters.invalidated, counters.translated, counters.entered)
+    };
+    // Between all but the first of a thousand turns; it is never hot then.
+    assert!(run_with(1, 0).0 > 400, "{:?}", run_with(1, 0));
+    let (seldom, other) = (run_with(20, 0), run_with(20, 2));
+    assert!((20..200).contains(&seldom.0), "{seldom:?}");
+    assert_ne!(seldom, other, "by the seed");
+    assert_eq!(seldom, run_with(20, 0), "by nothing else");
 }
 
 /// Code that tells where it is.
@@ -223,7 +245,8 @@ fn the_least_code_memory_is_emptied_and_filled_again() {
     let count = 0x8000;
     let mut code = [0xeb, 0x00].repeat(count);
     code.push(0xf4);
-    let config = Config { code_cache: Config::SMALLEST, verify: true, turns: 5 };
+    let config =
+        Config { code_cache: Config::SMALLEST, verify: true, turns: 5, ..Config::default() };
     let mut machine = machine(&code, config);
     let heard = Heard::default();
     machine.vcpu.set_tracer(Some(Box::new(heard.clone())));
@@ -237,6 +260,29 @@ fn the_least_code_memory_is_emptied_and_filled_again() {
     let heard = heard.0.lock().unwrap();
     let emptied = heard.iter().filter(|line| *line == "emptied").count();
     assert_eq!(emptied as u64, counters.emptied);
+}
+
+#[test]
+fn what_went_with_the_code_memory_becomes_hot_anew() {
+    // Each a block of its own, and a trace: call to the next.
+    let count = 0x2000;
+    let mut code = [0xe8, 0, 0, 0, 0].repeat(count);
+    code.push(0xf4);
+    let config = Config { code_cache: Config::SMALLEST, ..Config::default() };
+    let mut machine = TestMachine::long_mode().translating_as(3, config);
+    machine.put(START, &code);
+    let mut translated = 0;
+    let times = [1, 2, 3, 4, 5].map(|_| {
+        machine.vcpu.state.gpr[4] = 0x20_0000;
+        assert_eq!(run(&mut machine), Exit::Halt);
+        let before = translated;
+        translated = machine.vcpu.translator_counters().unwrap().translated;
+        translated - before
+    });
+    // At the third run, as far as patience went, and not at once when that was lost.
+    assert!(machine.vcpu.translator_counters().unwrap().emptied >= 1);
+    assert_eq!(times, [0, 0, times[2], 0, 0]);
+    assert!(times[2] > 100, "{times:?}");
 }
 
 #[test]

@@ -18,12 +18,14 @@ mod segments;
 mod sequences;
 mod tally;
 
+use std::num::NonZeroU32;
+
 use iced_x86::Code;
 
 use compare::{Bench, Verdict};
 use layout::Mode;
 use random::Random;
-use softcpu::translate::{Config, Counters};
+use softcpu::translate::{Config, Counters, Invalidate};
 use tally::Tally;
 
 fn number(name: &str) -> Option<u64> {
@@ -115,7 +117,8 @@ fn rows_that_share_checks_are_translated_as_they_are_interpreted() {
 
 #[test]
 fn rows_in_code_memory_that_is_emptied_again_and_again_are_translated_as_they_are_interpreted() {
-    let config = Config { code_cache: Config::SMALLEST, verify: true, turns: 5 };
+    let config =
+        Config { code_cache: Config::SMALLEST, verify: true, turns: 5, ..Config::default() };
     let mut translator = guest::Guest::translating_as(0, config);
     let rows = compare_rows(50, &mut translator, sequences::compare);
     assert!(rows.emptied > 0, "{rows:?}");
@@ -135,6 +138,18 @@ fn rows_of_32_bit_code_are_translated_as_they_are_interpreted() {
     let mut translator = guest::Guest::translating_as(0, config);
     let rows = compare_rows_in(Mode::Flat32, 150, &mut translator, sequences::compare_pointing);
     assert!(rows.split > 0, "{rows:?}");
+}
+
+#[test]
+fn rows_whose_code_is_taken_for_changed_are_translated_as_they_are_interpreted() {
+    let invalidate = Invalidate { every: NonZeroU32::new(7).expect("not zero"), seed: 1 };
+    let config = Config { invalidate: Some(invalidate), ..Config::default() };
+    let mut translator = guest::Guest::translating_as(0, config);
+    let rows = compare_rows(50, &mut translator, sequences::compare_pointing);
+    assert!(rows.invalidated > rows.translated / 8, "{rows:?}");
+    let mut translator = guest::Guest::translating_as(3, config);
+    let rows = compare_rows(50, &mut translator, sequences::compare_branching);
+    assert!(rows.invalidated > rows.translated / 8, "{rows:?}");
 }
 
 /// Rows hold with nothing between the guest's blocks and the interpreter's, so no two runs can

@@ -64,7 +64,7 @@ const fn debian(name: &'static str) -> Row {
 }
 
 /// All of them, in the order of the table.
-pub(super) const ROWS: [Row; 25] = [
+pub(super) const ROWS: [Row; 26] = [
     row("getppid", Bar::Most(400.0)),
     row("fnv", COMPUTE),
     row("shell-sort", COMPUTE),
@@ -88,6 +88,7 @@ pub(super) const ROWS: [Row; 25] = [
     row("fork-exec", KERNEL),
     debian("gcc"),
     debian("luajit"),
+    debian("node"),
     debian("python"),
     Row { name: "two-loops", needs: Needs::TwoCpus, bar: Bar::Least(1.8) },
 ];

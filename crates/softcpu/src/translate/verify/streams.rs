@@ -162,9 +162,8 @@ impl Streams {
                     }
                 }
                 (Part::Limit, _) => {
-                    if self.filling.take().is_none() {
-                        self.emptied |= 1 << (stream & 31);
-                    }
+                    let filled = self.filling.take().is_some();
+                    self.emptied |= u32::from(!filled) << (stream & 31);
                 }
                 _ => {}
             }
