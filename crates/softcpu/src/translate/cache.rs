@@ -36,6 +36,8 @@ pub(crate) struct Entry {
     pub(super) mode: Mode,
     /// Where it is executed.
     pub(super) address: u64,
+    /// Its code goes on in the next page.
+    pub(super) crosses: bool,
 }
 
 /// A translated block.
@@ -409,7 +411,12 @@ impl Translator {
         if tail.is_none() {
             self.by_code.insert(code_at(frame, placed.rip, placed.mode), number);
         }
-        Some(Entry { generation: self.generation, mode: placed.mode, address })
+        Some(Entry {
+            generation: self.generation,
+            mode: placed.mode,
+            address,
+            crosses: tail.is_some(),
+        })
     }
 
     /// Writes the jump distance at `offset`, so that it goes to `to`.

@@ -87,7 +87,7 @@ impl Translator {
     pub(super) fn entry_at(&self, number: u32, rip: u64) -> Option<Entry> {
         let placed = self.blocks.get(number as usize).filter(|placed| placed.rip == rip)?;
         let address = self.memory.address(placed.offset as usize) as u64;
-        Some(Entry { generation: self.generation, mode: placed.mode, address })
+        Some(Entry { generation: self.generation, mode: placed.mode, address, crosses: false })
     }
 
     /// Makes a clone of the translation `number`, for its code at `rip`. `None` if it cannot

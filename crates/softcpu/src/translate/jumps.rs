@@ -144,9 +144,16 @@ impl JumpCache {
         }
     }
 
-    /// Translated code for `rip` in the current context is at `host`. `shared` says that
-    /// its page is global, or both if it may go on in another.
-    pub(crate) fn insert(&mut self, rip: u64, host: u64, user: bool, shared: bool) {
+    /// Translated code for `rip` in the current context is at `host`, and depends on the page
+    /// `second` too, if there is one. `shared` says that all of it is global.
+    pub(crate) fn insert(
+        &mut self,
+        rip: u64,
+        host: u64,
+        second: Option<u64>,
+        user: bool,
+        shared: bool,
+    ) {
         let jump = Jump { key: rip ^ self.context, host };
         if let Some(place) = self.jumps.get_mut(slot(rip)) {
             *place = jump;
@@ -156,7 +163,7 @@ impl JumpCache {
         }
         self.kernel_of_one_space |= !user && !shared;
         self.filled = true;
-        for page in [Some(rip), second_page(rip)].into_iter().flatten() {
+        for page in [Some(rip), second].into_iter().flatten() {
             let (word, bit) = filter(page);
             if let Some(word) = self.pages.get_mut(word) {
                 *word |= bit;
@@ -188,7 +195,7 @@ mod tests {
     fn entries_hold_in_their_context_only() {
         let mut cache = JumpCache::new();
         cache.enter_context(3, true, Mode::LONG);
-        cache.insert(0x1234, 7, true, false);
+        cache.insert(0x1234, 7, None, true, false);
         assert_eq!(cache.find(0x1234), Some(7));
         for (space, user, mode) in
             [(4, true, Mode::LONG), (3, false, Mode::LONG), (3, true, Mode::LEGACY)]
@@ -209,8 +216,8 @@ mod tests {
         cache.enter_context(3, true, Mode::LONG);
         let (a, b) = (0x1000, 0x1000 ^ 0x100_4010);
         assert_eq!(slot(a), slot(b));
-        cache.insert(a, 7, true, false);
-        cache.insert(b, 8, true, false);
+        cache.insert(a, 7, None, true, false);
+        cache.insert(b, 8, None, true, false);
         assert_eq!([a, b, a].map(|rip| cache.find(rip)), [Some(7), Some(8), Some(7)]);
         cache.clear();
         assert_eq!([a, b].map(|rip| cache.find(rip)), [None, None]);
@@ -220,11 +227,11 @@ mod tests {
     fn a_kernel_mapped_in_one_address_space_only_is_not_kept_for_others() {
         let mut cache = JumpCache::new();
         cache.enter_context(1, false, Mode::LONG);
-        cache.insert(0x5000, 7, false, true);
+        cache.insert(0x5000, 7, None, false, true);
         cache.space_changed();
         cache.enter_context(2, false, Mode::LONG);
         assert_eq!(cache.find(0x5000), Some(7), "a global page");
-        cache.insert(0x6000, 8, false, false);
+        cache.insert(0x6000, 8, None, false, false);
         cache.space_changed();
         assert_eq!(cache.find(0x6000), None);
     }

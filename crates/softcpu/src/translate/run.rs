@@ -248,11 +248,12 @@ impl Vcpu {
     pub(crate) fn run_translated(&mut self, entry: Entry) -> Result<(), Abort> {
         let rip = self.state.rip;
         let user = self.mmu.is_user();
+        let second = jumps::second_page(rip).filter(|_| entry.crosses);
         let shared = self.mmu.code.is_global(user, rip)
-            && jumps::second_page(rip).is_none_or(|page| self.mmu.code.is_global(user, page));
+            && second.is_none_or(|page| self.mmu.code.is_global(user, page));
         self.mmu.jumps.enter_context(self.mmu.data.space(View::User), user, entry.mode);
         if !self.alone {
-            self.mmu.jumps.insert(rip, entry.address, user, shared);
+            self.mmu.jumps.insert(rip, entry.address, second, user, shared);
         }
         self.flags_to_context();
         self.sync_context();
