@@ -84,3 +84,13 @@ fn main() -> ExitCode {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_one() {
+        super::Cli::command().debug_assert();
+    }
+}

@@ -17,7 +17,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 #[derive(Args, Debug)]
-pub(super) struct Options {
+pub(super) struct JobOptions {
     /// How long jobs are begun
     #[arg(long, value_name = "MINUTES", default_value = "30")]
     minutes: u32,
@@ -61,7 +61,7 @@ const PROJECT: [(&str, &str); 10] = [
 ];
 
 /// `soak jobs`
-pub(super) fn jobs(place: &Place, options: &Options) -> Result<()> {
+pub(super) fn jobs(place: &Place, options: &JobOptions) -> Result<()> {
     let initrd = place.job("jobs", &script(options.minutes))?;
     let scratch = place.path("jobs.raw");
     Format::Raw.create(&scratch, disks::disk_size(FIO_MIB))?;

@@ -41,7 +41,7 @@ pub(crate) struct Options {
     #[arg(long, value_name = "SECONDS", default_value = "10")]
     seconds: u32,
     #[command(flatten)]
-    jobs: jobs::Options,
+    jobs: jobs::JobOptions,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]

@@ -13,18 +13,19 @@ use super::assembler::{Assembler, Condition, Label, NotCopied};
 use super::cold::{Cold, Fix, keep_flags, load_flags, require};
 use super::copy::{self, FlagUse};
 use super::division::is_division;
+use super::effects::Effects;
 use super::fields;
 use super::flags::{Flags, Producer};
+use super::manner::Manner;
 use super::mode::Mode;
 use super::ops::Ops;
-use super::privileged::{self, Touches};
+use super::privileged;
 use super::registers::{Home, Homes, VALUE};
 use super::relocate::{Kind, Relocation};
 use super::sharing::Share;
-use super::stack::{RBP, RSP, StackUse};
+use super::stack::StackUse;
 use super::thunks::Thunks;
 use super::trace::{Step, Then, Trace};
-use crate::addr::PAGE_OFFSET;
 use crate::decode::op::Op;
 use crate::state::GPR_ZERO;
 
@@ -35,33 +36,6 @@ pub(super) struct Link {
     pub(super) at: usize,
     /// Where it goes.
     pub(super) target: u64,
-}
-
-/// How a trace is translated.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Manner {
-    /// Accesses may share checks.
-    pub(super) shares: bool,
-    /// It is known to be hot: it need not find out.
-    pub(super) hot: bool,
-    /// Accesses from where these make theirs are to be checked each for itself.
-    pub(super) apart: Apartness,
-}
-
-/// Accesses of a page of code, by where in it the next instruction is.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) struct Apartness([Option<u16>; 4]);
-
-impl Apartness {
-    /// Notes the access before `next`, if there is room.
-    pub(super) fn note(&mut self, next: u64) -> bool {
-        let free = self.0.iter_mut().find(|at| at.is_none());
-        free.map(|free| *free = Some((next & PAGE_OFFSET) as u16)).is_some()
-    }
-
-    pub(super) fn has(&self, next: u64) -> bool {
-        self.0.contains(&Some((next & PAGE_OFFSET) as u16))
-    }
 }
 
 /// What came of a trace.
@@ -120,7 +94,7 @@ pub(super) struct Block<'a> {
     pub(super) step: usize,
     pub(super) here: u64,
     /// What the steps do to flags and registers.
-    effects: Vec<Effects>,
+    pub(super) effects: Vec<Effects>,
     pub(super) heads: HashMap<u64, Head>,
     /// How the steps' accesses are checked.
     shares: Vec<Share>,
@@ -128,77 +102,6 @@ pub(super) struct Block<'a> {
     pub(super) in_address: Option<u8>,
     /// What the step's access was checked as, once it was.
     pub(super) checked: Option<Share>,
-}
-
-/// What translating a step may do to flags and registers.
-#[derive(Clone, Copy, Debug)]
-struct Effects {
-    /// It must find the flags as they are: it reads them, or may fault or leave.
-    wants: bool,
-    /// It makes all of them.
-    makes: bool,
-    /// Guest registers it changes, a bit each.
-    writes: u16,
-    /// The step it goes on with, if it is in the trace.
-    next: Option<usize>,
-}
-
-impl Effects {
-    const ANYTHING: Self = Self { wants: true, makes: false, writes: u16::MAX, next: None };
-
-    /// Those of all steps of `trace`.
-    fn of_all(trace: &Trace) -> Vec<Self> {
-        let next = |(n, step): (usize, &Step)| match (step.onwards, step.then) {
-            (_, Then::Last) => None,
-            (Some(onwards), _) => trace.step_at(onwards),
-            (None, _) => Some(n.saturating_add(1)),
-        };
-        let nexts = trace.steps.iter().enumerate().map(next);
-        trace.steps.iter().zip(nexts).map(|(step, next)| Self { next, ..Self::of(step) }).collect()
-    }
-
-    fn of(step: &Step) -> Self {
-        let bit = |register: R| 1_u16 << (register.full_register().number() & 15);
-        let stack = 1 << RSP;
-        let it = &step.instruction;
-        let leaves = Self { writes: stack, ..Self::ANYTHING };
-        match (step.then, it.code()) {
-            // One backwards looks for events, and may leave.
-            (Then::Followed, _) => {
-                Self { wants: it.near_branch_target() <= it.ip(), writes: 0, ..leaves }
-            }
-            (Then::Unless { .. }, _) => Self { writes: 0, ..Self::ANYTHING },
-            (Then::Last, _) => Self::ANYTHING,
-            (Then::Next, _) if let Some((what, _)) = StackUse::of(it) => Self {
-                writes: match what {
-                    StackUse::Pop => stack | bit(it.op0_register()),
-                    StackUse::Leave => stack | 1 << RBP,
-                    _ => stack,
-                },
-                ..leaves
-            },
-            (Then::Next, Code::Lea_r64_m | Code::Lea_r32_m) => {
-                Self { wants: false, writes: bit(it.op0_register()), ..leaves }
-            }
-            (Then::Next, Code::VEX_Vzeroupper) => Self { wants: false, writes: 0, ..leaves },
-            (Then::Next, _) if copy::is_nothing(it) => Self { wants: false, writes: 0, ..leaves },
-            (Then::Next, _) if let Some(Touches { flags, registers }) = privileged::touches(it) => {
-                Self { wants: flags, writes: registers, ..leaves }
-            }
-            (Then::Next, _) => match &step.plan {
-                None => Self::ANYTHING,
-                Some(plan) => {
-                    let flags = FlagUse::of(plan);
-                    Self {
-                        wants: flags.reads || plan.size != 0,
-                        makes: !flags.reads && !flags.leaves,
-                        writes: copy::written(plan),
-                        next: None,
-                    }
-                }
-            },
-        }
-    }
 }
 
 /// Translates `trace` for code memory at `base`. Links get numbers from `first_link`.
@@ -351,11 +254,6 @@ impl Block<'_> {
         self.shares.get(step).copied().unwrap_or(Share::None)
     }
 
-    /// The guest registers that step `n` may change, a bit each.
-    pub(super) fn writes_of(&self, n: usize) -> u16 {
-        self.effects.get(n).map_or(u16::MAX, |effects| effects.writes)
-    }
-
     /// Finds the places that the trace jumps back to.
     fn find_heads(&mut self, trace: &Trace) {
         let targets: Vec<u64> = trace.steps.iter().flat_map(Step::goes_to).collect();
@@ -383,32 +281,6 @@ impl Block<'_> {
         self.in_address = None;
         self.code.bind(head.label);
         Ok(())
-    }
-
-    /// Whether some step changes guest register `number`, or may.
-    pub(super) fn writes(&self, number: u8) -> bool {
-        self.effects.iter().any(|effects| effects.writes & 1 << (number & 15) != 0)
-    }
-
-    /// The step that step `n` goes on with, if it is in the trace.
-    fn step_behind(&self, n: usize) -> Option<usize> {
-        self.effects.get(n)?.next
-    }
-
-    /// Whether somebody may want the flags that step `n` finds.
-    fn wanted_from(&self, n: Option<usize>) -> bool {
-        let mut at = n;
-        for _ in &self.effects {
-            let Some(effects) = at.and_then(|n| self.effects.get(n)) else { return true };
-            if effects.wants {
-                return true;
-            }
-            if effects.makes {
-                return false;
-            }
-            at = effects.next;
-        }
-        true
     }
 
     fn next(&mut self, step: &Step, op: &Op) -> Result<(), NotCopied> {
@@ -467,26 +339,6 @@ impl Block<'_> {
         Ok(())
     }
 
-    /// Whether making the flags again when they are wanted is better than keeping them now:
-    /// their makings must last until they are wanted no more.
-    fn worth_deferring(&self) -> bool {
-        let Some(producer) = &self.producer else { return false };
-        let mut lost = false;
-        let mut at = Some(self.step);
-        for _ in &self.effects {
-            let Some(effects) = at.and_then(|n| self.effects.get(n)) else { break };
-            if lost && effects.wants {
-                return false;
-            }
-            if effects.makes {
-                return true;
-            }
-            lost |= effects.writes & producer.reads != 0;
-            at = effects.next;
-        }
-        !lost
-    }
-
     /// The step is about to change `registers` of the guest's, and leaves flags alone or has
     /// what it reads of them.
     pub(super) fn overwrite(&mut self, registers: u16) -> Result<(), NotCopied> {
@@ -516,11 +368,6 @@ impl Block<'_> {
     pub(super) fn unmade_flags(&mut self) {
         self.flags = Flags::Dead;
         self.producer = None;
-    }
-
-    /// Whether somebody may want the flags that the step leaves.
-    pub(super) fn wants_flags_later(&self) -> bool {
-        self.wanted_from(self.step_behind(self.step))
     }
 
     fn make_flags(&mut self) -> Result<(), NotCopied> {

@@ -6,10 +6,10 @@
 use std::collections::{HashMap, HashSet};
 use std::io;
 
-use super::block::{Apartness, Manner};
 use super::clone::{Code, Span, code_at};
 use super::config::{BadTranslation, Config};
 use super::invalidation::Schedule;
+use super::manner::{Apartness, Manner};
 use super::mode::Mode;
 use super::ops::Ops;
 use super::patience::Patience;

@@ -1,0 +1,139 @@
+//! What the steps of a trace do to flags and registers, and so whether anybody still wants what
+//! there is of them.
+
+use iced_x86::{Code, Register as R};
+
+use super::block::Block;
+use super::copy::{self, FlagUse};
+use super::privileged::{self, Touches};
+use super::stack::{RBP, RSP, StackUse};
+use super::trace::{Step, Then, Trace};
+
+/// What translating a step may do to flags and registers.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Effects {
+    /// It must find the flags as they are: it reads them, or may fault or leave.
+    pub(super) wants: bool,
+    /// It makes all of them.
+    makes: bool,
+    /// Guest registers it changes, a bit each.
+    writes: u16,
+    /// The step it goes on with, if it is in the trace.
+    next: Option<usize>,
+}
+
+impl Effects {
+    const ANYTHING: Self = Self { wants: true, makes: false, writes: u16::MAX, next: None };
+
+    /// Those of all steps of `trace`.
+    pub(super) fn of_all(trace: &Trace) -> Vec<Self> {
+        let next = |(n, step): (usize, &Step)| match (step.onwards, step.then) {
+            (_, Then::Last) => None,
+            (Some(onwards), _) => trace.step_at(onwards),
+            (None, _) => Some(n.saturating_add(1)),
+        };
+        let nexts = trace.steps.iter().enumerate().map(next);
+        trace.steps.iter().zip(nexts).map(|(step, next)| Self { next, ..Self::of(step) }).collect()
+    }
+
+    fn of(step: &Step) -> Self {
+        let bit = |register: R| 1_u16 << (register.full_register().number() & 15);
+        let stack = 1 << RSP;
+        let it = &step.instruction;
+        let leaves = Self { writes: stack, ..Self::ANYTHING };
+        match (step.then, it.code()) {
+            // One backwards looks for events, and may leave.
+            (Then::Followed, _) => {
+                Self { wants: it.near_branch_target() <= it.ip(), writes: 0, ..leaves }
+            }
+            (Then::Unless { .. }, _) => Self { writes: 0, ..Self::ANYTHING },
+            (Then::Last, _) => Self::ANYTHING,
+            (Then::Next, _) if let Some((what, _)) = StackUse::of(it) => Self {
+                writes: match what {
+                    StackUse::Pop => stack | bit(it.op0_register()),
+                    StackUse::Leave => stack | 1 << RBP,
+                    _ => stack,
+                },
+                ..leaves
+            },
+            (Then::Next, Code::Lea_r64_m | Code::Lea_r32_m) => {
+                Self { wants: false, writes: bit(it.op0_register()), ..leaves }
+            }
+            (Then::Next, Code::VEX_Vzeroupper) => Self { wants: false, writes: 0, ..leaves },
+            (Then::Next, _) if copy::is_nothing(it) => Self { wants: false, writes: 0, ..leaves },
+            (Then::Next, _) if let Some(Touches { flags, registers }) = privileged::touches(it) => {
+                Self { wants: flags, writes: registers, ..leaves }
+            }
+            (Then::Next, _) => match &step.plan {
+                None => Self::ANYTHING,
+                Some(plan) => {
+                    let flags = FlagUse::of(plan);
+                    Self {
+                        wants: flags.reads || plan.size != 0,
+                        makes: !flags.reads && !flags.leaves,
+                        writes: copy::written(plan),
+                        next: None,
+                    }
+                }
+            },
+        }
+    }
+}
+
+impl Block<'_> {
+    /// The guest registers that step `n` may change, a bit each.
+    pub(super) fn writes_of(&self, n: usize) -> u16 {
+        self.effects.get(n).map_or(u16::MAX, |effects| effects.writes)
+    }
+
+    /// Whether some step changes guest register `number`, or may.
+    pub(super) fn writes(&self, number: u8) -> bool {
+        self.effects.iter().any(|effects| effects.writes & 1 << (number & 15) != 0)
+    }
+
+    /// The step that step `n` goes on with, if it is in the trace.
+    pub(super) fn step_behind(&self, n: usize) -> Option<usize> {
+        self.effects.get(n)?.next
+    }
+
+    /// Whether somebody may want the flags that step `n` finds.
+    pub(super) fn wanted_from(&self, n: Option<usize>) -> bool {
+        let mut at = n;
+        for _ in &self.effects {
+            let Some(effects) = at.and_then(|n| self.effects.get(n)) else { return true };
+            if effects.wants {
+                return true;
+            }
+            if effects.makes {
+                return false;
+            }
+            at = effects.next;
+        }
+        true
+    }
+
+    /// Whether making the flags again when they are wanted is better than keeping them now:
+    /// their makings must last until they are wanted no more.
+    pub(super) fn worth_deferring(&self) -> bool {
+        let Some(producer) = &self.producer else { return false };
+        let mut lost = false;
+        let mut at = Some(self.step);
+        for _ in &self.effects {
+            let Some(effects) = at.and_then(|n| self.effects.get(n)) else { break };
+            if lost && effects.wants {
+                return false;
+            }
+            if effects.makes {
+                return true;
+            }
+            lost |= effects.writes & producer.reads != 0;
+            at = effects.next;
+        }
+        !lost
+    }
+
+    /// Whether somebody may want the flags that the step leaves.
+    pub(super) fn wants_flags_later(&self) -> bool {
+        self.wanted_from(self.step_behind(self.step))
+    }
+}
