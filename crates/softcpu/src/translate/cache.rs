@@ -80,6 +80,13 @@ pub(super) struct Wish {
 }
 
 impl Wish {
+    /// It is found to be hot. If it came behind a split, which of its accesses lie in two pages
+    /// is worth finding out.
+    fn heat(&mut self) {
+        self.separate &= self.hot;
+        self.hot = true;
+    }
+
     fn manner(self) -> Manner {
         Manner { shares: !self.separate, hot: self.hot, apart: self.apart }
     }
@@ -94,6 +101,8 @@ struct Splits {
 
 /// So often within [`SPLIT_WINDOW`], and a trace is better off with a check for each access.
 const MANY_SPLITS: u32 = 64;
+/// More are not kept.
+const MOST_WISHES: usize = 1 << 16;
 /// Ticks of the TSC: a millisecond or so.
 const SPLIT_WINDOW: u64 = 1 << 22;
 
@@ -489,6 +498,7 @@ impl Translator {
     /// made anew. The guest goes on at `next`, where the rest of that is likely still before it.
     pub(super) fn split(&mut self, of: (RamFrame, Mode), rip: u64, next: u64, now: u64) {
         self.counters.split = self.counters.split.wrapping_add(1);
+        self.forget_wishes();
         self.wishes.entry((of.0, next, of.1)).or_default().separate = true;
         let splits = self.splits.entry(rip).or_insert(Splits { since: now, times: 0 });
         if now.wrapping_sub(splits.since) > SPLIT_WINDOW {
@@ -505,11 +515,21 @@ impl Translator {
         self.turns
     }
 
-    /// The trace at `rip`, in a frame and a mode, is hot, and was left at `next`, a head of a loop or itself.
+    /// The trace at `rip`, in a frame and a mode, is hot, and was left at `next`, a head of a
+    /// loop or itself.
     pub(super) fn heated(&mut self, of: (RamFrame, Mode), rip: u64, next: u64) {
         self.counters.hot = self.counters.hot.wrapping_add(1);
-        self.wishes.entry((of.0, next, of.1)).or_default().hot = true;
-        self.remake(of, rip, |wish| wish.hot = true);
+        self.forget_wishes();
+        self.wishes.entry((of.0, next, of.1)).or_default().heat();
+        self.remake(of, rip, Wish::heat);
+    }
+
+    /// Makes room for wishes: a guest can have as many as it has code.
+    fn forget_wishes(&mut self) {
+        if self.wishes.len() >= MOST_WISHES {
+            self.wishes.clear();
+            self.splits.clear();
+        }
     }
 
     /// The code at `rip`, in a frame and a mode, is to be translated anew, as `wanted`.

@@ -3,9 +3,9 @@
 //! A direct-mapped table that translated code looks into for every jump whose target is not
 //! fixed to its block: returns, indirect calls, and direct jumps to other pages, whose
 //! mapping may change. An entry stands for "this address, in this address space, at this
-//! privilege, in this mode": all four make its key. The key of a context is a random number, so that no
-//! guest can find an address which, in one context, has the key of another address in
-//! another. What forgets a mapping of code gives all contexts new numbers, which empties
+//! privilege, in this mode": all four make its key. The key of a context is a random number,
+//! so that no guest can find an address which, in one context, has the key of another address
+//! in another. What forgets a mapping of code gives all contexts new numbers, which empties
 //! the table at once.
 //!
 //! Behind it is a larger table of the same kind, which is asked before the run loop is.
