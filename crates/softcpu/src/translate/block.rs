@@ -98,7 +98,7 @@ pub(super) struct Block<'a> {
     pub(super) heads: HashMap<u64, Head>,
     /// How the steps' accesses are checked.
     shares: Vec<Share>,
-    /// The place whose host address is in [`ADDRESS`].
+    /// The place whose host address is in [`ADDRESS`](super::registers::ADDRESS).
     pub(super) in_address: Option<u8>,
     /// What the step's access was checked as, once it was.
     pub(super) checked: Option<Share>,
