@@ -9,13 +9,14 @@ use std::io;
 use super::clone::{Code, Span, code_at};
 use super::config::{BadTranslation, Config};
 use super::invalidation::Schedule;
-use super::manner::{Apartness, Manner};
+use super::manner::Manner;
 use super::mode::Mode;
 use super::ops::Ops;
 use super::patience::Patience;
 use super::relocate::Relocation;
 use super::thunks::{self, Thunks};
 use super::trace::Trace;
+use super::wishes::{Splits, Wish};
 use super::{block, verify};
 use crate::code_memory::CodeMemory;
 use crate::decode::cache::Tail;
@@ -66,46 +67,6 @@ pub(super) struct Placed {
     pub(super) manner: Manner,
 }
 
-/// How some code is to be translated, if not as any other.
-#[derive(Clone, Copy, Debug, Default)]
-pub(super) struct Wish {
-    /// Each access is to be checked for itself.
-    pub(super) separate: bool,
-    /// It is hot: it is worth the best there is.
-    pub(super) hot: bool,
-    /// These accesses are to share no checks.
-    apart: Apartness,
-    /// The number of what it was before, if nothing has taken its place yet.
-    former: Option<u32>,
-}
-
-impl Wish {
-    /// It is found to be hot. If it came behind a split, which of its accesses lie in two pages
-    /// is worth finding out.
-    fn heat(&mut self) {
-        self.separate &= self.hot;
-        self.hot = true;
-    }
-
-    fn manner(self) -> Manner {
-        Manner { shares: !self.separate, hot: self.hot, apart: self.apart }
-    }
-}
-
-/// How often lately a trace was left because what it checks at once lies in two pages.
-#[derive(Clone, Copy, Debug)]
-struct Splits {
-    since: u64,
-    times: u32,
-}
-
-/// So often within [`SPLIT_WINDOW`], and a trace is better off with a check for each access.
-const MANY_SPLITS: u32 = 64;
-/// More are not kept.
-const MOST_WISHES: usize = 1 << 16;
-/// Ticks of the TSC: a millisecond or so.
-const SPLIT_WINDOW: u64 = 1 << 22;
-
 /// A jump in code memory that may go straight to another block.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Link {
@@ -131,11 +92,11 @@ pub(crate) struct Translator {
     /// What changes in those that can be moved.
     pub(super) relocations: Vec<Relocation>,
     /// Traces that were split lately, by the RIP of their code.
-    splits: HashMap<u64, Splits>,
+    pub(super) splits: HashMap<u64, Splits>,
     /// What is to be translated in another way, by its frame and RIP, and its mode.
-    wishes: HashMap<(RamFrame, u64, Mode), Wish>,
+    pub(super) wishes: HashMap<(RamFrame, u64, Mode), Wish>,
     /// The addresses of what was translated otherwise before.
-    retired: HashSet<u64>,
+    pub(super) retired: HashSet<u64>,
     /// Blocks by the frame their code is in, and the version they hold for.
     pub(super) frames: HashMap<RamFrame, (u32, Vec<u32>)>,
     /// The block that was placed last for some code, at whichever address.
@@ -359,14 +320,9 @@ impl Translator {
         if let Some(former) = wish.former.and_then(|former| self.blocks.get(former as usize)) {
             // Whoever has a link to it comes here.
             self.aim(former.offset.saturating_add(1) as usize, entry.address);
-            self.wishes.insert((frame, rip, mode), Wish { former: None, ..wish });
+            self.wishes.entry((frame, rip, mode)).and_modify(|wish| wish.former = None);
         }
         Some(entry)
-    }
-
-    /// How the code at `rip`, which is in `frame`, is to be translated.
-    pub(super) fn wish(&self, frame: RamFrame, rip: u64, mode: Mode) -> Wish {
-        self.wishes.get(&(frame, rip, mode)).copied().unwrap_or_default()
     }
 
     /// Where the next block begins.
@@ -483,7 +439,7 @@ impl Translator {
     }
 
     /// Block `number` is entered no more. Says for what code it stands.
-    fn close(&mut self, number: u32) -> Option<u64> {
+    pub(super) fn close(&mut self, number: u32) -> Option<u64> {
         let placed = self.blocks.get_mut(number as usize)?;
         placed.stale = true;
         // jmp: five bytes, which the shortest block has.
@@ -493,64 +449,8 @@ impl Translator {
         Some(placed.rip)
     }
 
-    /// The trace at `rip`, in a frame and a mode, was left at time `now` because what it checks at
-    /// once lies in two pages, or is not all of one kind. Where that happens again and again it is
-    /// made anew. The guest goes on at `next`, where the rest of that is likely still before it.
-    pub(super) fn split(&mut self, of: (RamFrame, Mode), rip: u64, next: u64, now: u64) {
-        self.counters.split = self.counters.split.wrapping_add(1);
-        self.forget_wishes();
-        self.wishes.entry((of.0, next, of.1)).or_default().separate = true;
-        let splits = self.splits.entry(rip).or_insert(Splits { since: now, times: 0 });
-        if now.wrapping_sub(splits.since) > SPLIT_WINDOW {
-            *splits = Splits { since: now, times: 0 };
-        }
-        splits.times = splits.times.saturating_add(1);
-        if splits.times >= MANY_SPLITS {
-            self.splits.remove(&rip);
-            self.remake(of, rip, |wish| wish.separate |= !wish.apart.note(next));
-        }
-    }
-
     pub(super) fn turns(&self) -> u64 {
         self.turns
-    }
-
-    /// The trace at `rip`, in a frame and a mode, is hot, and was left at `next`, a head of a
-    /// loop or itself.
-    pub(super) fn heated(&mut self, of: (RamFrame, Mode), rip: u64, next: u64) {
-        self.counters.hot = self.counters.hot.wrapping_add(1);
-        self.forget_wishes();
-        self.wishes.entry((of.0, next, of.1)).or_default().heat();
-        self.remake(of, rip, Wish::heat);
-    }
-
-    /// Makes room for wishes: a guest can have as many as it has code.
-    fn forget_wishes(&mut self) {
-        if self.wishes.len() >= MOST_WISHES {
-            self.wishes.clear();
-            self.splits.clear();
-        }
-    }
-
-    /// The code at `rip`, in a frame and a mode, is to be translated anew, as `wanted`.
-    fn remake(
-        &mut self,
-        (frame, mode): (RamFrame, Mode),
-        rip: u64,
-        wanted: impl FnOnce(&mut Wish),
-    ) {
-        let number = self.by_code.get(&code_at(frame, rip, mode)).copied();
-        let placed = number.and_then(|number| self.blocks.get(number as usize));
-        let wish = self.wishes.entry((frame, rip, mode)).or_default();
-        wanted(wish);
-        if let Some(placed) = placed
-            && placed.rip == rip
-            && !placed.stale
-        {
-            wish.former = number;
-            self.retired.insert(self.memory.address(placed.offset as usize) as u64);
-            number.and_then(|number| self.close(number));
-        }
     }
 
     /// Whether `entry` went with all others when the code memory was full.

@@ -49,6 +49,7 @@ mod tests;
 mod thunks;
 mod trace;
 mod verify;
+mod wishes;
 
 pub use cache::Counters;
 pub(crate) use cache::{Entry, Translator};

@@ -333,13 +333,10 @@ impl Simple {
     }
 }
 
-/// By how much `step` changes register `number`, which it may change: `None` if that is not
-/// always the same.
-pub(super) fn change_of(step: &Step, op: &Op, number: u8) -> Option<i64> {
-    match change(step, op, number) {
-        Change::By(distance) => Some(distance),
-        Change::Narrowly(_) | Change::Anyhow => None,
-    }
+/// Whether `step` changes each of `registers`, a bit each, by a constant: it may change them.
+pub(super) fn walks(step: &Step, op: &Op, registers: u16) -> bool {
+    let mut changed = (0..16).filter(|number| registers & 1 << number != 0);
+    changed.all(|number| matches!(change(step, op, number), Change::By(_)))
 }
 
 /// How `step` changes register `number`, which it may change.

@@ -15,7 +15,7 @@ use super::cold::{Cold, Fix};
 use super::fields;
 use super::privileged;
 use super::registers::{ADDRESS, VALUE};
-use super::sharing::{Group, Share, change_of};
+use super::sharing::{Group, Share, walks};
 use super::trace::Trace;
 use crate::addr::PAGE_SIZE;
 
@@ -58,17 +58,13 @@ impl Block<'_> {
                 .iter()
                 .filter(|steps| steps.contains(&n))
                 .min_by_key(|steps| steps.end().saturating_sub(*steps.start()));
-            let steps = |m: usize| self.writes_of(m) & group.origin.registers() != 0;
-            let walks = |m: usize| {
-                let moved = (0..16).filter(|number| {
-                    self.writes_of(m) & group.origin.registers() & 1 << number != 0
-                });
-                let (step, op) = (trace.steps.get(m), trace.ops.get(m));
-                step.zip(op).is_some_and(|(step, op)| {
-                    moved.into_iter().all(|number| change_of(step, op, number).is_some())
-                })
+            let walks = |m: usize| match (trace.steps.get(m), trace.ops.get(m)) {
+                (Some(step), Some(op)) => {
+                    walks(step, op, group.origin.registers() & self.writes_of(m))
+                }
+                _ => false,
             };
-            if inner.is_some_and(|inner| inner.clone().filter(|m| steps(*m)).all(walks)) {
+            if inner.is_some_and(|inner| inner.clone().all(walks)) {
                 group.stream = if group.stores { stores.next() } else { loads.next() };
             }
         }

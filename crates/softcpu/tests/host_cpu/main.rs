@@ -164,17 +164,12 @@ fn rows_of_instructions_agree_in_lockstep() {
     }
 }
 
+/// Compares a row, as the interpreter and the translator run it.
+type Compare =
+    fn(&sequences::Codes, &mut guest::Guest, &mut guest::Guest, &mut Random) -> Result<(), String>;
+
 /// Compares `times` rows of 64-bit code a round. Says what the translator did.
-fn compare_rows(
-    times: u64,
-    translator: &mut guest::Guest,
-    compare: impl Fn(
-        &sequences::Codes,
-        &mut guest::Guest,
-        &mut guest::Guest,
-        &mut Random,
-    ) -> Result<(), String>,
-) -> Counters {
+fn compare_rows(times: u64, translator: &mut guest::Guest, compare: Compare) -> Counters {
     compare_rows_in(Mode::Long, times, translator, compare)
 }
 
@@ -183,12 +178,7 @@ fn compare_rows_in(
     mode: Mode,
     times: u64,
     translator: &mut guest::Guest,
-    compare: impl Fn(
-        &sequences::Codes,
-        &mut guest::Guest,
-        &mut guest::Guest,
-        &mut Random,
-    ) -> Result<(), String>,
+    compare: Compare,
 ) -> Counters {
     let rounds = number("LGUEST_PROPERTY_ROUNDS").unwrap_or(64) * times;
     let mut random = Random(number("LGUEST_PROPERTY_SEED").unwrap_or(0x0fed_cba9_8765_4321));

@@ -1,0 +1,113 @@
+//! What is found out about translations as they run, and is to be minded when their code is
+//! translated the next time: that it is hot, or that accesses which share a check lie in two
+//! pages. Calls back from translated code come here; a translation that could be better is
+//! retired, and made anew when its code is wanted again.
+
+use super::cache::Translator;
+use super::clone::code_at;
+use super::manner::{Apartness, Manner};
+use super::mode::Mode;
+use crate::memory::ram::RamFrame;
+
+/// How some code is to be translated, if not as any other.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Wish {
+    /// Each access is to be checked for itself.
+    pub(super) separate: bool,
+    /// It is hot: it is worth the best there is.
+    pub(super) hot: bool,
+    /// These accesses are to share no checks.
+    apart: Apartness,
+    /// The number of what it was before, if nothing has taken its place yet.
+    pub(super) former: Option<u32>,
+}
+
+impl Wish {
+    /// It is found to be hot. If it came behind a split, which of its accesses lie in two pages
+    /// is worth finding out.
+    fn heat(&mut self) {
+        self.separate &= self.hot;
+        self.hot = true;
+    }
+
+    pub(super) fn manner(self) -> Manner {
+        Manner { shares: !self.separate, hot: self.hot, apart: self.apart }
+    }
+}
+
+/// How often lately a trace was left because what it checks at once lies in two pages.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Splits {
+    since: u64,
+    times: u32,
+}
+
+/// So often within [`SPLIT_WINDOW`], and a trace is better off with a check for each access.
+const MANY_SPLITS: u32 = 64;
+/// More are not kept.
+const MOST_WISHES: usize = 1 << 16;
+/// Ticks of the TSC: a millisecond or so.
+const SPLIT_WINDOW: u64 = 1 << 22;
+
+impl Translator {
+    /// How the code at `rip`, which is in `frame`, is to be translated.
+    pub(super) fn wish(&self, frame: RamFrame, rip: u64, mode: Mode) -> Wish {
+        self.wishes.get(&(frame, rip, mode)).copied().unwrap_or_default()
+    }
+
+    /// The trace at `rip`, in a frame and a mode, was left at time `now` because what it checks at
+    /// once lies in two pages, or is not all of one kind. Where that happens again and again it is
+    /// made anew. The guest goes on at `next`, where the rest of that is likely still before it.
+    pub(super) fn split(&mut self, of: (RamFrame, Mode), rip: u64, next: u64, now: u64) {
+        self.counters.split = self.counters.split.wrapping_add(1);
+        self.forget_wishes();
+        self.wishes.entry((of.0, next, of.1)).or_default().separate = true;
+        let splits = self.splits.entry(rip).or_insert(Splits { since: now, times: 0 });
+        if now.wrapping_sub(splits.since) > SPLIT_WINDOW {
+            *splits = Splits { since: now, times: 0 };
+        }
+        splits.times = splits.times.saturating_add(1);
+        if splits.times >= MANY_SPLITS {
+            self.splits.remove(&rip);
+            self.remake(of, rip, |wish| wish.separate |= !wish.apart.note(next));
+        }
+    }
+
+    /// The trace at `rip`, in a frame and a mode, is hot, and was left at `next`, a head of a
+    /// loop or itself.
+    pub(super) fn heated(&mut self, of: (RamFrame, Mode), rip: u64, next: u64) {
+        self.counters.hot = self.counters.hot.wrapping_add(1);
+        self.forget_wishes();
+        self.wishes.entry((of.0, next, of.1)).or_default().heat();
+        self.remake(of, rip, Wish::heat);
+    }
+
+    /// Makes room for wishes: a guest can have as many as it has code.
+    fn forget_wishes(&mut self) {
+        if self.wishes.len() >= MOST_WISHES {
+            self.wishes.clear();
+            self.splits.clear();
+        }
+    }
+
+    /// The code at `rip`, in a frame and a mode, is to be translated anew, as `wanted`.
+    fn remake(
+        &mut self,
+        (frame, mode): (RamFrame, Mode),
+        rip: u64,
+        wanted: impl FnOnce(&mut Wish),
+    ) {
+        let number = self.by_code.get(&code_at(frame, rip, mode)).copied();
+        let placed = number.and_then(|number| self.blocks.get(number as usize));
+        let wish = self.wishes.entry((frame, rip, mode)).or_default();
+        wanted(wish);
+        if let Some(placed) = placed
+            && placed.rip == rip
+            && !placed.stale
+        {
+            wish.former = number;
+            self.retired.insert(self.memory.address(placed.offset as usize) as u64);
+            number.and_then(|number| self.close(number));
+        }
+    }
+}
