@@ -20,7 +20,7 @@ use super::features::FeatureSet;
 use super::{Lowered, Refused};
 use crate::decode::op::{Op, OpFlags};
 use crate::state::{GPR_ZERO, SEG_FLAT};
-use crate::testing::TestMachine;
+use crate::testing::{Random, TestMachine};
 use crate::vcpu::{Abort, Step};
 
 /// Lowers `instruction` for model v3.
@@ -95,26 +95,6 @@ fn run(machine: &mut TestMachine, bytes: &[u8]) -> Step {
 fn assert_fault(machine: &TestMachine, step: Step, vector: crate::exception::Vector) {
     assert_eq!(step, Err(Abort::Fault));
     assert_eq!(machine.vcpu.fault.vector, vector);
-}
-
-/// A small generator of random numbers: tests must be the same every time.
-struct Random(u64);
-
-impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        self.0.wrapping_mul(0x2545_f491_4f6c_dd1d)
-    }
-
-    fn below(&mut self, n: u64) -> u64 {
-        (self.next() >> 16) % n
-    }
-
-    fn pick<T: Copy>(&mut self, from: &[T]) -> T {
-        from[self.below(from.len() as u64) as usize]
-    }
 }
 
 /// What a call costs: `cargo test --release -p softcpu native::tests::cost -- --ignored --nocapture`.

@@ -8,7 +8,7 @@ use crate::state::VcpuState;
 use crate::state::control::Cr4;
 use crate::state::rflags::RFlags;
 use crate::state::segment::{DescriptorTable, SegReg, Segment};
-use crate::testing::TestMachine;
+use crate::testing::{Random, TestMachine};
 use crate::translate::Config;
 use crate::vcpu::{Exit, Shadow};
 
@@ -59,25 +59,6 @@ const PIECES: &[&[u8]] = &[
     &[0xfd],                         // std
     &[0xfc],                         // cld
 ];
-
-struct Random(u64);
-
-impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        self.0.wrapping_mul(0x2545_f491_4f6c_dd1d) >> 11
-    }
-
-    fn below(&mut self, n: u64) -> u64 {
-        self.next() % n
-    }
-
-    fn one_in(&mut self, n: u64) -> bool {
-        self.below(n) == 0
-    }
-}
 
 /// An environment with one interrupt.
 struct OneInterrupt(Option<u8>);
