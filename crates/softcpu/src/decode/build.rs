@@ -195,8 +195,14 @@ impl Vcpu {
 }
 
 /// The instructions of `block`, decoded once more from the page at `host` and, if it goes on
-/// there, the one at `tail_host`. What they are now need not be what they were: the caller looks.
-pub(crate) fn again(block: &Block, host: u64, tail_host: Option<u64>) -> Vec<Instruction> {
+/// there, the one at `tail_host`, are put into `instructions`. What they are now need not be what
+/// they were: the caller looks.
+pub(crate) fn again(
+    block: &Block,
+    host: u64,
+    tail_host: Option<u64>,
+    instructions: &mut Vec<Instruction>,
+) {
     let offset = block.linear & PAGE_OFFSET;
     let mut window = [0; WINDOW];
     let room = WINDOW.min(room_in_page(block.linear) as usize);
@@ -211,9 +217,8 @@ pub(crate) fn again(block: &Block, host: u64, tail_host: Option<u64>) -> Vec<Ins
     let window = head(&window, len);
     let decoder = Decoder::with_ip(block.size as u32, window, block.rip, DecoderOptions::NONE);
     let real = block.ops.iter().filter(|op| op.len != 0).count();
-    let mut instructions = Vec::with_capacity(real);
+    instructions.clear();
     instructions.extend(decoder.into_iter().take(real));
-    instructions
 }
 
 /// The synthetic op that continues after `last`.

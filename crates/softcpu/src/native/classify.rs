@@ -110,17 +110,23 @@ pub(crate) struct Plan {
     pub(crate) alignment: usize,
 }
 
-/// Registers of one kind. Few instructions use more than four, and a translation makes one of
+/// Registers of one kind. Few instructions use more than four, and a translation has one of
 /// these for each of its instructions.
 pub(crate) type Uses = SmallVec<[Use; 4]>;
 
 /// A register an instruction uses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Use {
-    pub(crate) number: usize,
+    pub(crate) number: u8,
     /// Its old value, or part of it, matters.
     pub(crate) loaded: bool,
     pub(crate) written: bool,
+}
+
+impl Use {
+    pub(crate) fn index(self) -> usize {
+        usize::from(self.number)
+    }
 }
 
 /// The mode bits an instruction needs: all checked in one go before it runs.
@@ -202,9 +208,12 @@ pub(crate) fn plan(
         let written = !matches!(used.access(), OpAccess::Read | OpAccess::CondRead);
         let loaded = used.access() != OpAccess::Write || register.size() < 4;
         if register.is_gpr() {
-            note(&mut gprs, Use { number: register.full_register().number(), loaded, written });
+            note(
+                &mut gprs,
+                Use { number: register.full_register().number() as u8, loaded, written },
+            );
         } else if register.is_vector_register() {
-            note(&mut vectors, Use { number: register.number(), loaded, written });
+            note(&mut vectors, Use { number: register.number() as u8, loaded, written });
             wide |= register.is_ymm();
         } else if register.is_mm() {
             traits |= Traits::MMX | Traits::X87;
@@ -232,7 +241,7 @@ pub(crate) fn plan(
 
 /// The instruction without what does not matter to its stub, so that equal stubs have
 /// equal keys: address, length, and how the memory operand is addressed.
-pub(super) fn normalise(instruction: &Instruction) -> Instruction {
+pub(crate) fn normalise(instruction: &Instruction) -> Instruction {
     let mut it = *instruction;
     it.set_len(0);
     it.set_next_ip(0);

@@ -82,15 +82,15 @@ fn build(plan: &Plan) -> Result<Option<Vec<u8>>, IcedError> {
         code.emit(Instruction::with1(Code::Ldmxcsr_m32, code.at(offset_of!(VcpuState, mxcsr)))?)?;
     }
     for used in plan.gprs.iter().filter(|used| used.loaded) {
-        let from = code.at(gpr_offset(used.number));
-        code.emit(Instruction::with2(Code::Mov_r64_rm64, places.home(used.number), from)?)?;
+        let from = code.at(gpr_offset(used.index()));
+        code.emit(Instruction::with2(Code::Mov_r64_rm64, places.home(used.index()), from)?)?;
     }
 
     code.emit(places.adapt(&plan.instruction))?;
 
     for used in plan.gprs.iter().filter(|used| used.written) {
-        let to = code.at(gpr_offset(used.number));
-        code.emit(Instruction::with2(Code::Mov_rm64_r64, to, places.home(used.number))?)?;
+        let to = code.at(gpr_offset(used.index()));
+        code.emit(Instruction::with2(Code::Mov_rm64_r64, to, places.home(used.index()))?)?;
     }
     if plan.flags_out != 0 {
         store_flags(&mut code, plan.flags_out as u32)?;
@@ -163,7 +163,7 @@ struct Places {
 impl Places {
     fn choose(plan: &Plan) -> Option<Self> {
         let used: Vec<R> =
-            plan.gprs.iter().filter_map(|used| GPR.get(used.number).copied()).collect();
+            plan.gprs.iter().filter_map(|used| GPR.get(used.index()).copied()).collect();
         let state = FOR_STATE.into_iter().find(|r| !used.contains(r))?;
         let memory = FOR_MEMORY.into_iter().find(|r| !used.contains(r))?;
         let stack = FOR_MEMORY.into_iter().find(|r| !used.contains(r) && *r != memory);
@@ -240,14 +240,14 @@ impl Assembler {
     /// Legacy SSE touches the lower half only, and the upper one stays in the state. VEX
     /// code of 128 bits reads no upper halves either.
     fn load_vector(&mut self, plan: &Plan, used: &Use) -> Result<(), IcedError> {
-        let from = self.vector(used.number);
+        let from = self.vector(used.index());
         let load = match (plan.traits.contains(Traits::AVX), plan.wide) {
-            (false, _) => Instruction::with2(Code::Movaps_xmm_xmmm128, xmm(used.number), from),
+            (false, _) => Instruction::with2(Code::Movaps_xmm_xmmm128, xmm(used.index()), from),
             (true, false) => {
-                Instruction::with2(Code::VEX_Vmovaps_xmm_xmmm128, xmm(used.number), from)
+                Instruction::with2(Code::VEX_Vmovaps_xmm_xmmm128, xmm(used.index()), from)
             }
             (true, true) => {
-                Instruction::with2(Code::VEX_Vmovaps_ymm_ymmm256, ymm(used.number), from)
+                Instruction::with2(Code::VEX_Vmovaps_ymm_ymmm256, ymm(used.index()), from)
             }
         };
         self.emit(load?)
@@ -255,11 +255,11 @@ impl Assembler {
 
     /// VEX code clears what it does not write: the whole register is stored.
     fn store_vector(&mut self, plan: &Plan, used: &Use) -> Result<(), IcedError> {
-        let to = self.vector(used.number);
+        let to = self.vector(used.index());
         let store = if plan.traits.contains(Traits::AVX) {
-            Instruction::with2(Code::VEX_Vmovaps_ymmm256_ymm, to, ymm(used.number))
+            Instruction::with2(Code::VEX_Vmovaps_ymmm256_ymm, to, ymm(used.index()))
         } else {
-            Instruction::with2(Code::Movaps_xmmm128_xmm, to, xmm(used.number))
+            Instruction::with2(Code::Movaps_xmmm128_xmm, to, xmm(used.index()))
         };
         self.emit(store?)
     }

@@ -5,7 +5,7 @@
 //! fault) goes to the interpreter, which runs that one instruction and knows all of it.
 //! Flags are lost: the caller keeps them first.
 
-use iced_x86::{Code, Instruction, MemoryOperand, Register as R};
+use iced_x86::{Instruction, MemoryOperand, Register as R};
 
 use super::assembler::{Assembler, Condition, Label, NotCopied};
 use super::fields::{self, TLB_ADDEND, TLB_STORES, TLB_TAG};
@@ -283,21 +283,17 @@ impl Assembler {
     /// `mov [place], register`, of 64 or 32 bits.
     ///
     /// # Errors
-    /// None, unless iced-x86 changes.
+    /// As [`Assembler::with_memory_operand`].
     pub(super) fn store_at(&mut self, place: Place, register: R) -> Result<(), NotCopied> {
-        let code = if register.size() == 4 { Code::Mov_rm32_r32 } else { Code::Mov_rm64_r64 };
-        let store = Instruction::with2(code, place.operand(), register);
-        self.emit(&store.map_err(|_| NotCopied)?)
+        self.with_memory_operand(0x89, register, ADDRESS, place.index, 1, place.displacement)
     }
 
     /// `mov register, [place]`, of 64 or 32 bits.
     ///
     /// # Errors
-    /// None, unless iced-x86 changes.
+    /// As [`Assembler::with_memory_operand`].
     pub(super) fn load_at(&mut self, register: R, place: Place) -> Result<(), NotCopied> {
-        let code = if register.size() == 4 { Code::Mov_r32_rm32 } else { Code::Mov_r64_rm64 };
-        let load = Instruction::with2(code, register, place.operand());
-        self.emit(&load.map_err(|_| NotCopied)?)
+        self.with_memory_operand(0x8b, register, ADDRESS, place.index, 1, place.displacement)
     }
 }
 

@@ -1,6 +1,6 @@
 //! Writes host code: whole instructions through iced-x86, the few fixed sequences as bytes.
 
-use iced_x86::{Code, Encoder, Instruction, MemoryOperand, Register as R};
+use iced_x86::{Encoder, Instruction, Register as R};
 
 use super::fields::{self, Field};
 use super::mode::is_segmented;
@@ -33,16 +33,13 @@ impl Condition {
     }
 }
 
-/// Bytes that most traces stay below.
-const USUAL: usize = 4096;
-
 /// Code on its way to `base`.
 pub(super) struct Assembler {
     /// Where guest registers are.
     pub(super) homes: Homes,
     encoder: Encoder,
+    code: Vec<u8>,
     base: u64,
-    len: usize,
     /// Where labels are, once they are bound.
     places: Vec<Option<usize>>,
     /// Four-byte distances to fill in.
@@ -54,11 +51,17 @@ pub(super) struct Assembler {
 impl Assembler {
     /// For code that will be executed at `base`.
     pub(super) fn new(base: u64) -> Self {
+        Self::with_memory(base, Vec::new())
+    }
+
+    /// The same, with the memory of `spare` for it.
+    pub(super) fn with_memory(base: u64, mut spare: Vec<u8>) -> Self {
+        spare.clear();
         Self {
             homes: Homes::default(),
-            encoder: Encoder::try_with_capacity(64, USUAL).unwrap_or_else(|_| Encoder::new(64)),
+            encoder: Encoder::new(64),
+            code: spare,
             base,
-            len: 0,
             places: Vec::with_capacity(64),
             waiting: Vec::with_capacity(64),
             relocations: Relocations::default(),
@@ -67,7 +70,12 @@ impl Assembler {
 
     /// Bytes so far.
     pub(super) fn len(&self) -> usize {
-        self.len
+        self.code.len()
+    }
+
+    /// Where the next byte will be executed.
+    fn here(&self) -> u64 {
+        self.base.wrapping_add(self.len() as u64)
     }
 
     /// The code, with all distances filled in, and what of it depends on where it is.
@@ -75,32 +83,26 @@ impl Assembler {
     /// # Errors
     /// [`NotCopied`] for a label that was never bound.
     pub(super) fn finish(mut self) -> Result<(Vec<u8>, Relocations), NotCopied> {
-        let mut code = self.encoder.take_buffer();
         for (at, Label(label)) in self.waiting {
             let place = self.places.get(label).copied().flatten().ok_or(NotCopied)?;
             let distance = (place as i64).wrapping_sub(at as i64).wrapping_sub(4) as i32;
-            code.get_mut(at..at.saturating_add(4))
+            self.code
+                .get_mut(at..at.saturating_add(4))
                 .ok_or(NotCopied)?
                 .copy_from_slice(&distance.to_le_bytes());
         }
-        Ok((code, self.relocations))
+        Ok((self.code, self.relocations))
     }
 
     /// Takes back everything behind the first `len` bytes.
     pub(super) fn take_back(&mut self, len: usize) {
-        let mut code = self.encoder.take_buffer();
-        code.truncate(len);
-        self.encoder.set_buffer(code);
-        self.len = len;
+        self.code.truncate(len);
         self.waiting.retain(|(at, _)| *at < len);
         self.relocations.take_back(len);
     }
 
     pub(super) fn bytes(&mut self, bytes: &[u8]) {
-        for byte in bytes {
-            self.encoder.write_u8(*byte);
-        }
-        self.len = self.len.saturating_add(bytes.len());
+        self.code.extend_from_slice(bytes);
     }
 
     fn bytes4(&mut self, value: u32) {
@@ -110,10 +112,11 @@ impl Assembler {
     /// # Errors
     /// When there is no such instruction in 64-bit code.
     pub(super) fn emit(&mut self, instruction: &Instruction) -> Result<(), NotCopied> {
-        let ip = self.base.wrapping_add(self.len as u64);
-        let len = self.encoder.encode(instruction, ip).map_err(|_| NotCopied)?;
-        self.len = self.len.saturating_add(len);
-        Ok(())
+        let ip = self.here();
+        self.encoder.set_buffer(std::mem::take(&mut self.code));
+        let done = self.encoder.encode(instruction, ip);
+        self.code = self.encoder.take_buffer();
+        done.map(|_| ()).map_err(|_| NotCopied)
     }
 
     pub(super) fn label(&mut self) -> Label {
@@ -124,12 +127,12 @@ impl Assembler {
     /// `label` is here.
     pub(super) fn bind(&mut self, label: Label) {
         if let Some(place) = self.places.get_mut(label.0) {
-            *place = Some(self.len);
+            *place = Some(self.code.len());
         }
     }
 
     fn distance_to(&mut self, label: Label) {
-        self.waiting.push((self.len, label));
+        self.waiting.push((self.code.len(), label));
         self.bytes4(0);
     }
 
@@ -144,7 +147,7 @@ impl Assembler {
     }
 
     fn distance_to_address(&mut self, address: u64) {
-        let next = self.base.wrapping_add(self.len as u64).wrapping_add(4);
+        let next = self.here().wrapping_add(4);
         self.bytes4(address.wrapping_sub(next) as u32);
         self.depends(Kind::Thunk);
     }
@@ -276,7 +279,7 @@ impl Assembler {
 
     /// The number just written, at the end of the code, depends on where it is.
     pub(super) fn depends(&mut self, kind: Kind) {
-        self.relocations.add(self.len.saturating_sub(kind.size()), kind);
+        self.relocations.add(self.code.len().saturating_sub(kind.size()), kind);
     }
 
     /// The code written here does so in a way that moving it does not follow.
@@ -286,10 +289,10 @@ impl Assembler {
 
     /// `mov register, value`, a number of `kind`.
     pub(super) fn moving_constant(&mut self, register: R, value: u64, kind: Kind) {
-        let before = self.len;
+        let before = self.code.len();
         self.constant(register, value);
         // A short form has no room for another value.
-        if self.len.saturating_sub(before) > kind.size() {
+        if self.code.len().saturating_sub(before) > kind.size() {
             self.depends(kind);
         } else {
             self.stays();
@@ -310,7 +313,7 @@ impl Assembler {
     /// `lea to, [base + index * factor + displacement]`, `to` of 64 or 32 bits.
     ///
     /// # Errors
-    /// As [`Assembler::emit`].
+    /// As [`Assembler::with_memory_operand`].
     pub(super) fn lea(
         &mut self,
         to: R,
@@ -328,16 +331,58 @@ impl Assembler {
             }
             return Ok(());
         }
-        let operand = MemoryOperand::with_base_index_scale_displ_size(
-            base,
-            index,
-            factor,
-            displacement,
-            if displacement == 0 { 0 } else { 1 },
-        );
-        let code = if narrow { Code::Lea_r32_m } else { Code::Lea_r64_m };
-        let lea = Instruction::with2(code, to, operand).map_err(|_| NotCopied)?;
-        self.emit(&lea)
+        self.with_memory_operand(0x8d, to, base, index, factor, displacement)
+    }
+
+    /// The instruction `opcode` on `register`, of 64 or 32 bits, and what is at
+    /// `[base + index * factor + displacement]`, either of which may be missing. What accesses are
+    /// made of most, so it does not come by the encoder.
+    ///
+    /// # Errors
+    /// [`NotCopied`] for a displacement of more than 32 bits.
+    pub(super) fn with_memory_operand(
+        &mut self,
+        opcode: u8,
+        register: R,
+        base: R,
+        index: R,
+        factor: u32,
+        displacement: i64,
+    ) -> Result<(), NotCopied> {
+        let displacement = i32::try_from(displacement).map_err(|_| NotCopied)?;
+        let number = |register: R| register.number() as u8;
+        let wide = if register.size() == 8 { 0x48 } else { 0x40 };
+        let rex = wide | (number(register) >> 3 & 1) << 2;
+        let rex = if index == R::None { rex } else { rex | (number(index) >> 3 & 1) << 1 };
+        let rex = if base == R::None { rex } else { rex | number(base) >> 3 & 1 };
+        if rex != 0x40 {
+            self.bytes(&[rex]);
+        }
+        let short = i8::try_from(displacement);
+        // RBP and R13 as a base have a displacement always; no base has one of four bytes.
+        let mode = match (base, short) {
+            (R::None, _) => 0,
+            (base, Ok(0)) if number(base) & 7 != 5 => 0,
+            (_, Ok(_)) => 0x40,
+            (_, Err(_)) => 0x80,
+        };
+        let field = (number(register) & 7) << 3;
+        let low = if base == R::None { 5 } else { number(base) & 7 };
+        if index == R::None && base != R::None && low != 4 {
+            self.bytes(&[opcode, mode | field | low]);
+        } else {
+            // Four in place of an index is none.
+            let middle = if index == R::None { 4 } else { number(index) & 7 };
+            let scale = (factor.trailing_zeros() as u8 & 3) << 6;
+            self.bytes(&[opcode, mode | field | 4, scale | middle << 3 | low]);
+        }
+        match short {
+            _ if base == R::None => self.bytes(&displacement.to_le_bytes()),
+            Ok(short) if mode == 0x40 => self.bytes(&short.to_le_bytes()),
+            Err(_) => self.bytes(&displacement.to_le_bytes()),
+            Ok(_) => {}
+        }
+        Ok(())
     }
 
     /// Divides the guest's RDX:RAX by R13, whole or their lower halves, and goes to `unusual`

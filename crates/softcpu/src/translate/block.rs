@@ -5,7 +5,7 @@
 //! blocks the guest's status flags are in the context; within one they are in the host's
 //! flags for as long as nothing (a TLB check, above all) destroys them.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::VecDeque;
 
 use iced_x86::{Code, Register as R};
 
@@ -16,6 +16,7 @@ use super::division::is_division;
 use super::effects::Effects;
 use super::fields;
 use super::flags::{Flags, Producer};
+use super::heads::Heads;
 use super::manner::Manner;
 use super::mode::Mode;
 use super::ops::Ops;
@@ -63,14 +64,6 @@ pub(super) struct Apart {
     pub(super) what: Cold,
 }
 
-/// A place that the trace jumps back to.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Head {
-    pub(super) label: Label,
-    /// Whether the context must have the flags there.
-    pub(super) wants_flags: bool,
-}
-
 /// One trace on its way.
 pub(super) struct Block<'a> {
     pub(super) code: Assembler,
@@ -95,7 +88,7 @@ pub(super) struct Block<'a> {
     pub(super) here: u64,
     /// What the steps do to flags and registers.
     pub(super) effects: Vec<Effects>,
-    pub(super) heads: HashMap<u64, Head>,
+    pub(super) heads: Heads,
     /// How the steps' accesses are checked.
     shares: Vec<Share>,
     /// The place whose host address is in [`ADDRESS`](super::registers::ADDRESS).
@@ -104,7 +97,8 @@ pub(super) struct Block<'a> {
     pub(super) checked: Option<Share>,
 }
 
-/// Translates `trace` for code memory at `base`. Links get numbers from `first_link`.
+/// Translates `trace` for code memory at `base`, in the memory of `spare` at first. Links get
+/// numbers from `first_link`.
 ///
 /// # Errors
 /// None, unless the assembler is wrong.
@@ -115,14 +109,16 @@ pub(super) fn translate(
     base: u64,
     first_link: u32,
     manner: Manner,
+    spare: Vec<u8>,
 ) -> Result<Translated, NotCopied> {
+    let code = Assembler::with_memory(base, spare);
     if manner.shares
-        && let Ok(translated) = attempt(trace, thunks, kept, base, first_link, manner)
+        && let Ok(translated) = attempt(trace, thunks, kept, code, first_link, manner)
     {
         return Ok(translated);
     }
     let manner = Manner { shares: false, ..manner };
-    attempt(trace, thunks, kept, base, first_link, manner)
+    attempt(trace, thunks, kept, Assembler::new(base), first_link, manner)
 }
 
 /// As [`translate`].
@@ -133,13 +129,13 @@ fn attempt(
     trace: &Trace,
     thunks: &Thunks,
     kept: &mut Ops,
-    base: u64,
+    code: Assembler,
     first_link: u32,
     manner: Manner,
 ) -> Result<Translated, NotCopied> {
     let rip = trace.ops.first().map_or(0, |op| op.rip);
     let mut block = Block {
-        code: Assembler::new(base),
+        code,
         flags: Flags::Context,
         producer: None,
         thunks,
@@ -155,7 +151,7 @@ fn attempt(
         step: 0,
         here: rip,
         effects: Effects::of_all(trace),
-        heads: HashMap::new(),
+        heads: Heads::default(),
         shares: Vec::new(),
         in_address: None,
         checked: None,
@@ -167,7 +163,7 @@ fn attempt(
     let need = trace
         .steps
         .iter()
-        .fold(0, |need, step| need | copy::vector_need(&step.instruction, &step.plan));
+        .fold(0, |need, step| need | copy::vector_need(&step.instruction, step.plan()));
     if need != 0 {
         block.vectors(need);
     }
@@ -178,7 +174,7 @@ fn attempt(
     for (n, (step, op)) in trace.steps.iter().zip(&trace.ops).enumerate() {
         (block.step, block.here) = (n, op.rip);
         block.arrive(op.rip, open)?;
-        if !open && !block.heads.contains_key(&op.rip) {
+        if !open && !block.heads.has(op.rip) {
             // What would have come here is interpreted, and goes on elsewhere.
             continue;
         }
@@ -236,7 +232,7 @@ impl Block<'_> {
         {
             if matches!(share, Share::Follows { .. }) && step.then == Then::Next {
                 effects.wants = StackUse::of(&step.instruction).is_none()
-                    && step.plan.as_ref().is_none_or(|plan| FlagUse::of(plan).reads);
+                    && step.plan().is_none_or(|plan| FlagUse::of(plan).reads);
             }
         }
     }
@@ -252,35 +248,6 @@ impl Block<'_> {
 
     pub(super) fn share_of(&self, step: usize) -> Share {
         self.shares.get(step).copied().unwrap_or(Share::None)
-    }
-
-    /// Finds the places that the trace jumps back to.
-    fn find_heads(&mut self, trace: &Trace) {
-        let targets: Vec<u64> = trace.steps.iter().flat_map(Step::goes_to).collect();
-        for (n, op) in trace.ops.iter().enumerate() {
-            if targets.contains(&op.rip) && !self.heads.contains_key(&op.rip) {
-                let label = self.code.label();
-                self.heads.insert(op.rip, Head { label, wants_flags: self.wanted_from(Some(n)) });
-            }
-        }
-    }
-
-    /// The step at `rip` comes next, from the one before it if the way is `open`; the trace
-    /// may jump here too.
-    fn arrive(&mut self, rip: u64, open: bool) -> Result<(), NotCopied> {
-        let Some(head) = self.heads.get(&rip).copied() else { return Ok(()) };
-        if head.wants_flags {
-            if open {
-                self.save_flags()?;
-            }
-            self.flags = Flags::Context;
-        } else {
-            self.flags = Flags::Dead;
-        }
-        self.producer = None;
-        self.in_address = None;
-        self.code.bind(head.label);
-        Ok(())
     }
 
     fn next(&mut self, step: &Step, op: &Op) -> Result<(), NotCopied> {
@@ -310,9 +277,9 @@ impl Block<'_> {
             // Outside 64-bit mode it knows half of the registers only.
             Code::VEX_Vzeroupper if self.mode == Mode::LONG => self.code.emit(instruction),
             code if is_division(code) => self.divide(instruction, op),
-            _ if copy::is_nothing(instruction) => Ok(()),
+            _ if step.is_nothing() => Ok(()),
             _ if privileged::touches(instruction).is_some() => self.privileged(instruction, op),
-            _ => copy::copy(self, step.plan.as_ref().ok_or(NotCopied)?, op),
+            _ => copy::copy(self, step.plan().ok_or(NotCopied)?, op),
         }
     }
 

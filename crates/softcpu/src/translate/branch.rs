@@ -33,13 +33,13 @@ impl Block<'_> {
         self.want_flags()?;
         let condition = Condition(copy::condition(instruction)?);
         let condition = if taken { condition } else { condition.negated() };
-        if let Some(head) = self.heads.get(&exit)
+        if let Some(head) = self.heads.get(exit)
             && exit > op.rip
             && (self.flags == Flags::Both || !head.wants_flags)
         {
             let label = head.label;
             self.code.jump_if(condition, label);
-        } else if self.heads.contains_key(&exit) {
+        } else if self.heads.has(exit) {
             // A loop: this is the likely way.
             let onwards = self.code.label();
             self.code.jump_if(condition.negated(), onwards);
@@ -151,7 +151,7 @@ impl Block<'_> {
 
     /// Goes on at `target`.
     pub(super) fn edge(&mut self, target: u64) -> Result<(), NotCopied> {
-        if let Some(head) = self.heads.get(&target).copied() {
+        if let Some(head) = self.heads.get(target) {
             if head.wants_flags {
                 self.save_flags()?;
             }

@@ -13,6 +13,7 @@ use super::manner::Manner;
 use super::mode::Mode;
 use super::ops::Ops;
 use super::patience::Patience;
+use super::plans::Plans;
 use super::relocate::Relocation;
 use super::thunks::{self, Thunks};
 use super::trace::Trace;
@@ -101,6 +102,12 @@ pub(crate) struct Translator {
     pub(super) frames: HashMap<RamFrame, (u32, Vec<u32>)>,
     /// The block that was placed last for some code, at whichever address.
     pub(super) by_code: HashMap<Code, u32>,
+    /// What is known of instructions.
+    pub(super) plans: Plans,
+    /// The last trace, for the memory it has.
+    pub(super) spare: Trace,
+    /// The last code that was made, for the memory it has.
+    spare_code: Vec<u8>,
     /// The link that the last block was left by, and the number of the mappings it was left
     /// under.
     pub(super) pending: Option<(u32, u64)>,
@@ -201,6 +208,9 @@ impl Translator {
             retired: HashSet::new(),
             frames: HashMap::new(),
             by_code: HashMap::new(),
+            plans: Plans::new(),
+            spare: Trace::default(),
+            spare_code: Vec::new(),
             pending: None,
             seen: 0,
             refused: None,
@@ -277,7 +287,7 @@ impl Translator {
     /// full or the trace is none for us.
     pub(super) fn place(
         &mut self,
-        trace: Trace,
+        trace: &Trace,
         frame: RamFrame,
         version: u32,
         tail: Option<Tail>,
@@ -288,8 +298,10 @@ impl Translator {
         let (rip, mode) = (trace.ops.first()?.rip, trace.mode);
         let wish = self.wish(frame, rip, mode);
         let (thunks, manner) = (&self.thunks, wish.manner());
+        let spare = std::mem::take(&mut self.spare_code);
         let made =
-            block::translate(&trace, thunks, &mut self.ops, address, first_link, manner).ok()?;
+            block::translate(trace, thunks, &mut self.ops, address, first_link, manner, spare)
+                .ok()?;
         #[cfg(test)]
         let made = if self.smuggled.is_empty() {
             made
@@ -314,8 +326,9 @@ impl Translator {
             manner,
         };
         #[cfg(test)]
-        self.traces.insert(self.blocks.len() as u32, (trace, manner));
+        self.traces.insert(self.blocks.len() as u32, (trace.clone(), manner));
         let entry = self.add(&made.code, &made.links, placed, version, tail)?;
+        self.spare_code = made.code;
         self.counters.translated = self.counters.translated.wrapping_add(1);
         if let Some(former) = wish.former.and_then(|former| self.blocks.get(former as usize)) {
             // Whoever has a link to it comes here.

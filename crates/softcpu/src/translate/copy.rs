@@ -4,7 +4,7 @@
 //! the host address that the TLB check left. What does not fit (operands in AH beside new
 //! registers, two operands kept in memory beside a third) is refused, and interpreted.
 
-use iced_x86::{Code, Instruction, InstructionInfoFactory, Mnemonic as M, OpKind, Register as R};
+use iced_x86::{Code, Instruction, Mnemonic as M, OpKind, Register as R};
 
 use smallvec::SmallVec;
 
@@ -16,55 +16,20 @@ use super::fields;
 use super::flags::Producer;
 use super::registers::{ACCUMULATOR, ADDRESS, Home, Homes, VALUE, is_high_byte, part};
 use crate::decode::op::Op;
-use crate::native::features::FeatureSet;
-use crate::native::{Plan, Traits, is_hint, is_special, plan, without_prefix};
+use crate::native::{Plan, Traits};
 use crate::state::rflags::RFlags;
 
 /// RAX's number.
-const RAX: usize = 0;
-
-/// What copying needs to know besides the instruction.
-pub(super) struct Copier<'a> {
-    pub(super) features: &'a FeatureSet,
-    pub(super) factory: &'a mut InstructionInfoFactory,
-}
-
-impl Copier<'_> {
-    /// How `instruction` is copied.
-    ///
-    /// # Errors
-    /// It must be interpreted.
-    pub(super) fn plan(&mut self, instruction: &Instruction) -> Result<Plan, NotCopied> {
-        let mut it = *instruction;
-        it.set_code(without_prefix(it.code(), self.features));
-        it.set_code(general_form(it.code()));
-        if it.code() == Code::Xchg_r64_RAX || it.code() == Code::Xchg_r32_EAX {
-            return Err(NotCopied);
-        }
-        if is_special(&it, self.features) {
-            return Err(NotCopied);
-        }
-        let plan = plan(&it, self.features, self.factory).map_err(|_| NotCopied)?;
-        if plan.traits.contains(Traits::X87) {
-            return Err(NotCopied);
-        }
-        Ok(plan)
-    }
-}
+const RAX: u8 = 0;
 
 /// What of the vector unit `instruction` uses, if it is copied as `plan` has it.
-pub(super) fn vector_need(instruction: &Instruction, plan: &Option<Plan>) -> u8 {
+pub(super) fn vector_need(instruction: &Instruction, plan: Option<&Plan>) -> u8 {
     match plan {
         _ if instruction.code() == Code::VEX_Vzeroupper => SSE | AVX,
         Some(plan) if plan.traits.contains(Traits::AVX) => SSE | AVX,
         Some(plan) if plan.traits.contains(Traits::SSE) => SSE,
         _ => 0,
     }
-}
-
-/// Whether `instruction` does nothing a guest can see.
-pub(super) fn is_nothing(instruction: &Instruction) -> bool {
-    is_hint(instruction) && instruction.mnemonic() != M::Pause
 }
 
 /// What copying an instruction does to flags.
@@ -147,7 +112,7 @@ pub(super) fn copy(block: &mut Block<'_>, plan: &Plan, op: &Op) -> Result<(), No
 
 /// The guest registers that an instruction changes, a bit each.
 pub(super) fn written(plan: &Plan) -> u16 {
-    let bit = |number: usize| 1_u16.checked_shl(number as u32).unwrap_or(0);
+    let bit = |number: u8| 1_u16.checked_shl(number.into()).unwrap_or(0);
     plan.gprs.iter().filter(|used| used.written).fold(0, |all, used| all | bit(used.number))
 }
 
@@ -190,7 +155,9 @@ fn rename(plan: &Plan, memory: bool, homes: Homes) -> Result<Renamed, NotCopied>
         .map(|n| (n, it.op_register(n)))
         .filter(|(_, register)| register.is_gpr())
         .collect();
-    let named = |number: usize| registers.iter().any(|(_, r)| r.full_register().number() == number);
+    let named = |number: u8| {
+        registers.iter().any(|(_, r)| r.full_register().number() == usize::from(number))
+    };
     let accumulator = plan.gprs.iter().any(|used| used.number == RAX) && !named(RAX)
         || registers.iter().any(|(_, r)| *r == R::AH)
         || matches!(it.mnemonic(), M::Cmpxchg | M::Mul)
@@ -204,7 +171,7 @@ fn rename(plan: &Plan, memory: bool, homes: Homes) -> Result<Renamed, NotCopied>
     }
     let mut temporaries: SmallVec<[Temporary; 2]> = SmallVec::new();
     for used in &plan.gprs {
-        let guest = u8::try_from(used.number).map_err(|_| NotCopied)?;
+        let guest = used.number;
         if homes.of(guest) == Home::Memory {
             let host = free.pop().ok_or(NotCopied)?;
             let loaded = used.loaded;
@@ -226,58 +193,6 @@ fn rename(plan: &Plan, memory: bool, homes: Homes) -> Result<Renamed, NotCopied>
         it.try_set_op_register(n, part(host, register)).map_err(|_| NotCopied)?;
     }
     Ok(Renamed { instruction: it, temporaries, accumulator })
-}
-
-/// Forms with RAX built in, as forms that name their register; forms with an address built in,
-/// as forms that may have any operand.
-fn general_form(code: Code) -> Code {
-    match code {
-        Code::Mov_AL_moffs8 => Code::Mov_r8_rm8,
-        Code::Mov_AX_moffs16 => Code::Mov_r16_rm16,
-        Code::Mov_EAX_moffs32 => Code::Mov_r32_rm32,
-        Code::Mov_RAX_moffs64 => Code::Mov_r64_rm64,
-        Code::Mov_moffs8_AL => Code::Mov_rm8_r8,
-        Code::Mov_moffs16_AX => Code::Mov_rm16_r16,
-        Code::Mov_moffs32_EAX => Code::Mov_rm32_r32,
-        Code::Mov_moffs64_RAX => Code::Mov_rm64_r64,
-        Code::Add_AL_imm8 => Code::Add_rm8_imm8,
-        Code::Add_AX_imm16 => Code::Add_rm16_imm16,
-        Code::Add_EAX_imm32 => Code::Add_rm32_imm32,
-        Code::Add_RAX_imm32 => Code::Add_rm64_imm32,
-        Code::Or_AL_imm8 => Code::Or_rm8_imm8,
-        Code::Or_AX_imm16 => Code::Or_rm16_imm16,
-        Code::Or_EAX_imm32 => Code::Or_rm32_imm32,
-        Code::Or_RAX_imm32 => Code::Or_rm64_imm32,
-        Code::Adc_AL_imm8 => Code::Adc_rm8_imm8,
-        Code::Adc_AX_imm16 => Code::Adc_rm16_imm16,
-        Code::Adc_EAX_imm32 => Code::Adc_rm32_imm32,
-        Code::Adc_RAX_imm32 => Code::Adc_rm64_imm32,
-        Code::Sbb_AL_imm8 => Code::Sbb_rm8_imm8,
-        Code::Sbb_AX_imm16 => Code::Sbb_rm16_imm16,
-        Code::Sbb_EAX_imm32 => Code::Sbb_rm32_imm32,
-        Code::Sbb_RAX_imm32 => Code::Sbb_rm64_imm32,
-        Code::And_AL_imm8 => Code::And_rm8_imm8,
-        Code::And_AX_imm16 => Code::And_rm16_imm16,
-        Code::And_EAX_imm32 => Code::And_rm32_imm32,
-        Code::And_RAX_imm32 => Code::And_rm64_imm32,
-        Code::Sub_AL_imm8 => Code::Sub_rm8_imm8,
-        Code::Sub_AX_imm16 => Code::Sub_rm16_imm16,
-        Code::Sub_EAX_imm32 => Code::Sub_rm32_imm32,
-        Code::Sub_RAX_imm32 => Code::Sub_rm64_imm32,
-        Code::Xor_AL_imm8 => Code::Xor_rm8_imm8,
-        Code::Xor_AX_imm16 => Code::Xor_rm16_imm16,
-        Code::Xor_EAX_imm32 => Code::Xor_rm32_imm32,
-        Code::Xor_RAX_imm32 => Code::Xor_rm64_imm32,
-        Code::Cmp_AL_imm8 => Code::Cmp_rm8_imm8,
-        Code::Cmp_AX_imm16 => Code::Cmp_rm16_imm16,
-        Code::Cmp_EAX_imm32 => Code::Cmp_rm32_imm32,
-        Code::Cmp_RAX_imm32 => Code::Cmp_rm64_imm32,
-        Code::Test_AL_imm8 => Code::Test_rm8_imm8,
-        Code::Test_AX_imm16 => Code::Test_rm16_imm16,
-        Code::Test_EAX_imm32 => Code::Test_rm32_imm32,
-        Code::Test_RAX_imm32 => Code::Test_rm64_imm32,
-        other => other,
-    }
 }
 
 /// The condition of a Jcc, as its opcode has it.

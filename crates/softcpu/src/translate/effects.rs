@@ -60,11 +60,11 @@ impl Effects {
                 Self { wants: false, writes: bit(it.op0_register()), ..leaves }
             }
             (Then::Next, Code::VEX_Vzeroupper) => Self { wants: false, writes: 0, ..leaves },
-            (Then::Next, _) if copy::is_nothing(it) => Self { wants: false, writes: 0, ..leaves },
+            (Then::Next, _) if step.is_nothing() => Self { wants: false, writes: 0, ..leaves },
             (Then::Next, _) if let Some(Touches { flags, registers }) = privileged::touches(it) => {
                 Self { wants: flags, writes: registers, ..leaves }
             }
-            (Then::Next, _) => match &step.plan {
+            (Then::Next, _) => match step.plan() {
                 None => Self::ANYTHING,
                 Some(plan) => {
                     let flags = FlagUse::of(plan);

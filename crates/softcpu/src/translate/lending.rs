@@ -57,7 +57,7 @@ fn count(uses: &mut [u32; 16], step: &Step, op: &Op, weight: u32) {
             }
         }
     }
-    match (it.code(), &step.plan) {
+    match (it.code(), step.plan()) {
         (
             Code::Push_r64
             | Code::Pop_r64
@@ -72,7 +72,7 @@ fn count(uses: &mut [u32; 16], step: &Step, op: &Op, weight: u32) {
         (_, Some(plan)) => {
             for gpr in &plan.gprs {
                 for _ in 0..u8::from(gpr.loaded).saturating_add(u8::from(gpr.written)) {
-                    used(gpr.number as u8);
+                    used(gpr.number);
                 }
             }
         }

@@ -4,15 +4,15 @@
 use std::io;
 use std::sync::atomic::AtomicU32;
 
-use iced_x86::{Instruction, InstructionInfoFactory};
+use iced_x86::Instruction;
 
 use super::cache::{Counters, Entry, Translator};
 use super::config::Config;
-use super::copy::Copier;
 use super::jumps;
 use super::mode::Mode;
 use super::thunks::Exit;
 use super::trace::Tracer;
+use crate::decode::build::again;
 use crate::decode::cache::{Block as Decoded, BlockCache};
 use crate::decode::op::Op;
 use crate::memory::ram::RamFrame;
@@ -33,15 +33,22 @@ pub(crate) enum Translation {
     Known(Entry),
 }
 
-/// The instructions of `block`, from the page at `host` and the one at `tail` that it may reach
-/// into, if they are what it was made from.
-fn decode(block: &Decoded, host: u64, tail: Option<u64>) -> Option<Vec<Instruction>> {
-    let tail = if block.tail.is_some() { Some(tail?) } else { None };
-    let instructions = crate::decode::build::again(block, host, tail);
+/// Puts the instructions of `block`, from the page at `host` and the one at `tail` that it may
+/// reach into, into `instructions`. Says whether they are what it was made from.
+fn decode(
+    block: &Decoded,
+    host: u64,
+    tail: Option<u64>,
+    instructions: &mut Vec<Instruction>,
+) -> bool {
+    if block.tail.is_some() && tail.is_none() {
+        return false;
+    }
+    again(block, host, tail.filter(|_| block.tail.is_some()), instructions);
     let alike = instructions.iter().zip(&block.ops).all(|(instruction, op)| {
         instruction.ip() == op.rip && instruction.code() as u16 == op.code
     });
-    (alike && !instructions.is_empty()).then_some(instructions)
+    alike && !instructions.is_empty()
 }
 
 /// Runs of a block after which it is translated.
@@ -194,22 +201,23 @@ impl Vcpu {
             None => None,
         };
         let version = self.memory.code().version(head.frame);
-        let mut factory = InstructionInfoFactory::new();
-        let mut copier = Copier { features: self.cpuid.features(), factory: &mut factory };
         let memory = &self.memory;
+        let translator = self.translator.as_mut()?;
+        let spare = std::mem::take(&mut translator.spare);
         #[cfg_attr(not(test), expect(unused_mut, reason = "tests plant mistakes"))]
         let mut trace = Tracer {
             blocks,
             warm: self.threshold / 4,
-            generation: self.translator.as_ref()?.generation,
-            hot: self.translator.as_ref()?.wish(head.frame, head.rip, mode).hot,
+            generation: translator.generation,
+            hot: translator.wish(head.frame, head.rip, mode).hot,
             vectors: if self.mmu.is_user() { self.context.allowed as u8 } else { 0 },
             mode,
-            copier: &mut copier,
+            plans: &mut translator.plans,
+            features: self.cpuid.features(),
             settled: &|epoch| memory.code().settled(&self.observer, epoch),
-            decode: &|block| decode(block, host, tail_host),
+            decode: &|block, instructions| decode(block, host, tail_host, instructions),
         }
-        .from(head)?;
+        .from(head, spare)?;
         // What was read must be what the blocks were decoded from.
         if head.version != version || self.memory.code().version(head.frame) != version {
             return None;
@@ -223,7 +231,7 @@ impl Vcpu {
         if let Some(mistake) = translator.mistake {
             for (step, op) in trace.steps.iter_mut().zip(&mut trace.ops) {
                 mistake(&mut step.instruction, op);
-                step.plan = copier.plan(&step.instruction).ok();
+                step.known = translator.plans.known(&step.instruction, self.cpuid.features());
             }
         }
         let emptied = translator.make_room();
@@ -231,7 +239,8 @@ impl Vcpu {
             translator.patience.filled(host_tsc(), self.meter.translating.0);
             self.mmu.jumps.clear();
         }
-        let entry = translator.place(trace, head.frame, head.version, head.tail);
+        let entry = translator.place(&trace, head.frame, head.version, head.tail);
+        translator.spare = trace;
         if entry.is_none() {
             head.runs.set(0);
         }

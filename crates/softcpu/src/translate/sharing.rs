@@ -12,7 +12,6 @@
 use iced_x86::{Code, OpKind, Register};
 
 use super::block::Block;
-use super::copy::is_nothing;
 use super::division::is_division;
 use super::mode::Mode;
 use super::stack::{RBP, RSP, StackUse, down, stack_operand};
@@ -196,7 +195,7 @@ impl Block<'_> {
         // The group of each step, the distance, and how the origin moves with the step.
         let mut joined: Vec<Option<(usize, i64, i64)>> = Vec::with_capacity(trace.steps.len());
         for (n, (step, op)) in trace.steps.iter().zip(&trace.ops).enumerate() {
-            if self.heads.contains_key(&op.rip) {
+            if self.heads.has(op.rip) {
                 open.clear();
             }
             let access = simple(step, op, trace.mode);
@@ -295,7 +294,7 @@ fn simple(step: &Step, op: &Op, mode: Mode) -> Option<Simple> {
         let operand = stack_operand(mode, op, base, displacement).ok()?;
         Simple::to(&operand, i64::from(word), stores, 0)
     };
-    match (step.then, StackUse::of(&step.instruction), &step.plan) {
+    match (step.then, StackUse::of(&step.instruction), step.plan()) {
         (Then::Next, Some((StackUse::Push, word)), _)
         | (Then::Last, Some((StackUse::Call, word)), _) => stack(RSP, down(word), word, true),
         (Then::Next, Some((StackUse::Pop, word)), _)
@@ -304,9 +303,7 @@ fn simple(step: &Step, op: &Op, mode: Mode) -> Option<Simple> {
         (Then::Next, None, _) if code == Code::Pushfq => stack(RSP, down(8), 8, true),
         (Then::Next, None, _) if code == Code::Popfq => stack(RSP, 0, 8, false),
         (Then::Next, None, Some(plan))
-            if plan.traits.contains(Traits::MEMORY)
-                && !is_division(code)
-                && !is_nothing(&step.instruction) =>
+            if plan.traits.contains(Traits::MEMORY) && !is_division(code) =>
         {
             let align_mask = u8::try_from(plan.alignment.saturating_sub(1)).ok()?;
             let stores = plan.traits.contains(Traits::STORES);

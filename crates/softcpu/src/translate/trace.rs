@@ -11,12 +11,14 @@
 
 use iced_x86::{Code, Instruction};
 
-use super::copy::{Copier, vector_need};
+use super::copy::vector_need;
 use super::mode::Mode;
+use super::plans::{Known, Plans};
 use crate::addr::{GuestVirtAddr, PAGE_SHIFT};
 use crate::decode::cache::{Block, BlockCache};
 use crate::decode::op::Op;
 use crate::native::Plan;
+use crate::native::features::FeatureSet;
 
 /// Most instructions in a trace.
 const MOST_STEPS: usize = 160;
@@ -43,11 +45,10 @@ pub(super) enum Then {
 }
 
 /// One instruction of a trace.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Step {
     pub(super) instruction: Instruction,
-    /// How it is copied, if it is.
-    pub(super) plan: Option<Plan>,
+    pub(super) known: Known,
     pub(super) then: Then,
     /// Where the trace goes on behind it, if that is not the next step and nothing that the
     /// instruction says itself.
@@ -55,6 +56,16 @@ pub(super) struct Step {
 }
 
 impl Step {
+    /// How it is copied, if it is.
+    pub(super) fn plan(&self) -> Option<&Plan> {
+        self.known.plan()
+    }
+
+    /// Whether it does nothing that a guest can see.
+    pub(super) fn is_nothing(&self) -> bool {
+        matches!(self.known, Known::Nothing)
+    }
+
     /// Where it may go on besides the next step, as far as it does not say so itself.
     pub(super) fn goes_to(&self) -> impl Iterator<Item = u64> + use<> {
         let exit = match self.then {
@@ -66,11 +77,11 @@ impl Step {
 }
 
 /// Instructions that are translated together.
-#[derive(Debug)]
+#[derive(Clone, Debug, Default)]
 pub(super) struct Trace {
     pub(super) steps: Vec<Step>,
     /// The ops of the steps.
-    pub(super) ops: Box<[Op]>,
+    pub(super) ops: Vec<Op>,
     /// The mode that it is for.
     pub(super) mode: Mode,
 }
@@ -93,7 +104,7 @@ impl Trace {
 }
 
 /// Makes a trace.
-pub(super) struct Tracer<'a, 'b> {
+pub(super) struct Tracer<'a> {
     pub(super) blocks: &'a BlockCache,
     /// Those that have run at least so often are worth following.
     pub(super) warm: u32,
@@ -105,11 +116,12 @@ pub(super) struct Tracer<'a, 'b> {
     pub(super) vectors: u8,
     /// The mode that code is in.
     pub(super) mode: Mode,
-    pub(super) copier: &'a mut Copier<'b>,
+    pub(super) plans: &'a mut Plans,
+    pub(super) features: &'a FeatureSet,
     /// Whether no other vCPU can change code unseen that was decoded at this epoch.
     pub(super) settled: &'a dyn Fn(u64) -> bool,
-    /// The instructions of a block, if memory still has those that it was decoded from.
-    pub(super) decode: &'a dyn Fn(&Block) -> Option<Vec<Instruction>>,
+    /// Finds the instructions of a block, if memory still has those that it was decoded from.
+    pub(super) decode: &'a dyn Fn(&Block, &mut Vec<Instruction>) -> bool,
 }
 
 /// A block on the way, and what comes after it.
@@ -122,11 +134,14 @@ struct Part<'a> {
     begins: bool,
 }
 
-impl<'a> Tracer<'a, '_> {
-    /// The trace that begins with `head`. `None` if its code is not what it was.
-    pub(super) fn from(&mut self, head: &'a Block) -> Option<Trace> {
-        let mut steps: Vec<Step> = Vec::new();
-        let mut ops: Vec<Op> = Vec::new();
+impl<'a> Tracer<'a> {
+    /// The trace that begins with `head`, in the memory of `spare`. `None` if its code is not
+    /// what it was.
+    pub(super) fn from(&mut self, head: &'a Block, spare: Trace) -> Option<Trace> {
+        let Trace { mut steps, mut ops, .. } = spare;
+        steps.clear();
+        ops.clear();
+        let mut instructions = Vec::with_capacity(MOST_STEPS / 4);
         let mut vectors = self.vectors;
         let mut lost = false;
         for part in self.ways(head) {
@@ -141,35 +156,41 @@ impl<'a> Tracer<'a, '_> {
                 continue;
             }
             lost = true;
-            let Some(instructions) = (self.decode)(block) else { continue };
-            let plans: Vec<_> = instructions.iter().map(|it| self.copier.plan(it).ok()).collect();
-            let pairs = instructions.iter().zip(&plans);
-            let need = pairs.fold(0, |need, (it, plan)| need | vector_need(it, plan));
+            if !(self.decode)(block, &mut instructions) {
+                continue;
+            }
+            let before = steps.len();
+            if before.saturating_add(instructions.len()) > MOST_STEPS && !first {
+                continue;
+            }
+            let mut need = 0;
+            steps.extend(instructions.iter().map(|instruction| {
+                let known = self.plans.known(instruction, self.features);
+                need |= vector_need(instruction, known.plan());
+                Step { instruction: *instruction, known, then: Then::Next, onwards: None }
+            }));
             if first {
                 vectors |= need;
             }
-            let too_long = steps.len().saturating_add(instructions.len()) > MOST_STEPS;
-            if need & !vectors != 0 || too_long && !first {
+            if need & !vectors != 0 {
+                steps.truncate(before);
                 continue;
             }
             lost = false;
-            for ((instruction, plan), op) in instructions.into_iter().zip(plans).zip(&block.ops) {
-                steps.push(Step { instruction, plan, then: Then::Next, onwards: None });
-                ops.push(*op);
-            }
+            ops.extend(block.ops.iter().take(instructions.len()));
             let last = steps.last_mut()?;
             (last.then, last.onwards) = (part.then, part.onwards);
         }
         for (step, next) in steps.iter_mut().zip(ops.iter().skip(1)) {
             step.onwards = step.onwards.filter(|onwards| *onwards != next.rip);
         }
-        (!steps.is_empty()).then_some(Trace { steps, ops: ops.into_boxed_slice(), mode: self.mode })
+        (!steps.is_empty()).then_some(Trace { steps, ops, mode: self.mode })
     }
 
     /// The blocks that the guest takes from `head` on: first those that it mostly does.
     fn ways(&self, head: &'a Block) -> Vec<Part<'a>> {
-        let mut parts: Vec<Part<'a>> = Vec::new();
-        let mut rips: Vec<u64> = Vec::new();
+        let mut parts: Vec<Part<'a>> = Vec::with_capacity(FIRST_WAY);
+        let mut rips: Vec<u64> = Vec::with_capacity(MOST_STEPS / 4);
         self.follow(head, FIRST_WAY, &mut parts, &mut rips);
         let mut at = 0;
         while let Some(part) = parts.get(at)

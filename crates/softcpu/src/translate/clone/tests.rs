@@ -25,7 +25,7 @@ fn moved(trace: &Trace, distance: u64) -> Trace {
             then => then,
         };
         let onwards = step.onwards.map(|rip| rip.wrapping_add(distance));
-        Step { instruction, plan: step.plan.clone(), then, onwards }
+        Step { instruction, known: step.known.clone(), then, onwards }
     };
     Trace {
         steps: trace.steps.iter().map(step).collect(),
@@ -45,7 +45,8 @@ pub(super) fn compare(translator: &mut Translator, number: u32, links: &[block::
     let address = translator.memory.address(newest.offset as usize) as u64;
     let mut ops = Ops::default();
     let (thunks, first_link) = (&translator.thunks, newest.first_link);
-    let made = block::translate(&trace, thunks, &mut ops, address, first_link, manner).unwrap();
+    let made = block::translate(&trace, thunks, &mut ops, address, first_link, manner, Vec::new())
+        .unwrap();
     let (mut wanted, relocations) = (made.code, made.relocations.unwrap());
     assert_eq!(newest.relocations.of(&translator.relocations), Some(&relocations[..]));
     assert_eq!((newest.way_out as usize, links), (made.way_out, &made.links[..]));
