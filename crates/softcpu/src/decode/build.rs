@@ -1,7 +1,5 @@
 //! Building blocks: fetch the bytes, decode them, lower each instruction.
 
-use std::cell::Cell;
-
 use iced_x86::{Decoder, DecoderOptions, Instruction};
 
 use super::cache::{Block, BlockCache, Tail, Unsettled};
@@ -22,9 +20,8 @@ const WINDOW: usize = 256;
 /// Longest instruction, bytes.
 pub(crate) const MAX_INSTRUCTION: usize = 15;
 
-/// What one pass over the bytes made.
+/// What one pass over the bytes came to; the ops it made are fresh in the cache.
 struct Pass {
-    ops: Vec<Op>,
     /// Bytes of code consumed.
     len: usize,
     /// The first instruction needs bytes beyond the window.
@@ -40,7 +37,7 @@ impl Vcpu {
         linear: u64,
         host: u64,
         frame: RamFrame,
-    ) -> Result<Box<Block>, Abort> {
+    ) -> Result<Block, Abort> {
         self.counters.decoded = self.counters.decoded.wrapping_add(1);
         let offset = linear & PAGE_OFFSET;
         let mut window = [0; WINDOW];
@@ -64,19 +61,8 @@ impl Vcpu {
             if same {
                 let unsettled = (!memory.code().settled(&observer, epoch))
                     .then(|| Unsettled { epoch, bytes: code.into() });
-                return Ok(Box::new(Block {
-                    linear,
-                    rip,
-                    size: self.code_size,
-                    frame,
-                    version,
-                    tail: None,
-                    unsettled,
-                    ops: pass.ops.into_boxed_slice(),
-                    runs: Cell::default(),
-                    entry: Cell::default(),
-                    used: Cell::default(),
-                }));
+                let block = Block::new(rip, linear, self.code_size, frame, version);
+                return Ok(block.with(None, unsettled));
             }
         }
     }
@@ -89,7 +75,7 @@ impl Vcpu {
         linear: u64,
         host: u64,
         frame: RamFrame,
-    ) -> Result<Box<Block>, Abort> {
+    ) -> Result<Block, Abort> {
         let offset = linear & PAGE_OFFSET;
         let room = room_in_page(linear);
         let mut page = linear.wrapping_add(room);
@@ -122,19 +108,9 @@ impl Vcpu {
         let epoch = epoch.max(epoch2);
         let unsettled = (!memory.code().settled(&observer, epoch))
             .then(|| Unsettled { epoch, bytes: head(&bytes, pass.len).into() });
-        Ok(Box::new(Block {
-            linear,
-            rip,
-            size: self.code_size,
-            frame,
-            version,
-            tail: Some(Tail { page, frame: frame2, version: version2 }),
-            unsettled,
-            ops: pass.ops.into_boxed_slice(),
-            runs: Cell::default(),
-            entry: Cell::default(),
-            used: Cell::default(),
-        }))
+        let tail = Tail { page, frame: frame2, version: version2 };
+        let block = Block::new(rip, linear, self.code_size, frame, version);
+        Ok(block.with(Some(tail), unsettled))
     }
 
     fn decode_pass(
@@ -146,8 +122,9 @@ impl Vcpu {
     ) -> Result<Pass, Abort> {
         let mut decoder = Decoder::with_ip(self.code_size as u32, bytes, rip, DecoderOptions::NONE);
         let mut instruction = Instruction::default();
-        let mut pass = Pass { ops: Vec::with_capacity(8), len: 0, short: false };
-        while pass.ops.len() < limit {
+        let mut pass = Pass { len: 0, short: false };
+        blocks.fresh.clear();
+        while blocks.fresh.len() < limit {
             if decoder.position() >= bytes.len() {
                 break;
             }
@@ -155,7 +132,7 @@ impl Vcpu {
             if instruction.is_invalid()
                 && decoder.last_error() == iced_x86::DecoderError::NoMoreBytes
             {
-                pass.short = pass.ops.is_empty();
+                pass.short = blocks.fresh.is_empty();
                 break;
             }
             if instruction.len() == 0 {
@@ -166,7 +143,7 @@ impl Vcpu {
             let encoding = bytes.get(start..pass.len).unwrap_or_default();
             let Lowered { op, ends } = match lower::lower(self, &instruction, encoding) {
                 Ok(lowered) => lowered,
-                Err(lower::StubsFull) if !pass.ops.is_empty() => {
+                Err(lower::StubsFull) if !blocks.fresh.is_empty() => {
                     pass.len = start;
                     break;
                 }
@@ -181,24 +158,25 @@ impl Vcpu {
                     }
                 }
             };
-            pass.ops.push(op);
+            blocks.fresh.push(op);
             if ends {
                 return Ok(pass);
             }
         }
-        if let Some(last) = pass.ops.last() {
+        if let Some(last) = blocks.fresh.last() {
             let end = goto(last);
-            pass.ops.push(end);
+            blocks.fresh.push(end);
         }
         Ok(pass)
     }
 }
 
-/// The instructions of `block`, decoded once more from the page at `host` and, if it goes on
+/// The first `real` instructions of `block`, decoded once more from the page at `host` and, if it goes on
 /// there, the one at `tail_host`, are put into `instructions`. What they are now need not be what
 /// they were: the caller looks.
 pub(crate) fn again(
     block: &Block,
+    real: usize,
     host: u64,
     tail_host: Option<u64>,
     instructions: &mut Vec<Instruction>,
@@ -216,7 +194,6 @@ pub(crate) fn again(
     }
     let window = head(&window, len);
     let decoder = Decoder::with_ip(block.size as u32, window, block.rip, DecoderOptions::NONE);
-    let real = block.ops.iter().filter(|op| op.len != 0).count();
     instructions.clear();
     instructions.extend(decoder.into_iter().take(real));
 }
@@ -259,30 +236,10 @@ fn head_mut(bytes: &mut [u8], len: usize) -> &mut [u8] {
 }
 
 impl Block {
-    /// The same code at another address: programs are loaded where chance has it, and
-    /// libraries by many.
-    pub(crate) fn at(&self, linear: u64) -> Box<Self> {
-        let distance = linear.wrapping_sub(self.linear);
-        Box::new(Self {
-            linear,
-            rip: self.rip.wrapping_add(distance),
-            size: self.size,
-            frame: self.frame,
-            version: self.version,
-            tail: None,
-            unsettled: None,
-            ops: self.ops.iter().map(|op| op.moved(distance)).collect(),
-            // What was hot there will be here, if it runs more than once.
-            runs: Cell::new(self.runs.get() / 2),
-            entry: Cell::default(),
-            used: Cell::default(),
-        })
-    }
-
     /// Whether the bytes at `host` (and, for a straddler, those in the tail) are still
     /// the ones this block was decoded from.
     pub(crate) fn unchanged(&self, host: u64, tail_host: u64) -> bool {
-        let Some(unsettled) = &self.unsettled else { return true };
+        let Some(unsettled) = self.unsettled() else { return true };
         let offset = self.linear & PAGE_OFFSET;
         let first = unsettled.bytes.len().min(room_in_page(offset) as usize);
         let (head, tail) = unsettled.bytes.split_at(first);

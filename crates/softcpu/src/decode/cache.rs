@@ -15,10 +15,11 @@
 //!
 //! A third table finds a block by where its code is in RAM: many processes have the same
 //! library at different addresses, and a block for another of them needs no decoding but only
-//! to be moved ([`Block::at`]). Where there is a translation for it already, not even that is
+//! to be moved ([`BlockCache::moved`]). Where there is a translation for it already, not even that is
 //! done: the block is *hollow*, and gets its ops only when it is to be interpreted.
 
 use std::cell::Cell;
+use std::ops::Range;
 
 use super::op::Op;
 use crate::addr::PAGE_OFFSET;
@@ -30,7 +31,7 @@ use crate::translate::Entry;
 const SLOTS: usize = 1 << 17;
 /// Places to remember where the block for some code is.
 const BY_CODE: usize = 1 << 17;
-/// Weight at which the cache is swept: ops of 64 bytes, 16 MiB.
+/// Blocks and ops, of 64 bytes each, at which the cache is swept: 16 MiB.
 const WEIGHT: usize = 1 << 18;
 /// Places for displaced blocks.
 const DISPLACED: usize = 1 << 16;
@@ -45,8 +46,9 @@ pub(crate) struct Tail {
     pub(crate) version: u32,
 }
 
-/// A decoded run of instructions.
+/// A decoded run of instructions. One cache line, like each of its ops.
 #[derive(Debug)]
+#[repr(align(64))]
 pub(crate) struct Block {
     /// Linear address of its first byte.
     pub(crate) linear: u64,
@@ -55,12 +57,12 @@ pub(crate) struct Block {
     pub(crate) size: CodeSize,
     pub(crate) frame: RamFrame,
     pub(crate) version: u32,
-    pub(crate) tail: Option<Tail>,
-    /// The bytes it was decoded from, kept while another vCPU might still be able to
-    /// write to them unseen, and the epoch that settles it.
-    pub(crate) unsettled: Option<Unsettled>,
-    /// None if it is hollow: there only for its translation.
-    pub(crate) ops: Box<[Op]>,
+    /// What few blocks have.
+    pub(crate) rare: Option<Box<Rare>>,
+    /// Its first op, among all that the cache has, and how many they are. None if it is hollow:
+    /// there only for its translation.
+    first: u32,
+    count: u16,
     /// Runs so far, until it is translated.
     pub(crate) runs: Cell<u32>,
     /// Its translation.
@@ -69,7 +71,49 @@ pub(crate) struct Block {
     pub(crate) used: Cell<bool>,
 }
 
+const _: () = assert!(size_of::<Block>() == 64);
+
+/// What a block must be looked at for more closely, each time before it runs.
+#[derive(Debug)]
+pub(crate) struct Rare {
+    pub(crate) tail: Option<Tail>,
+    /// The bytes it was decoded from, kept while another vCPU might still be able to
+    /// write to them unseen, and the epoch that settles it.
+    pub(crate) unsettled: Option<Unsettled>,
+}
+
 impl Block {
+    /// A block at `rip`, whose first byte is at `linear` and in `frame` at `version`. It has what
+    /// ops are in [`BlockCache::fresh`] when it is put to its slot.
+    pub(crate) fn new(
+        rip: u64,
+        linear: u64,
+        size: CodeSize,
+        frame: RamFrame,
+        version: u32,
+    ) -> Self {
+        Self {
+            linear,
+            rip,
+            size,
+            frame,
+            version,
+            rare: None,
+            first: 0,
+            count: 0,
+            runs: Cell::default(),
+            entry: Cell::default(),
+            used: Cell::default(),
+        }
+    }
+
+    /// The same, with a `tail` and what is not settled of it, if anything.
+    pub(crate) fn with(mut self, tail: Option<Tail>, unsettled: Option<Unsettled>) -> Self {
+        self.rare =
+            (tail.is_some() || unsettled.is_some()).then(|| Box::new(Rare { tail, unsettled }));
+        self
+    }
+
     /// Nothing but a translation of code at `linear`, in a segment of base zero, for which nothing
     /// was decoded: it is as good as if it had run `runs` times.
     pub(crate) fn hollow(
@@ -79,61 +123,85 @@ impl Block {
         version: u32,
         entry: Entry,
         runs: u32,
-    ) -> Box<Self> {
-        Box::new(Self {
-            linear,
-            rip: linear,
-            size,
-            frame,
-            version,
-            tail: None,
-            unsettled: None,
-            ops: Box::default(),
-            runs: Cell::new(runs),
-            entry: Cell::new(Some(entry)),
-            used: Cell::default(),
-        })
-    }
-
-    /// What it costs in memory, in ops: itself is as large as a few.
-    fn weight(&self) -> usize {
-        self.ops.len().saturating_add(3)
+    ) -> Self {
+        let block = Self::new(linear, linear, size, frame, version);
+        block.runs.set(runs);
+        block.entry.set(Some(entry));
+        block
     }
 
     /// Whether it has no ops and cannot be interpreted.
     #[inline(always)]
     pub(crate) fn is_hollow(&self) -> bool {
-        self.ops.is_empty()
+        self.count == 0
+    }
+
+    pub(crate) fn tail(&self) -> Option<Tail> {
+        self.rare.as_ref()?.tail
+    }
+
+    pub(crate) fn unsettled(&self) -> Option<&Unsettled> {
+        self.rare.as_ref()?.unsettled.as_ref()
+    }
+
+    /// Where its ops are.
+    fn range(&self) -> Range<usize> {
+        let first = self.first as usize;
+        first..first.saturating_add(self.count.into())
     }
 }
 
-/// See [`Block::unsettled`].
+/// See [`Rare::unsettled`].
 #[derive(Debug)]
 pub(crate) struct Unsettled {
     pub(crate) epoch: u64,
     pub(crate) bytes: Box<[u8]>,
 }
 
+/// The number of a block, or of none.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Number(u32);
+
+impl Number {
+    const NONE: Self = Self(0);
+
+    fn new(index: usize) -> Self {
+        u32::try_from(index.saturating_add(1)).map_or(Self::NONE, Self)
+    }
+
+    fn index(self) -> Option<usize> {
+        self.0.checked_sub(1).map(|index| index as usize)
+    }
+}
+
 /// All decoded blocks of one vCPU.
+///
+/// Blocks and ops are each in one stretch of memory, in the order in which they were made. What
+/// was replaced stays there until the cache is swept, and the others close up.
 #[derive(Debug, Default)]
 pub(crate) struct BlockCache {
-    slots: Box<[Option<Box<Block>>]>,
-    displaced: Box<[Option<Box<Block>>]>,
-    /// The slot of the last block that was made of some code, by where in RAM that is.
-    by_code: Box<[u32]>,
-    /// The weight of all blocks, and the one at which those are dropped that nobody wants.
-    held: usize,
+    slots: Box<[Number]>,
+    displaced: Box<[Number]>,
+    /// The last block that was made of some code, by where in RAM that is.
+    by_code: Box<[Number]>,
+    blocks: Vec<Block>,
+    ops: Vec<Op>,
+    /// Ops of the block that is being made.
+    pub(crate) fresh: Vec<Op>,
+    /// How many blocks and ops there may be before those are dropped that nobody wants.
     limit: usize,
 }
 
 impl BlockCache {
     pub(crate) fn new() -> Self {
-        let empty = |places: usize| (0..places).map(|_| None).collect();
+        let empty = |places: usize| vec![Number::NONE; places].into_boxed_slice();
         Self {
             slots: empty(SLOTS),
             displaced: empty(DISPLACED),
-            by_code: vec![0; BY_CODE].into(),
-            held: 0,
+            by_code: empty(BY_CODE),
+            blocks: Vec::new(),
+            ops: Vec::new(),
+            fresh: Vec::new(),
             limit: WEIGHT,
         }
     }
@@ -147,76 +215,156 @@ impl BlockCache {
     /// Whatever block is in `slot`.
     #[inline(always)]
     pub(crate) fn get(&self, slot: usize) -> Option<&Block> {
-        self.slots.get(slot).and_then(Option::as_deref)
+        self.numbered(*self.slots.get(slot)?)
     }
 
-    /// Puts a block into `slot`. What was there is kept for a while, unless the new block
-    /// stands for the same code.
-    pub(crate) fn put(&mut self, slot: usize, block: Box<Block>) {
-        if self.held > self.limit {
+    #[inline(always)]
+    fn numbered(&self, number: Number) -> Option<&Block> {
+        self.blocks.get(number.index()?)
+    }
+
+    /// The ops of `block`, one of this cache's.
+    #[inline(always)]
+    pub(crate) fn ops(&self, block: &Block) -> &[Op] {
+        self.ops.get(block.range()).unwrap_or_default()
+    }
+
+    /// Puts `block`, with the fresh ops, into `slot`. What was there is kept for a while, unless
+    /// the new block stands for the same code.
+    pub(crate) fn put(&mut self, slot: usize, mut block: Block) {
+        if self.held() > self.limit {
             self.sweep();
         }
-        let Some(place) = self.slots.get_mut(slot) else { return };
-        let (linear, frame) = (block.linear, block.frame);
-        self.held = self.held.saturating_add(block.weight());
-        if !block.is_hollow()
-            && let Some(known) = self.by_code.get_mut(code_slot(linear, frame))
-        {
-            *known = slot as u32;
-        }
-        let Some(old) = place.replace(block) else { return };
-        let same = old.linear == linear && old.frame == frame;
-        let displaced = self.displaced.get_mut(displaced_slot(old.linear));
-        let gone = match displaced.filter(|_| !same) {
-            Some(place) => place.replace(old),
-            None => Some(old),
+        let number = Number::new(self.blocks.len());
+        (block.first, block.count) = match u32::try_from(self.ops.len()) {
+            Ok(first) => (first, self.fresh.len() as u16),
+            Err(_) => (0, 0),
         };
-        self.held = self.held.saturating_sub(gone.map_or(0, |gone| gone.weight()));
+        self.ops.append(&mut self.fresh);
+        if !block.is_hollow()
+            && let Some(known) = self.by_code.get_mut(code_slot(block.linear, block.frame))
+        {
+            *known = number;
+        }
+        self.blocks.push(block);
+        self.install(slot, number);
+    }
+
+    /// Puts a hollow `block` into `slot`.
+    pub(crate) fn put_hollow(&mut self, slot: usize, block: Block) {
+        self.fresh.clear();
+        self.put(slot, block);
+    }
+
+    /// Has block `number` in `slot`.
+    fn install(&mut self, slot: usize, number: Number) {
+        let Some(place) = self.slots.get_mut(slot) else { return };
+        let old = std::mem::replace(place, number);
+        let (Some(old_block), Some(block)) = (self.numbered(old), self.numbered(number)) else {
+            return;
+        };
+        let same = old_block.linear == block.linear && old_block.frame == block.frame;
+        let displaced = displaced_slot(old_block.linear);
+        if let Some(place) = self.displaced.get_mut(displaced).filter(|_| !same) {
+            *place = old;
+        }
+    }
+
+    fn held(&self) -> usize {
+        self.blocks.len().saturating_add(self.ops.len())
     }
 
     /// Drops the blocks that nobody has wanted since the last time: what a kernel runs once
     /// when it starts, above all. Those that are translated come back hollow.
     #[cold]
     fn sweep(&mut self) {
-        self.held = 0;
+        // The new number of each.
+        let mut moved = vec![Number::NONE; self.blocks.len()];
         for place in self.slots.iter_mut().chain(&mut self.displaced) {
-            if let Some(block) = place.take_if(|block| block.used.replace(false)) {
-                self.held = self.held.saturating_add(block.weight());
-                *place = Some(block);
-            } else {
-                *place = None;
+            let Some(at) = place.index() else { continue };
+            if self.blocks.get(at).is_some_and(|block| block.used.get())
+                && let Some(moved) = moved.get_mut(at)
+            {
+                // Any but none, for now.
+                *moved = *place;
             }
         }
+        let (mut blocks, mut ops) = (0_usize, 0_usize);
+        for (at, moved) in moved.iter_mut().enumerate().filter(|(_, moved)| **moved != Number::NONE)
+        {
+            let Some(block) = self.blocks.get_mut(at) else { break };
+            block.used.set(false);
+            let range = block.range();
+            let len = range.len();
+            if range.end > self.ops.len() {
+                break;
+            }
+            self.ops.copy_within(range, ops);
+            block.first = ops as u32;
+            ops = ops.saturating_add(len);
+            self.blocks.swap(at, blocks);
+            *moved = Number::new(blocks);
+            blocks = blocks.saturating_add(1);
+        }
+        self.blocks.truncate(blocks);
+        self.ops.truncate(ops);
+        for place in self.slots.iter_mut().chain(&mut self.displaced).chain(&mut self.by_code) {
+            let to = place.index().and_then(|at| moved.get(at)).copied();
+            *place = to.unwrap_or(Number::NONE);
+        }
         // Whoever needs more than that gets it.
-        self.limit = self.held.saturating_mul(2).max(WEIGHT);
+        self.limit = self.held().saturating_mul(2).max(WEIGHT);
     }
 
     /// A block for the same code at another address.
     pub(crate) fn twin(&self, linear: u64, frame: RamFrame) -> Option<&Block> {
-        let slot = *self.by_code.get(code_slot(linear, frame))?;
+        let number = *self.by_code.get(code_slot(linear, frame))?;
         let same = |block: &&Block| {
             block.frame == frame && (block.linear ^ linear) & PAGE_OFFSET == 0 && !block.is_hollow()
         };
-        self.get(slot as usize).filter(same)
+        self.numbered(number).filter(same)
+    }
+
+    /// A block for 64-bit code at `linear`, made of its twin: programs are loaded where chance has
+    /// it, and libraries by many. Its ops are fresh.
+    pub(crate) fn moved(&mut self, linear: u64, frame: RamFrame) -> Option<Block> {
+        let twin = self.twin(linear, frame)?;
+        let distance = linear.wrapping_sub(twin.linear);
+        let rip = twin.rip.wrapping_add(distance);
+        let block = Block::new(rip, linear, twin.size, frame, twin.version);
+        // What was hot there will be here, if it runs more than once.
+        block.runs.set(twin.runs.get() / 2);
+        let ops = self.ops.get(twin.range())?;
+        self.fresh.clear();
+        self.fresh.extend(ops.iter().map(|op| op.moved(distance)));
+        Some(block)
     }
 
     /// Brings the block for this code back into `slot`, if it was displaced. Whether it is
     /// stale is for the caller to see.
     #[cold]
     pub(crate) fn bring_back(&mut self, slot: usize, linear: u64, frame: RamFrame) -> bool {
-        let Some(place) = self.displaced.get_mut(displaced_slot(linear)) else { return false };
-        let wanted = |block: &mut Box<Block>| block.linear == linear && block.frame == frame;
-        let Some(block) = place.take_if(wanted) else { return false };
-        self.held = self.held.saturating_sub(block.weight());
-        self.put(slot, block);
+        let displaced = displaced_slot(linear);
+        let Some(number) = self.displaced.get(displaced).copied() else { return false };
+        let wanted = |block: &Block| block.linear == linear && block.frame == frame;
+        if !self.numbered(number).is_some_and(wanted) {
+            return false;
+        }
+        if let Some(place) = self.displaced.get_mut(displaced) {
+            *place = Number::NONE;
+        }
+        self.install(slot, number);
         true
     }
 
     /// Forgets every block (native stubs are about to be thrown away).
     pub(crate) fn clear(&mut self) {
-        self.slots.fill_with(|| None);
-        self.displaced.fill_with(|| None);
-        (self.held, self.limit) = (0, WEIGHT);
+        for places in [&mut self.slots, &mut self.displaced, &mut self.by_code] {
+            places.fill(Number::NONE);
+        }
+        self.blocks.clear();
+        self.ops.clear();
+        self.limit = WEIGHT;
     }
 }
 
@@ -237,20 +385,11 @@ fn displaced_slot(linear: u64) -> usize {
 mod tests {
     use super::*;
 
-    fn block(linear: u64, version: u32) -> Box<Block> {
-        Box::new(Block {
-            linear,
-            rip: linear,
-            size: CodeSize::Bits64,
-            frame: RamFrame(1),
-            version,
-            tail: None,
-            unsettled: None,
-            ops: [Op::idle(linear)].into(),
-            runs: Cell::default(),
-            entry: Cell::default(),
-            used: Cell::default(),
-        })
+    /// Puts a block of one op to its slot.
+    fn put(cache: &mut BlockCache, linear: u64, version: u32) {
+        cache.fresh.push(Op::idle(linear));
+        let block = Block::new(linear, linear, CodeSize::Bits64, RamFrame(1), version);
+        cache.put(BlockCache::slot(linear), block);
     }
 
     #[test]
@@ -261,8 +400,9 @@ mod tests {
         };
         let mut next = 0;
         let mut fill = |cache: &mut BlockCache| {
-            for _ in 0..WEIGHT / block(0, 1).weight() {
-                cache.put(BlockCache::slot(next), block(next, 1));
+            // Each is a block and an op.
+            for _ in 0..WEIGHT / 2 {
+                put(cache, next, 1);
                 next += 1;
             }
         };
@@ -270,21 +410,44 @@ mod tests {
         assert!(has(&cache, 5) && has(&cache, 6), "there is room for all");
         cache.get(BlockCache::slot(6)).unwrap().used.set(true);
         for more in [1 << 40, 3 << 40] {
-            cache.put(BlockCache::slot(more), block(more, 1));
+            put(&mut cache, more, 1);
         }
         assert!(!has(&cache, 5) && has(&cache, 6));
         fill(&mut cache);
         fill(&mut cache);
         assert!(!has(&cache, 6), "that is long ago");
-        assert!(cache.held < 2 * WEIGHT, "{}", cache.held);
+        assert!(cache.held() < 2 * WEIGHT, "{}", cache.held());
         cache.clear();
-        assert_eq!(cache.held, 0);
+        assert_eq!(cache.held(), 0);
+    }
+
+    #[test]
+    fn those_that_stay_close_up_and_keep_their_ops() {
+        let mut cache = BlockCache::new();
+        let ops = |cache: &BlockCache, linear| {
+            let block = cache.get(BlockCache::slot(linear)).unwrap();
+            cache.ops(block).iter().map(|op| op.rip).collect::<Vec<u64>>()
+        };
+        for linear in [0x10, 0x20, 0x30, 0x40] {
+            cache.fresh.push(Op::idle(linear + 1));
+            put(&mut cache, linear, 1);
+        }
+        for linear in [0x20, 0x40] {
+            cache.get(BlockCache::slot(linear)).unwrap().used.set(true);
+        }
+        cache.sweep();
+        assert_eq!((cache.blocks.len(), cache.ops.len()), (2, 4));
+        assert_eq!([ops(&cache, 0x20), ops(&cache, 0x40)], [[0x21, 0x20], [0x41, 0x40]]);
+        assert!(cache.get(BlockCache::slot(0x30)).is_none());
+        let moved = cache.moved(0x7_0040, RamFrame(1)).unwrap();
+        assert_eq!((moved.linear, cache.fresh.len()), (0x7_0040, 2));
+        assert!(cache.twin(0x7_0030, RamFrame(1)).is_none());
     }
 
     #[test]
     fn the_same_code_is_found_by_where_it_is_in_memory() {
         let mut cache = BlockCache::new();
-        cache.put(BlockCache::slot(0x1234), block(0x1234, 1));
+        put(&mut cache, 0x1234, 1);
         assert_eq!(cache.twin(0x55_5234, RamFrame(1)).unwrap().linear, 0x1234);
         assert!(cache.twin(0x55_5235, RamFrame(1)).is_none());
         assert!(cache.twin(0x55_5234, RamFrame(2)).is_none());
@@ -293,13 +456,12 @@ mod tests {
     #[test]
     fn a_block_without_ops_is_no_twin() {
         let mut cache = BlockCache::new();
-        cache.put(BlockCache::slot(0x1234), block(0x1234, 1));
+        put(&mut cache, 0x1234, 1);
         let entry = Entry::default();
         let hollow = |linear| Block::hollow(linear, CodeSize::Bits64, RamFrame(1), 1, entry, 9);
-        cache.put(BlockCache::slot(0x7_1234), hollow(0x7_1234));
+        cache.put_hollow(BlockCache::slot(0x7_1234), hollow(0x7_1234));
         assert_eq!(cache.twin(0x55_5234, RamFrame(1)).unwrap().linear, 0x1234);
-        cache.put(BlockCache::slot(0x1234), hollow(0x1234));
-        assert!(cache.twin(0x55_5234, RamFrame(1)).is_none());
+        assert!(cache.get(BlockCache::slot(0x7_1234)).unwrap().is_hollow());
     }
 
     #[test]
@@ -309,15 +471,15 @@ mod tests {
         let slot = BlockCache::slot(a);
         assert_eq!(slot, BlockCache::slot(b));
         assert_ne!(displaced_slot(a), displaced_slot(b));
-        cache.put(slot, block(a, 1));
-        cache.put(slot, block(b, 1));
+        put(&mut cache, a, 1);
+        put(&mut cache, b, 1);
         for linear in [a, b, a] {
             assert!(cache.bring_back(slot, linear, RamFrame(1)));
             assert_eq!(cache.get(slot).unwrap().linear, linear);
             assert!(!cache.bring_back(slot, linear, RamFrame(1)), "it is in its slot");
         }
         assert!(!cache.bring_back(slot, b, RamFrame(2)), "that is other code");
-        cache.put(slot, block(a, 2));
+        put(&mut cache, a, 2);
         assert!(!cache.bring_back(slot, a, RamFrame(1)), "what it replaced is stale");
         cache.clear();
         assert!(cache.get(slot).is_none() && !cache.bring_back(slot, b, RamFrame(1)));

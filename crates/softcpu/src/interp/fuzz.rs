@@ -340,14 +340,14 @@ pub fn fuzz_decoder(data: &[u8]) {
 
 /// Decodes the block at RIP, which is `rip`, and checks that it hangs together.
 fn decode(vcpu: &mut Vcpu, blocks: &mut BlockCache, rip: u64) {
-    let block = match vcpu.find_block(blocks) {
-        Ok(block) => block,
+    let ops = match vcpu.find_block(blocks) {
+        Ok((_, ops)) => ops,
         Err(Abort::Fault) => return,
         Err(other) => panic!("decoding ended in {other:?}"),
     };
-    assert!(!block.ops.is_empty(), "an empty block at {rip:#x}");
+    assert!(!ops.is_empty(), "an empty block at {rip:#x}");
     let mut expected = rip;
-    for op in &block.ops {
+    for op in ops {
         assert!(op.len <= 15 && op.rip == expected, "{:#x} follows, not {expected:#x}", op.rip);
         assert!(
             op.base < 32 && op.index < 32 && op.seg < 8,

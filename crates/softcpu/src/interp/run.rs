@@ -1,6 +1,6 @@
 //! The run loop: events, finding a block, running it, delivering what it raised.
 
-use crate::decode::cache::{Block, BlockCache};
+use crate::decode::cache::{Block, BlockCache, Rare};
 use crate::decode::op::{Op, OpFlags};
 use crate::handle::Event;
 use crate::memory::ram::RamFrame;
@@ -199,12 +199,12 @@ impl Vcpu {
         true
     }
 
-    /// Finds (or makes) the block at RIP, to be interpreted.
+    /// Finds (or makes) the block at RIP, to be interpreted, and its ops.
     #[inline(always)]
     pub(crate) fn find_block<'a>(
         &mut self,
         blocks: &'a mut BlockCache,
-    ) -> Result<&'a Block, Abort> {
+    ) -> Result<(&'a Block, &'a [Op]), Abort> {
         self.find::<false>(blocks)
     }
 
@@ -213,7 +213,7 @@ impl Vcpu {
     fn find<'a, const HOLLOW: bool>(
         &mut self,
         blocks: &'a mut BlockCache,
-    ) -> Result<&'a Block, Abort> {
+    ) -> Result<(&'a Block, &'a [Op]), Abort> {
         let rip = self.state.rip;
         let linear = if self.code_size == CodeSize::Bits64 {
             rip
@@ -233,26 +233,28 @@ impl Vcpu {
                 && block.size == self.code_size
                 && block.version == self.memory.code().version(frame)
                 && (HOLLOW || !block.is_hollow())
-                && (block.tail.is_none() && block.unsettled.is_none() || self.recheck(block, host))
+                && block.rare.as_ref().is_none_or(|rare| self.recheck(block, rare, host))
         };
         let found = blocks.get(slot).is_some_and(&mut good)
             || blocks.bring_back(slot, linear, frame) && blocks.get(slot).is_some_and(&mut good);
         if !found {
             let hollow = if HOLLOW { self.hollow(linear, frame)? } else { None };
-            let block = match hollow {
-                Some(hollow) => hollow,
-                None => self.make_block(blocks, rip, linear, host, frame)?,
-            };
-            blocks.put(slot, block);
+            match hollow {
+                Some(hollow) => blocks.put_hollow(slot, hollow),
+                None => {
+                    let block = self.make_block(blocks, rip, linear, host, frame)?;
+                    blocks.put(slot, block);
+                }
+            }
         }
         // There is one now, whichever way it came.
         let block = blocks.get(slot).ok_or(Abort::EndBlock)?;
         block.used.set(found);
-        Ok(block)
+        Ok((block, blocks.ops(block)))
     }
 
     /// A block of nothing but a translation, if the code was translated before.
-    fn hollow(&mut self, linear: u64, frame: RamFrame) -> Result<Option<Box<Block>>, Abort> {
+    fn hollow(&mut self, linear: u64, frame: RamFrame) -> Result<Option<Block>, Abort> {
         let Some(mode) = self.translation_mode() else { return Ok(None) };
         let since = host_tsc();
         let version = self.memory.code().version(frame);
@@ -271,7 +273,7 @@ impl Vcpu {
         linear: u64,
         host: u64,
         frame: RamFrame,
-    ) -> Result<Box<Block>, Abort> {
+    ) -> Result<Block, Abort> {
         let since = host_tsc();
         let block = match self.twin(blocks, linear, frame) {
             Some(block) => block,
@@ -292,24 +294,24 @@ impl Vcpu {
     }
 
     /// The block at `linear`, made of one for the same code at another address.
-    fn twin(&self, blocks: &BlockCache, linear: u64, frame: RamFrame) -> Option<Box<Block>> {
+    fn twin(&self, blocks: &mut BlockCache, linear: u64, frame: RamFrame) -> Option<Block> {
         let twin = blocks.twin(linear, frame)?;
         let good = twin.version == self.memory.code().version(frame)
             && twin.size == self.code_size
             && self.code_size == CodeSize::Bits64
-            && twin.tail.is_none()
-            && twin.unsettled.as_ref().is_none_or(|unsettled| {
+            && twin.tail().is_none()
+            && twin.unsettled().is_none_or(|unsettled| {
                 self.memory.code().settled(&self.observer, unsettled.epoch)
             });
-        good.then(|| twin.at(linear))
+        if good { blocks.moved(linear, frame) } else { None }
     }
 
     /// The checks that few blocks need: the second page, and bytes that another vCPU
     /// may still be able to change unseen.
     #[cold]
-    fn recheck(&mut self, block: &Block, host: u64) -> bool {
+    fn recheck(&mut self, block: &Block, rare: &Rare, host: u64) -> bool {
         let mut tail_host = 0;
-        if let Some(tail) = block.tail {
+        if let Some(tail) = rare.tail {
             match self.fetch_page(tail.page) {
                 Ok(Some((host, frame)))
                     if frame == tail.frame && self.memory.code().version(frame) == tail.version =>
@@ -320,7 +322,7 @@ impl Vcpu {
                 _ => return false,
             }
         }
-        match &block.unsettled {
+        match &rare.unsettled {
             Some(unsettled) if !self.memory.code().settled(&self.observer, unsettled.epoch) => {
                 block.unchanged(host, tail_host)
             }
@@ -330,15 +332,15 @@ impl Vcpu {
 
     #[inline(always)]
     fn run_block(&mut self, blocks: &mut BlockCache) -> Result<(), Abort> {
-        let block = if self.traces_blocks() {
-            let block = self.find_block(blocks)?;
-            self.trace_block(block.ops.len());
-            block
+        let ops = if self.traces_blocks() {
+            let (_, ops) = self.find_block(blocks)?;
+            self.trace_block(ops.len());
+            ops
         } else {
-            let block = self.find::<true>(blocks)?;
+            let (block, ops) = self.find::<true>(blocks)?;
             match self.translated(block) {
-                Translation::None if block.is_hollow() => self.find_block(blocks)?,
-                Translation::None => block,
+                Translation::None if block.is_hollow() => self.find_block(blocks)?.1,
+                Translation::None => ops,
                 Translation::Known(entry) => return self.run_translated(entry),
                 Translation::Wanted => {
                     let slot = BlockCache::slot(block.linear);
@@ -349,14 +351,14 @@ impl Vcpu {
                     if let Some(entry) = entry {
                         return self.run_translated(entry);
                     }
-                    blocks.get(slot).ok_or(Abort::EndBlock)?
+                    blocks.ops(blocks.get(slot).ok_or(Abort::EndBlock)?)
                 }
             }
         };
         self.counters.blocks = self.counters.blocks.wrapping_add(1);
         let mut outcome = Ok(());
         let mut done = 0_usize;
-        for op in &block.ops {
+        for op in ops {
             done = done.wrapping_add(1);
             if let Err(abort) = (op.run)(self, op) {
                 if abort == Abort::Fault {
@@ -367,7 +369,7 @@ impl Vcpu {
             }
             if self.code_hit {
                 // The store may have hit the rest of this very block.
-                if done < block.ops.len() {
+                if done < ops.len() {
                     self.state.rip = op.next_rip();
                 }
                 break;
@@ -410,17 +412,17 @@ impl Vcpu {
             self.system.data_breakpoints = 0;
         }
         self.check_code_breakpoint(self.state.rip)?;
-        let block = self.find_block(blocks)?;
+        let (_, ops) = self.find_block(blocks)?;
         if self.traces_blocks() {
             self.trace_block(1);
         }
-        let outcome = match block.ops.first() {
+        let outcome = match ops.first() {
             Some(op) => {
                 self.counters.ops = self.counters.ops.wrapping_add(1);
                 let outcome = (op.run)(self, op);
                 match outcome {
                     Err(Abort::Fault) => self.faulted_at(op),
-                    Ok(()) if block.ops.len() > 1 => self.state.rip = op.next_rip(),
+                    Ok(()) if ops.len() > 1 => self.state.rip = op.next_rip(),
                     _ => {}
                 }
                 outcome

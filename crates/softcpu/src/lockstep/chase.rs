@@ -202,8 +202,8 @@ impl Vcpu {
                 return Caught::Nowhere;
             }
             let outcome = if self.stepping() {
-                if let Ok(block) = self.find_block(blocks)
-                    && let Some(op) = block.ops.first()
+                if let Ok((_, ops)) = self.find_block(blocks)
+                    && let Some(op) = ops.first()
                 {
                     chase.note(op);
                     chase.done(op);
@@ -230,9 +230,9 @@ impl Vcpu {
         blocks: &mut BlockCache,
         chase: &mut Chase<'_>,
     ) -> Result<Option<Caught>, Abort> {
-        let block = self.find_block(blocks)?;
+        let (_, ops) = self.find_block(blocks)?;
         let (start, goal) = (self.state.rip, chase.leader.state.rip);
-        for (n, op) in block.ops.iter().enumerate() {
+        for (n, op) in ops.iter().enumerate() {
             if n > 0 && op.rip == goal {
                 self.state.rip = op.rip;
                 if let Some(caught) = chase.look(self) {
@@ -252,7 +252,7 @@ impl Vcpu {
             outcome?;
             if hit {
                 // The store may have hit the rest of this very block.
-                if n.saturating_add(1) < block.ops.len() {
+                if n.saturating_add(1) < ops.len() {
                     self.state.rip = op.next_rip();
                 }
                 break;

@@ -92,8 +92,8 @@ mod tests {
         machine.put(0x1000, code);
         let mut undefined = Undefined::default();
         machine.vcpu.with_blocks(|vcpu, blocks| {
-            let block = vcpu.find_block(blocks).unwrap();
-            block.ops.iter().for_each(|op| undefined.run(op));
+            let (_, ops) = vcpu.find_block(blocks).unwrap();
+            ops.iter().for_each(|op| undefined.run(op));
         });
         undefined
     }

@@ -17,7 +17,7 @@ use crate::addr::{PAGE_SHIFT, room_in_page};
 use crate::decode::build::MAX_INSTRUCTION;
 
 /// Entries; a power of two.
-pub(crate) const ENTRIES: usize = 1 << 15;
+pub(crate) const ENTRIES: usize = 1 << 14;
 /// Entries of the table behind it.
 const MORE: usize = 1 << 16;
 /// What leaves an entry's place, in words, of a hash: entries have two.
@@ -214,7 +214,7 @@ mod tests {
     fn what_shares_a_slot_is_found_behind_it() {
         let mut cache = JumpCache::new();
         cache.enter_context(3, true, Mode::LONG);
-        let (a, b) = (0x1000, 0x1000 ^ 0x400_1_0010);
+        let (a, b) = (0x1000, 0x1000 ^ 1 << 25);
         assert_eq!(slot(a), slot(b));
         cache.insert(a, 7, None, true, false);
         cache.insert(b, 8, None, true, false);

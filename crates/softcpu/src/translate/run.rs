@@ -33,19 +33,20 @@ pub(crate) enum Translation {
     Known(Entry),
 }
 
-/// Puts the instructions of `block`, from the page at `host` and the one at `tail` that it may
-/// reach into, into `instructions`. Says whether they are what it was made from.
+/// Puts the instructions of `block`, which has `ops`, from the page at `host` and the one at `tail`
+/// that it may reach into, into `instructions`. Says whether they are what it was made from.
 fn decode(
     block: &Decoded,
-    host: u64,
-    tail: Option<u64>,
+    ops: &[Op],
+    (host, tail): (u64, Option<u64>),
     instructions: &mut Vec<Instruction>,
 ) -> bool {
-    if block.tail.is_some() && tail.is_none() {
+    if block.tail().is_some() && tail.is_none() {
         return false;
     }
-    again(block, host, tail.filter(|_| block.tail.is_some()), instructions);
-    let alike = instructions.iter().zip(&block.ops).all(|(instruction, op)| {
+    let real = ops.iter().filter(|op| op.len != 0).count();
+    again(block, real, host, tail.filter(|_| block.tail().is_some()), instructions);
+    let alike = instructions.iter().zip(ops).all(|(instruction, op)| {
         instruction.ip() == op.rip && instruction.code() as u16 == op.code
     });
     alike && !instructions.is_empty()
@@ -105,13 +106,13 @@ impl Vcpu {
         let runs = block.runs.get().saturating_add(1);
         block.runs.set(runs);
         // An instruction that wraps at 4 GiB has its second page where nobody would look for it.
-        let wraps = block.tail.is_some_and(|tail| tail.page < block.linear);
+        let wraps = block.tail().is_some_and(|tail| tail.page < block.linear);
         if runs < translator.patience.runs(self.threshold) || wraps {
             return Translation::None;
         }
         // What another vCPU may still change unseen is compared with memory at every run.
         let settled = |epoch| self.memory.code().settled(&self.observer, epoch);
-        if block.unsettled.as_ref().is_some_and(|unsettled| !settled(unsettled.epoch)) {
+        if block.unsettled().is_some_and(|unsettled| !settled(unsettled.epoch)) {
             return Translation::None;
         }
         Translation::Wanted
@@ -189,14 +190,14 @@ impl Vcpu {
     pub(crate) fn translate(&mut self, blocks: &BlockCache, slot: usize) -> Option<Entry> {
         let head = blocks.get(slot)?;
         let mode = self.translation_mode()?;
-        if head.tail.is_none()
+        if head.tail().is_none()
             && let Some(entry) = self.translated_before(head.rip, head.frame, head.version, mode)
         {
             head.entry.set(Some(entry));
             return Some(entry);
         }
         let (host, _) = self.fetch_page(head.linear).ok().flatten()?;
-        let tail_host = match head.tail {
+        let tail_host = match head.tail() {
             Some(tail) => Some(self.fetch_page(tail.page).ok().flatten()?.0),
             None => None,
         };
@@ -215,7 +216,9 @@ impl Vcpu {
             plans: &mut translator.plans,
             features: self.cpuid.features(),
             settled: &|epoch| memory.code().settled(&self.observer, epoch),
-            decode: &|block, instructions| decode(block, host, tail_host, instructions),
+            decode: &|block, instructions| {
+                decode(block, blocks.ops(block), (host, tail_host), instructions)
+            },
         }
         .from(head, spare)?;
         // What was read must be what the blocks were decoded from.
@@ -223,7 +226,7 @@ impl Vcpu {
             return None;
         }
         let code = self.memory.code();
-        if head.tail.is_some_and(|tail| code.version(tail.frame) != tail.version) {
+        if head.tail().is_some_and(|tail| code.version(tail.frame) != tail.version) {
             return None;
         }
         let translator = self.translator.as_mut()?;
@@ -239,7 +242,7 @@ impl Vcpu {
             translator.patience.filled(host_tsc(), self.meter.translating.0);
             self.mmu.jumps.clear();
         }
-        let entry = translator.place(&trace, head.frame, head.version, head.tail);
+        let entry = translator.place(&trace, head.frame, head.version, head.tail());
         translator.spare = trace;
         if entry.is_none() {
             head.runs.set(0);

@@ -177,7 +177,7 @@ impl<'a> Tracer<'a> {
                 continue;
             }
             lost = false;
-            ops.extend(block.ops.iter().take(instructions.len()));
+            ops.extend(self.blocks.ops(block).iter().take(instructions.len()));
             let last = steps.last_mut()?;
             (last.then, last.onwards) = (part.then, part.onwards);
         }
@@ -217,7 +217,7 @@ impl<'a> Tracer<'a> {
         let mut returning = if begin == 0 { 1 } else { begin };
         let mut next = Some(head);
         while let Some(block) = next.take() {
-            rips.extend(block.ops.iter().filter(|op| op.len != 0).map(|op| op.rip));
+            rips.extend(self.blocks.ops(block).iter().filter(|op| op.len != 0).map(|op| op.rip));
             let (then, onwards) = self.onwards(block, rips);
             let onwards_again = onwards.is_some_and(|onwards| rips.contains(&onwards));
             let exit_again = matches!(then, Then::Unless { exit, .. } if rips.contains(&exit));
@@ -242,7 +242,7 @@ impl<'a> Tracer<'a> {
             parts.truncate(own.saturating_add(returning));
             *rips = parts
                 .iter()
-                .flat_map(|part| part.block.ops.iter())
+                .flat_map(|part| self.blocks.ops(part.block))
                 .filter(|op| op.len != 0)
                 .map(|op| op.rip)
                 .collect();
@@ -251,7 +251,7 @@ impl<'a> Tracer<'a> {
 
     /// What comes after `block`, and where the guest mostly goes on, if that is known.
     fn onwards(&self, block: &Block, rips: &[u64]) -> (Then, Option<u64>) {
-        let Some(op) = block.ops.last() else { return (Then::Last, None) };
+        let Some(op) = self.blocks.ops(block).last() else { return (Then::Last, None) };
         // What ends a block without a jump has one more op, which goes on.
         if op.len == 0 {
             return (Then::Next, Some(op.imm));
@@ -297,8 +297,8 @@ impl<'a> Tracer<'a> {
             && block.size == head.size
             && block.frame == head.frame
             && block.version == head.version
-            && block.tail.is_none()
-            && block.unsettled.as_ref().is_none_or(|unsettled| (self.settled)(unsettled.epoch));
+            && block.tail().is_none()
+            && block.unsettled().is_none_or(|unsettled| (self.settled)(unsettled.epoch));
         (alike && block.runs.get() >= self.warm).then_some(block)
     }
 }
