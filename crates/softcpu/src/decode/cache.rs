@@ -23,6 +23,7 @@ use std::ops::Range;
 
 use super::op::Op;
 use crate::addr::PAGE_OFFSET;
+use crate::memory::huge;
 use crate::memory::ram::RamFrame;
 use crate::state::CodeSize;
 use crate::translate::Entry;
@@ -199,8 +200,8 @@ impl BlockCache {
             slots: empty(SLOTS),
             displaced: empty(DISPLACED),
             by_code: empty(BY_CODE),
-            blocks: Vec::new(),
-            ops: Vec::new(),
+            blocks: huge::vec_of(WEIGHT / 2),
+            ops: huge::vec_of(WEIGHT),
             fresh: Vec::new(),
             limit: WEIGHT,
         }

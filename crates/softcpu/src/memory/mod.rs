@@ -4,6 +4,7 @@
 pub mod access;
 pub mod code_map;
 pub(crate) mod copies;
+pub(crate) mod huge;
 pub(crate) mod outside;
 pub(crate) mod overlay;
 pub mod ram;
