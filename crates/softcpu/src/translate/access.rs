@@ -195,7 +195,7 @@ impl Assembler {
     }
 
     /// The TLB's entry for the address in [`VALUE`].
-    fn entry_of_value(&mut self) {
+    pub(super) fn entry_of_value(&mut self) {
         // shr eax, 8; and eax, 0x1fff0
         self.bytes(&[0xc1, 0xe8, SHIFT, 0x25]);
         self.bytes(&MASK.to_le_bytes());
@@ -203,7 +203,7 @@ impl Assembler {
     }
 
     /// The page of the address in [`ADDRESS`].
-    fn page_of_address(&mut self) {
+    pub(super) fn page_of_address(&mut self) {
         // and r13, -4096
         self.bytes(&[0x49, 0x81, 0xe5, 0x00, 0xf0, 0xff, 0xff]);
     }
@@ -251,14 +251,14 @@ impl Assembler {
 
     /// Compares the page in [`ADDRESS`] with the tag of the entry that lies `at` bytes behind
     /// what [`VALUE`] points to.
-    fn compare_tag(&mut self, at: u32, slow: Label) {
+    pub(super) fn compare_tag(&mut self, at: u32, slow: Label) {
         self.or(ADDRESS, fields::SPACE);
         self.with_entry(CMP, at.wrapping_add(TLB_TAG));
         self.jump_if(Condition::NOT_EQUAL, slow);
     }
 
     /// `opcode r13, [rax + at]`
-    fn with_entry(&mut self, opcode: u8, at: u32) {
+    pub(super) fn with_entry(&mut self, opcode: u8, at: u32) {
         match u8::try_from(at) {
             Ok(at @ 0..=0x7f) => self.bytes(&[0x4c, opcode, 0x68, at]),
             _ => {
@@ -299,7 +299,7 @@ impl Assembler {
 
 const ADD: u8 = 0x03;
 const CMP: u8 = 0x3b;
-const MOV: u8 = 0x8b;
+pub(super) const MOV: u8 = 0x8b;
 
 /// Where `op`'s operand is once [`ADDRESS`] has what is added to guest addresses, if the
 /// operand is one register and a distance.

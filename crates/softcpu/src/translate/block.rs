@@ -25,6 +25,7 @@ use super::registers::{Home, Homes, VALUE};
 use super::relocate::{Kind, Relocation};
 use super::sharing::Share;
 use super::stack::StackUse;
+use super::strings::StringUse;
 use super::thunks::Thunks;
 use super::trace::{Step, Then, Trace};
 use crate::decode::op::Op;
@@ -70,7 +71,7 @@ pub(super) struct Block<'a> {
     pub(super) flags: Flags,
     /// What can make the flags again.
     pub(super) producer: Option<Producer>,
-    thunks: &'a Thunks,
+    pub(super) thunks: &'a Thunks,
     kept: &'a mut Ops,
     /// The number of the first op that is kept.
     first_op: usize,
@@ -274,6 +275,7 @@ impl Block<'_> {
                 self.code.put(number, VALUE);
                 Ok(())
             }
+            _ if let Some(string) = StringUse::of(instruction) => self.string(string, op),
             // Outside 64-bit mode it knows half of the registers only.
             Code::VEX_Vzeroupper if self.mode == Mode::LONG => self.code.emit(instruction),
             code if is_division(code) => self.divide(instruction, op),

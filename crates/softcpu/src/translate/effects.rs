@@ -7,6 +7,7 @@ use super::block::Block;
 use super::copy::{self, FlagUse};
 use super::privileged::{self, Touches};
 use super::stack::{RBP, RSP, StackUse};
+use super::strings::StringUse;
 use super::trace::{Step, Then, Trace};
 
 /// What translating a step may do to flags and registers.
@@ -56,6 +57,9 @@ impl Effects {
                 },
                 ..leaves
             },
+            (Then::Next, _) if let Some(string) = StringUse::of(it) => {
+                Self { makes: string.makes_flags(), writes: string.writes(), ..leaves }
+            }
             (Then::Next, Code::Lea_r64_m | Code::Lea_r32_m) => {
                 Self { wants: false, writes: bit(it.op0_register()), ..leaves }
             }

@@ -8,6 +8,7 @@ use iced_x86::Code;
 
 use super::block::Block;
 use super::registers::Homes;
+use super::strings::StringUse;
 use super::trace::{Step, Trace};
 use crate::decode::op::{Op, OpFlags};
 use crate::state::GPR_ZERO;
@@ -55,6 +56,12 @@ fn count(uses: &mut [u32; 16], step: &Step, op: &Op, weight: u32) {
             if number != GPR_ZERO {
                 used(number);
             }
+        }
+    }
+    if let Some(string) = StringUse::of(it) {
+        for number in (0..16).filter(|number| string.writes() & 1 << number != 0) {
+            used(number);
+            used(number);
         }
     }
     match (it.code(), step.plan()) {

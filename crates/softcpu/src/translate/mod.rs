@@ -46,6 +46,8 @@ mod run;
 mod sharing;
 mod stack;
 mod streams;
+mod string_runs;
+mod strings;
 #[cfg(test)]
 mod tests;
 mod thunks;

@@ -9,6 +9,7 @@ use super::assembler::{Assembler, Condition, NotCopied};
 use super::fields::{self, Field};
 use super::registers::{VALUE, pinned};
 use super::run::{go_on, go_on_behind_split, go_on_in_hot, interpret, interpret_last};
+use super::string_runs::StringRuns;
 
 /// Why translated code was left.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -51,6 +52,8 @@ pub(super) struct Thunks {
     pub(super) interpret_last: u64,
     /// Loads what may be loaded of the vector unit.
     pub(super) load_vectors: u64,
+    /// Called for a run of elements: does it and sets ZF, or does nothing.
+    pub(super) strings: StringRuns,
 }
 
 /// Survives calls of Rust, once the guest's register in it is saved.
@@ -184,6 +187,8 @@ pub(super) fn make(base: u64) -> Result<(Vec<u8>, Thunks), NotCopied> {
     code.constant(VALUE, interpret_last as *const () as u64);
     code.bytes(&[0xff, 0xd0]);
     code.jump_to(elsewhere);
+
+    thunks.strings = StringRuns::make(&mut code, base)?;
 
     // They stay where they are.
     let (code, _) = code.finish()?;

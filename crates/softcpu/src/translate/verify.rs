@@ -176,7 +176,8 @@ impl Look<'_> {
                 let thunks =
                     [self.thunks.interpret, self.thunks.interpret_last, self.thunks.load_vectors];
                 self.forget();
-                let known = thunks.contains(&it.near_branch_target());
+                let target = it.near_branch_target();
+                let known = thunks.contains(&target) || self.thunks.strings.has(target);
                 return if known { Ok(()) } else { Err("a call of what is no thunk") };
             }
             FlowControl::IndirectBranch if goes_by_the_jump_cache(it) => {}

@@ -72,6 +72,17 @@ const COMMON: &[M] = &[
     M::Addsd,
     M::Cvtsi2sd,
     M::Comisd,
+    M::Movsb,
+    M::Movsw,
+    M::Movsq,
+    M::Stosb,
+    M::Stosd,
+    M::Stosq,
+    M::Lodsb,
+    M::Lodsd,
+    M::Scasb,
+    M::Cmpsb,
+    M::Cld,
 ];
 
 fn wanted(code: Code, mode: Mode) -> bool {
@@ -84,8 +95,6 @@ fn wanted(code: Code, mode: Mode) -> bool {
         && !it.is_privileged()
         && !op_code.is_input_output()
         && it.rflags_undefined() & !RflagsBits::AF == 0
-        // How far a repetition had come when it faulted is told by its registers.
-        && !it.is_string_instruction()
         && !matches!(it.mnemonic(), M::Rdtsc | M::Rdtscp | M::Rdrand | M::Rdseed | M::Rdpmc)
         // What masked and gathering accesses have done before they fault is up to them.
         && !matches!(it.mnemonic(), M::Maskmovq | M::Maskmovdqu | M::Vmaskmovdqu)
@@ -175,6 +184,11 @@ fn instruction(codes: &Codes, random: &mut Random) -> Encoded {
                 let mut made = it.instruction;
                 made.set_segment_prefix(random.pick(&[R::FS, R::GS]));
                 become_other(&mut it, made);
+            }
+            if it.instruction.is_string_instruction() {
+                let most = if random.one_in(4) { 0x800 } else { 24 };
+                let count = random.below(most);
+                it.pins.push((1, count, u64::MAX));
             }
             return it;
         }
