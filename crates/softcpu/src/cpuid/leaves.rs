@@ -68,6 +68,7 @@ const LEAF_7_EBX: &[Bit] = &[
     (1, ALWAYS), // TSC_ADJUST
     (3, Some(F::BMI1)),
     (5, Some(F::AVX2)),
+    (6, ALWAYS), // FDP_EXCPTN_ONLY: FDP is only updated for x87 exceptions that are not masked
     (7, ALWAYS), // SMEP
     (8, Some(F::BMI2)),
     (9, ALWAYS), // ERMS

@@ -72,12 +72,10 @@ pub(super) fn exec_x87(cpu: &mut Vcpu, op: &Op) -> Step {
     if stub.traits.contains(Traits::POINTERS) {
         pointers.opcode = (op.imm >> 32) as u16 & 0x7ff;
         pointers.instruction = op.rip;
-        if stub.traits.contains(Traits::MEMORY) {
-            pointers.data = op.effective(&cpu.state);
-        }
     } else if stub.traits.contains(Traits::RESETS_POINTERS) {
         pointers = Pointers::default();
     }
+    let data = stub.traits.contains(Traits::MEMORY).then(|| op.effective(&cpu.state));
     let done = if unmasked(cpu, &stub) {
         exec_unmasked(cpu, op, &stub)
     } else if stub.traits.contains(Traits::MEMORY) {
@@ -87,6 +85,13 @@ pub(super) fn exec_x87(cpu: &mut Vcpu, op: &Op) -> Step {
         Ok(())
     };
     if done.is_ok() {
+        // FDP is only updated for exceptions that are not masked, as CPUID announces.
+        if let Some(data) = data
+            && stub.traits.contains(Traits::POINTERS)
+            && cpu.state.fpu.pending()
+        {
+            pointers.data = data;
+        }
         // What the host saved are its own addresses, which are none of the guest's business.
         cpu.state.fpu.set_pointers(pointers);
     }

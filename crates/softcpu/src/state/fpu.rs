@@ -82,12 +82,27 @@ impl core::fmt::Debug for VectorRegister {
 ///
 /// FCS and FDS are not kept (CPUID says so: they are deprecated), FIP and FDP are
 /// offsets.
-#[derive(Clone, PartialEq, Eq)]
+///
+/// Two of them are equal if their x87 parts are.
+#[derive(Clone)]
 #[repr(C, align(64))]
 pub struct FpuState {
     /// The image.
     pub fxsave: [u8; 512],
+    /// XSAVE's header behind it, which says that the x87 part is there: translated code loads
+    /// and stores that alone.
+    header: [u64; 8],
 }
+
+impl PartialEq for FpuState {
+    fn eq(&self, other: &Self) -> bool {
+        [0..image::MXCSR, image::ST..image::XMM]
+            .into_iter()
+            .all(|part| self.fxsave.get(part.clone()) == other.fxsave.get(part))
+    }
+}
+
+impl Eq for FpuState {}
 
 /// Where things are in the FXSAVE image.
 pub mod image {
@@ -111,6 +126,8 @@ pub mod image {
     pub const XMM: usize = 160;
     /// The end of what FXSAVE writes.
     pub const END: usize = 416;
+    /// XSAVE's header.
+    pub const HEADER: usize = 512;
 }
 
 impl core::fmt::Debug for FpuState {
@@ -128,7 +145,13 @@ impl FpuState {
         fxsave[1] = 0x03;
         fxsave[24] = 0x80;
         fxsave[25] = 0x1f;
-        Self { fxsave }
+        Self::from_image(fxsave)
+    }
+
+    /// What FXSAVE has stored.
+    #[must_use]
+    pub const fn from_image(fxsave: [u8; 512]) -> Self {
+        Self { fxsave, header: [XCR0_X87, 0, 0, 0, 0, 0, 0, 0] }
     }
 
     /// FCW.

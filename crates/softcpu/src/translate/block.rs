@@ -28,6 +28,7 @@ use super::stack::StackUse;
 use super::strings::StringUse;
 use super::thunks::Thunks;
 use super::trace::{Step, Then, Trace};
+use super::x87;
 use crate::decode::op::Op;
 use crate::state::GPR_ZERO;
 
@@ -62,6 +63,8 @@ pub(super) struct Apart {
     pub(super) fix: Fix,
     /// Where guest registers are when it is jumped to.
     pub(super) homes: Homes,
+    /// The op that is noted first as the last that has set the x87 unit's FIP and FOP.
+    pub(super) note: Option<u64>,
     pub(super) what: Cold,
 }
 
@@ -96,6 +99,8 @@ pub(super) struct Block<'a> {
     pub(super) in_address: Option<u8>,
     /// What the step's access was checked as, once it was.
     pub(super) checked: Option<Share>,
+    /// The op before, which has set the x87 unit's FIP and FOP as the step is about to do.
+    pub(super) unnoted: Option<u64>,
 }
 
 /// Translates `trace` for code memory at `base`, in the memory of `spare` at first. Links get
@@ -156,6 +161,7 @@ fn attempt(
         shares: Vec::new(),
         in_address: None,
         checked: None,
+        unnoted: None,
     };
     block.find_heads(trace);
     if manner.shares {
@@ -280,6 +286,7 @@ impl Block<'_> {
             Code::VEX_Vzeroupper if self.mode == Mode::LONG => self.code.emit(instruction),
             code if is_division(code) => self.divide(instruction, op),
             _ if step.is_nothing() => Ok(()),
+            _ if x87::is_control(instruction) => self.x87_control(instruction, op),
             _ if privileged::touches(instruction).is_some() => self.privileged(instruction, op),
             _ => copy::copy(self, step.plan().ok_or(NotCopied)?, op),
         }
@@ -402,7 +409,8 @@ impl Block<'_> {
     pub(super) fn apart(&mut self, what: Cold) -> Label {
         let at = self.code.label();
         let fix = self.fix();
-        self.cold.push_back(Apart { at, fix, homes: self.code.homes, what });
+        let (homes, note) = (self.code.homes, self.unnoted);
+        self.cold.push_back(Apart { at, fix, homes, note, what });
         at
     }
 
@@ -410,6 +418,9 @@ impl Block<'_> {
         self.save_flags()?;
         self.flags = Flags::Context;
         self.producer = None;
+        if let Some(op) = self.unnoted.take() {
+            self.code.note_x87(op);
+        }
         let op = self.keep(op);
         let homes = self.code.homes;
         self.code.give_back();
@@ -429,7 +440,7 @@ impl Block<'_> {
         Ok(())
     }
 
-    /// The block uses `need` of the vector unit.
+    /// The block uses `need` of the vector and x87 units.
     fn vectors(&mut self, need: u8) {
         let resume = self.code.label();
         let at = self.apart(Cold::Vectors { need, resume });
@@ -441,9 +452,12 @@ impl Block<'_> {
 
     fn finish(mut self) -> Result<Translated, NotCopied> {
         self.step = self.effects.len();
-        while let Some(Apart { at, fix, homes, what }) = self.cold.pop_front() {
+        while let Some(Apart { at, fix, homes, note, what }) = self.cold.pop_front() {
             self.code.bind(at);
             fix.write(&mut self.code)?;
+            if let Some(op) = note {
+                self.code.note_x87(op);
+            }
             match what {
                 Cold::Fill { group, stream, again, slow } => {
                     self.code.homes = homes;

@@ -51,7 +51,8 @@ impl Block<'_> {
             let at = self.code.label();
             let (flags, producer, from) = (self.flags, self.producer, op.rip);
             let what = Cold::Exit { target: exit, from, flags, producer };
-            self.cold.push_back(Apart { at, fix: Fix::None, homes: self.code.homes, what });
+            let homes = self.code.homes;
+            self.cold.push_back(Apart { at, fix: Fix::None, homes, note: None, what });
             self.code.jump_if(condition, at);
         }
         if !taken && op.imm <= op.rip { self.poll(op.imm) } else { Ok(()) }
@@ -171,7 +172,7 @@ impl Block<'_> {
             self.code.jump(at);
             self.links.push(Link { at: self.code.len().saturating_sub(4), target });
             let (homes, what) = (self.code.homes, Cold::Link { number });
-            self.cold.push_back(Apart { at, fix: Fix::None, homes, what });
+            self.cold.push_back(Apart { at, fix: Fix::None, homes, note: None, what });
             return Ok(());
         }
         let (key, host) = fields::jump_entry(target);

@@ -2,6 +2,7 @@
 //! goes to when it does not hold, and the ways out.
 
 use super::assembler::{Assembler, Condition, Label, NotCopied};
+use super::context::{AVX, SSE, X87};
 use super::fields;
 use super::flags::{Flags, Producer};
 use super::registers::{Homes, VALUE};
@@ -70,7 +71,7 @@ pub(super) enum Cold {
     Hot { rip: u64 },
     /// Leaves by link `number`.
     Link { number: u32 },
-    /// Loads the vector unit and goes on at `resume`, if `need` of it may be used.
+    /// Loads the vector and x87 units and goes on at `resume`, if `need` of it may be used.
     Vectors { need: u8, resume: Label },
 }
 
@@ -143,7 +144,11 @@ impl Cold {
                 code.jump_to(thunks.leave_by_link);
             }
             Self::Vectors { need, resume } => {
-                code.call(thunks.load_vectors);
+                for (units, load) in [(SSE | AVX, thunks.load_vectors), (X87, thunks.load_x87)] {
+                    if need & units != 0 {
+                        code.call(load);
+                    }
+                }
                 code.load(VALUE, fields::VECTORS);
                 require(code, need);
                 code.jump_if(Condition::EQUAL, resume);

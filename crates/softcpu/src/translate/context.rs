@@ -4,7 +4,7 @@
 use super::sharing::PLACES;
 use super::streams::{STREAMS, Stream};
 use crate::state::control::{Cr0, Cr4};
-use crate::state::fpu::{MXCSR_MASKS, XCR0_AVX, XCR0_SSE};
+use crate::state::fpu::{MXCSR_MASKS, X87_EXCEPTIONS, XCR0_AVX, XCR0_SSE};
 use crate::state::rflags::RFlags;
 use crate::state::{CodeSize, SEG_SLOTS};
 use crate::vcpu::Vcpu;
@@ -13,6 +13,8 @@ use crate::vcpu::Vcpu;
 pub(super) const SSE: u8 = 1;
 /// It may be used through VEX encodings too.
 pub(super) const AVX: u8 = 2;
+/// The x87 unit may be used, and MMX.
+pub(super) const X87: u8 = 4;
 
 /// Fields only translated code and its callers use.
 #[derive(Debug)]
@@ -39,10 +41,16 @@ pub(crate) struct Context {
     pub(super) spare: u64,
     /// The link that translated code was left by.
     pub(super) link: u64,
-    /// What of the vector unit is loaded into host registers: [`SSE`], [`AVX`].
+    /// What of the vector and x87 units is loaded into host registers: [`SSE`], [`AVX`],
+    /// [`X87`].
     pub(super) vectors: u64,
-    /// What may be loaded, given control registers and MXCSR.
+    /// What may be loaded, given control registers and which exceptions are masked.
     pub(super) allowed: u64,
+    /// The op of the last x87 instruction that has set FIP and FOP since the unit was loaded, or
+    /// zero.
+    pub(super) x87_op: u64,
+    /// The host can load and store the x87 unit alone.
+    lends_x87: bool,
     /// Not zero if what the time is was recorded, or is being recorded.
     pub(super) taped: u64,
     /// Host addresses that accesses which share a check are made from, within a trace.
@@ -73,6 +81,8 @@ impl Context {
             link: 0,
             vectors: 0,
             allowed: 0,
+            x87_op: 0,
+            lends_x87: std::arch::is_x86_feature_detected!("xsave"),
             taped: 0,
             shared: [0; PLACES as usize],
             streams: [Stream::default(); STREAMS as usize],
@@ -93,8 +103,12 @@ impl Vcpu {
             && state.cr0.contains(Cr0::PE)
             && state.cr4.contains(Cr4::OSXSAVE)
             && state.xcr0 & (XCR0_SSE | XCR0_AVX) == XCR0_SSE | XCR0_AVX;
-        let (sse, avx) = (if sse { SSE } else { 0 }, if avx { AVX } else { 0 });
-        self.context.allowed = u64::from(sse | avx);
+        let x87 = self.context.lends_x87
+            && !state.cr0.intersects(Cr0::EM | Cr0::TS)
+            && state.fpu.control() & X87_EXCEPTIONS == X87_EXCEPTIONS
+            && !state.fpu.pending();
+        let bit = |allowed: bool, unit: u8| if allowed { u64::from(unit) } else { 0 };
+        self.context.allowed = bit(sse, SSE) | bit(avx, AVX) | bit(x87, X87);
         self.context.tlb = self.mmu.data.tables(self.mmu.view) as u64;
         self.context.space = self.mmu.data.space(self.mmu.view);
         let (plain, over) = (self.mmu.kernel_view(false), self.mmu.kernel_view(true));

@@ -11,10 +11,11 @@ use smallvec::SmallVec;
 use super::access::Access;
 use super::assembler::NotCopied;
 use super::block::Block;
-use super::context::{AVX, SSE};
+use super::context::{AVX, SSE, X87};
 use super::fields;
 use super::flags::Producer;
 use super::registers::{ACCUMULATOR, ADDRESS, Home, Homes, VALUE, is_high_byte, part};
+use super::x87;
 use crate::decode::op::Op;
 use crate::native::{Plan, Traits};
 use crate::state::rflags::RFlags;
@@ -22,14 +23,17 @@ use crate::state::rflags::RFlags;
 /// RAX's number.
 const RAX: u8 = 0;
 
-/// What of the vector unit `instruction` uses, if it is copied as `plan` has it.
+/// What of the vector and x87 units `instruction` uses, if it is copied as `plan` has it.
 pub(super) fn vector_need(instruction: &Instruction, plan: Option<&Plan>) -> u8 {
-    match plan {
-        _ if instruction.code() == Code::VEX_Vzeroupper => SSE | AVX,
-        Some(plan) if plan.traits.contains(Traits::AVX) => SSE | AVX,
-        Some(plan) if plan.traits.contains(Traits::SSE) => SSE,
-        _ => 0,
+    if instruction.code() == Code::VEX_Vzeroupper {
+        return SSE | AVX;
     }
+    if x87::is_control(instruction) {
+        return X87;
+    }
+    let Some(plan) = plan else { return 0 };
+    let of = |traits: Traits, unit: u8| if plan.traits.contains(traits) { unit } else { 0 };
+    of(Traits::AVX, SSE | AVX) | of(Traits::SSE, SSE) | of(Traits::X87, X87)
 }
 
 /// What copying an instruction does to flags.
@@ -90,6 +94,7 @@ pub(super) fn copy(block: &mut Block<'_>, plan: &Plan, op: &Op) -> Result<(), No
         }
     }
     block.code.emit(&instruction)?;
+    block.note_x87(plan, op);
     for temporary in &temporaries {
         if temporary.written {
             block.code.store(fields::gpr(temporary.guest), temporary.host);
@@ -161,6 +166,7 @@ fn rename(plan: &Plan, memory: bool, homes: Homes) -> Result<Renamed, NotCopied>
     let accumulator = plan.gprs.iter().any(|used| used.number == RAX) && !named(RAX)
         || registers.iter().any(|(_, r)| *r == R::AH)
         || matches!(it.mnemonic(), M::Cmpxchg | M::Mul)
+        || it.code() == Code::Fnstsw_AX
         || it.mnemonic() == M::Imul && it.op_count() == 1;
     let mut free: SmallVec<[R; 2]> = SmallVec::new();
     if !accumulator {

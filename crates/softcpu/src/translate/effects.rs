@@ -9,6 +9,7 @@ use super::privileged::{self, Touches};
 use super::stack::{RBP, RSP, StackUse};
 use super::strings::StringUse;
 use super::trace::{Step, Then, Trace};
+use super::x87;
 
 /// What translating a step may do to flags and registers.
 #[derive(Clone, Copy, Debug)]
@@ -17,6 +18,8 @@ pub(super) struct Effects {
     pub(super) wants: bool,
     /// It makes all of them.
     makes: bool,
+    /// It sets the x87 unit's FIP and FOP.
+    sets_pointers: bool,
     /// Guest registers it changes, a bit each.
     writes: u16,
     /// The step it goes on with, if it is in the trace.
@@ -24,7 +27,8 @@ pub(super) struct Effects {
 }
 
 impl Effects {
-    const ANYTHING: Self = Self { wants: true, makes: false, writes: u16::MAX, next: None };
+    const ANYTHING: Self =
+        Self { wants: true, makes: false, sets_pointers: false, writes: u16::MAX, next: None };
 
     /// Those of all steps of `trace`.
     pub(super) fn of_all(trace: &Trace) -> Vec<Self> {
@@ -64,6 +68,7 @@ impl Effects {
                 Self { wants: false, writes: bit(it.op0_register()), ..leaves }
             }
             (Then::Next, Code::VEX_Vzeroupper) => Self { wants: false, writes: 0, ..leaves },
+            (Then::Next, _) if x87::is_control(it) => Self { writes: 0, ..leaves },
             (Then::Next, _) if step.is_nothing() => Self { wants: false, writes: 0, ..leaves },
             (Then::Next, _) if let Some(Touches { flags, registers }) = privileged::touches(it) => {
                 Self { wants: flags, writes: registers, ..leaves }
@@ -75,6 +80,7 @@ impl Effects {
                     Self {
                         wants: flags.reads || plan.size != 0,
                         makes: !flags.reads && !flags.leaves,
+                        sets_pointers: x87::sets_pointers(step),
                         writes: copy::written(plan),
                         next: None,
                     }
@@ -134,6 +140,13 @@ impl Block<'_> {
             at = effects.next;
         }
         !lost
+    }
+
+    /// Whether the next step is sure to come next, and sets the x87 unit's FIP and FOP.
+    pub(super) fn sets_pointers_next(&self) -> bool {
+        let next =
+            self.step.checked_add(1).filter(|next| self.step_behind(self.step) == Some(*next));
+        next.and_then(|next| self.effects.get(next)).is_some_and(|effects| effects.sets_pointers)
     }
 
     /// Whether somebody may want the flags that the step leaves.

@@ -53,6 +53,7 @@ pub(super) const SPARE: Field = context!(spare);
 pub(super) const LINK: Field = context!(link);
 pub(super) const VECTORS: Field = context!(vectors);
 pub(super) const ALLOWED: Field = context!(allowed);
+pub(super) const X87_OP: Field = context!(x87_op);
 pub(super) const SHARED: Field = context!(shared);
 pub(super) const HEAT: Field = context!(heat);
 pub(super) const ROOMS: Field = context!(rooms);
@@ -70,8 +71,14 @@ pub(super) const TSC_AUX: Field = msr!(tsc_aux);
 pub(super) const RIP: Field = state!(rip);
 pub(super) const MXCSR: Field = state!(mxcsr);
 /// The MXCSR that Rust code runs with.
-pub(super) const HOST_MXCSR: Field =
-    Field((offset_of!(Vcpu, state) + offset_of!(VcpuState, fpu) + image::MXCSR) as u32);
+pub(super) const HOST_MXCSR: Field = in_image(image::MXCSR);
+/// The x87 unit's image, and what in it is put right when it was stored.
+pub(super) const X87_IMAGE: Field = in_image(0);
+pub(super) const X87_FOP: Field = in_image(image::FOP);
+pub(super) const X87_FIP: Field = in_image(image::FIP);
+pub(super) const X87_FDP: Field = in_image(image::FDP);
+/// Which components the image has.
+pub(super) const X87_HEADER: Field = in_image(image::HEADER);
 const JUMPS: usize = offset_of!(Vcpu, mmu) + offset_of!(Mmu, jumps);
 const JUMP_TABLE: usize = JUMPS + offset_of!(JumpCache, jumps);
 pub(super) const JUMP_KEYS: Field = Field((JUMP_TABLE + offset_of!(Jump, key)) as u32);
@@ -85,6 +92,10 @@ pub(super) const TLB_ADDEND: u32 = offset_of!(DataEntry, addend) as u32;
 pub(super) const TLB_STORES: u32 = offset_of!(DataTables, write) as u32;
 /// The translated check shifts and masks addresses for this table.
 const _: () = assert!(size_of::<DataEntry>() == 16 && DataTlb::ENTRIES == 8192);
+
+const fn in_image(at: usize) -> Field {
+    Field((offset_of!(Vcpu, state) + offset_of!(VcpuState, fpu) + at) as u32)
+}
 
 /// General-purpose register `number`.
 pub(super) const fn gpr(number: u8) -> Field {

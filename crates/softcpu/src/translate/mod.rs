@@ -54,6 +54,7 @@ mod thunks;
 mod trace;
 mod verify;
 mod wishes;
+mod x87;
 
 pub use cache::Counters;
 pub(crate) use cache::{Entry, Translator};

@@ -7,8 +7,9 @@
 use iced_x86::{Code, Instruction, InstructionInfoFactory, Mnemonic as M, OpKind};
 
 use super::assembler::NotCopied;
+use super::x87;
 use crate::native::features::FeatureSet;
-use crate::native::{Plan, Traits, is_hint, is_special, normalise, plan, without_prefix};
+use crate::native::{Plan, is_hint, is_special, normalise, plan, without_prefix};
 
 /// Shapes remembered; a power of two.
 const PLACES: usize = 1 << PLACE_BITS;
@@ -88,7 +89,7 @@ impl Plans {
             return Err(NotCopied);
         }
         let plan = plan(it, features, &mut self.factory).map_err(|_| NotCopied)?;
-        if plan.traits.contains(Traits::X87) { Err(NotCopied) } else { Ok(plan) }
+        if x87::may_copy(&plan) { Ok(plan) } else { Err(NotCopied) }
     }
 }
 
@@ -201,6 +202,6 @@ mod tests {
         assert!(matches!(known(&[0x90]), Known::Nothing), "nop");
         assert!(matches!(known(&[0xf3, 0x90]), Known::Other), "pause");
         assert!(matches!(known(&[0xc3]), Known::Other), "ret");
-        assert!(matches!(known(&[0xd9, 0xe8]), Known::Other), "fld1");
+        assert!(matches!(known(&[0xdb, 0xe3]), Known::Other), "fninit");
     }
 }

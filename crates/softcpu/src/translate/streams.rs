@@ -89,7 +89,7 @@ impl Block<'_> {
     ) -> Result<(), NotCopied> {
         let (again, at) = (self.code.label(), self.code.label());
         let what = Cold::Fill { group: *group, stream, again, slow };
-        let fill = Apart { at, fix: Fix::None, homes: self.code.homes, what };
+        let fill = Apart { at, fix: Fix::None, homes: self.code.homes, note: None, what };
         // The last of them is the instruction's own.
         let last = self.cold.len().saturating_sub(1);
         self.cold.insert(last, fill);

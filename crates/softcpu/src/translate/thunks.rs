@@ -6,6 +6,7 @@
 use iced_x86::{Code, Instruction, MemoryOperand, Register as R};
 
 use super::assembler::{Assembler, Condition, NotCopied};
+use super::context::{AVX, SSE, X87};
 use super::fields::{self, Field};
 use super::registers::{VALUE, pinned};
 use super::run::{go_on, go_on_behind_split, go_on_in_hot, interpret, interpret_last};
@@ -52,6 +53,8 @@ pub(super) struct Thunks {
     pub(super) interpret_last: u64,
     /// Loads what may be loaded of the vector unit.
     pub(super) load_vectors: u64,
+    /// Loads the x87 unit if it may be.
+    pub(super) load_x87: u64,
     /// Called for a run of elements: does it and sets ZF, or does nothing.
     pub(super) strings: StringRuns,
 }
@@ -87,20 +90,39 @@ pub(super) fn make(base: u64) -> Result<(Vec<u8>, Thunks), NotCopied> {
     // ret
     code.bytes(&[0xc3]);
 
+    // Once the general registers are saved.
+    let save_units = here(&code);
+    let not_loaded = code.label();
+    code.test_field(fields::VECTORS, X87.into());
+    code.jump_if(Condition::EQUAL, not_loaded);
+    code.save_x87()?;
+    code.bind(not_loaded);
+    let none = code.label();
+    code.test_field(fields::VECTORS, (SSE | AVX).into());
+    code.jump_if(Condition::EQUAL, none);
+    code.call(save_vectors);
+    code.bind(none);
+    code.bytes(&[0xc3]);
+
     thunks.load_vectors = here(&code);
     let none = code.label();
-    zero(&mut code, fields::VECTORS);
+    code.test_field(fields::VECTORS, (SSE | AVX).into());
     let fresh = code.label();
     code.jump_if(Condition::EQUAL, fresh);
     code.call(save_vectors);
     code.bind(fresh);
     code.load(VALUE, fields::ALLOWED);
-    code.store(fields::VECTORS, VALUE);
-    // test eax, eax
-    code.bytes(&[0x85, 0xc0]);
+    // and eax, SSE | AVX
+    code.bytes(&[0x83, 0xe0, SSE | AVX]);
     code.jump_if(Condition::EQUAL, none);
+    code.or(VALUE, fields::VECTORS);
+    code.store(fields::VECTORS, VALUE);
     load_vector_registers(&mut code)?;
     code.bind(none);
+    code.bytes(&[0xc3]);
+
+    thunks.load_x87 = here(&code);
+    code.load_x87()?;
     code.bytes(&[0xc3]);
 
     // With the reason in RAX and all registers saved.
@@ -114,7 +136,7 @@ pub(super) fn make(base: u64) -> Result<(Vec<u8>, Thunks), NotCopied> {
 
     // With the reason in RAX.
     let leave = here(&code);
-    save_all(&mut code, save_vectors);
+    save_all(&mut code, save_units);
     code.copy(VALUE, KEPT);
     code.jump_to(left);
 
@@ -149,7 +171,7 @@ pub(super) fn make(base: u64) -> Result<(Vec<u8>, Thunks), NotCopied> {
     ] {
         *thunk = here(&code);
         code.store(fields::RIP, VALUE);
-        save_all(&mut code, save_vectors);
+        save_all(&mut code, save_units);
         code.load(R::RDI, fields::VCPU);
         code.constant(VALUE, called as u64);
         code.bytes(&[0xff, 0xd0]);
@@ -157,7 +179,7 @@ pub(super) fn make(base: u64) -> Result<(Vec<u8>, Thunks), NotCopied> {
     }
 
     thunks.interpret = here(&code);
-    save_all(&mut code, save_vectors);
+    save_all(&mut code, save_units);
     code.load(R::RDI, fields::VCPU);
     code.copy(R::RSI, KEPT);
     code.bytes(&[0x48, 0x83, 0xec, 0x08]);
@@ -168,17 +190,19 @@ pub(super) fn make(base: u64) -> Result<(Vec<u8>, Thunks), NotCopied> {
     code.jump_if(Condition::EQUAL, goes_on);
     code.jump_to(elsewhere);
     code.bind(goes_on);
-    // test ebp, ebp
-    code.bytes(&[0x85, 0xed]);
-    let unused = code.label();
-    code.jump_if(Condition::EQUAL, unused);
-    code.call(thunks.load_vectors);
-    code.bind(unused);
+    for (units, load) in [(SSE | AVX, thunks.load_vectors), (X87, thunks.load_x87)] {
+        // test ebp, units
+        code.bytes(&[0xf7, 0xc5, units, 0, 0, 0]);
+        let unused = code.label();
+        code.jump_if(Condition::EQUAL, unused);
+        code.call(load);
+        code.bind(unused);
+    }
     load_registers(&mut code);
     code.bytes(&[0xc3]);
 
     thunks.interpret_last = here(&code);
-    save_all(&mut code, save_vectors);
+    save_all(&mut code, save_units);
     code.load(R::RDI, fields::VCPU);
     code.copy(R::RSI, KEPT);
     // Called from a block, which is not gone back to: the stack is as a callee wants it
@@ -195,9 +219,9 @@ pub(super) fn make(base: u64) -> Result<(Vec<u8>, Thunks), NotCopied> {
     Ok((code, thunks))
 }
 
-/// Saves all guest registers for Rust code to come. RAX is kept in [`KEPT`], and what of the
-/// vector unit was loaded in RBP.
-fn save_all(code: &mut Assembler, save_vectors: u64) {
+/// Saves all guest registers for Rust code to come. RAX is kept in [`KEPT`], and which units
+/// were loaded in RBP.
+fn save_all(code: &mut Assembler, save_units: u64) {
     save_registers(code);
     code.copy(KEPT, VALUE);
     code.load(R::RBP, fields::VECTORS);
@@ -205,7 +229,7 @@ fn save_all(code: &mut Assembler, save_vectors: u64) {
     code.bytes(&[0x85, 0xed]);
     let unused = code.label();
     code.jump_if(Condition::EQUAL, unused);
-    code.call(save_vectors);
+    code.call(save_units);
     code.bind(unused);
 }
 
@@ -219,13 +243,6 @@ fn save_registers(code: &mut Assembler) {
     for (number, host) in pinned() {
         code.store(fields::gpr(number), host);
     }
-}
-
-/// `cmp field, 0`
-fn zero(code: &mut Assembler, field: Field) {
-    code.bytes(&[0x65, 0x48, 0x83, 0x3c, 0x25]);
-    code.bytes(&field.0.to_le_bytes());
-    code.bytes(&[0]);
 }
 
 fn at(field: Field) -> MemoryOperand {
@@ -257,10 +274,7 @@ fn save_vector_registers(code: &mut Assembler) -> Result<(), NotCopied> {
     {
         code.emit(&Instruction::with1(instruction, at(field)).map_err(|_| NotCopied)?)?;
     }
-    // mov qword [vectors], 0
-    code.bytes(&[0x65, 0x48, 0xc7, 0x04, 0x25]);
-    code.bytes(&fields::VECTORS.0.to_le_bytes());
-    code.bytes(&[0; 4]);
+    code.and_field(fields::VECTORS, !u64::from(SSE | AVX));
     Ok(())
 }
 

@@ -20,8 +20,8 @@ use iced_x86::{
 use self::known::{Known, Shown, Sum, Term};
 use self::pointers::{Pointers, Roads};
 use self::streams::Streams;
+use self::units::Units;
 use super::fields::{self, Field, TLB_ADDEND, TLB_STORES, TLB_TAG};
-use super::jumps::{ENTRIES, Jump};
 use super::registers::{ADDRESS, VALUE};
 use super::thunks::Thunks;
 use crate::mmu::tlb::DataTables;
@@ -48,6 +48,9 @@ struct Look<'a> {
     range: std::ops::Range<u64>,
     /// Where jumps go that are made with an index into the jump cache at hand.
     slots: HashSet<u64>,
+    /// What of the vector and x87 units is loaded, and whether the copy of a control word just
+    /// written masks all exceptions.
+    units: Units,
     /// What is kept, and where the two scratch registers' pointer is among it.
     pointers: Pointers,
     streams: Streams,
@@ -93,6 +96,7 @@ fn look_at(
         thunks,
         range: base..base.saturating_add(len as u64),
         slots: HashSet::new(),
+        units: Units::default(),
         pointers: Pointers::default(),
         streams: Streams::of(instructions),
     };
@@ -102,6 +106,7 @@ fn look_at(
         if let Some(times) = targets.get(&it.ip()) {
             let here = falls_through.then(|| look.all_pointers());
             look.forget();
+            look.units.joined();
             look.streams.road().map_err(|why| violation(why, it, base))?;
             look.take_over(roads.arrive(it.ip(), here));
             // Come to by one jump only, with an index into the jump cache.
@@ -172,53 +177,18 @@ impl Look<'_> {
             FlowControl::ConditionalBranch | FlowControl::UnconditionalBranch => {
                 return self.branch(it, starts);
             }
-            FlowControl::Call if it.is_call_near() => {
-                let thunks =
-                    [self.thunks.interpret, self.thunks.interpret_last, self.thunks.load_vectors];
-                self.forget();
-                let target = it.near_branch_target();
-                let known = thunks.contains(&target) || self.thunks.strings.has(target);
-                return if known { Ok(()) } else { Err("a call of what is no thunk") };
-            }
-            FlowControl::IndirectBranch if goes_by_the_jump_cache(it) => {}
+            FlowControl::Call if it.is_call_near() => return self.call(it),
+            FlowControl::IndirectBranch if branches::goes_by_the_jump_cache(it) => {}
             _ => return Err("control flow"),
         }
         self.memory(it)?;
         self.registers(it)?;
+        self.units.allow(it)?;
         let (value, address) = (self.value.clone(), self.address.clone());
         self.streams.follow(it, &value, &address)?;
+        self.units.follow(it, &self.value);
         self.follow(it);
         self.streams.done();
-        Ok(())
-    }
-
-    fn branch(&mut self, it: &Instruction, starts: &HashSet<u64>) -> Result<(), &'static str> {
-        let target = it.near_branch_target();
-        let leaves = [
-            self.thunks.leave_at,
-            self.thunks.leave_by_link,
-            self.thunks.leave_to_interpret,
-            self.thunks.leave_to_look,
-            self.thunks.leave_split,
-            self.thunks.leave_hot,
-        ];
-        let jump = it.is_jmp_short_or_near();
-        let inside = self.range.contains(&target) && starts.contains(&target);
-        if !(inside || jump && leaves.contains(&target)) {
-            return Err("a branch out of the block");
-        }
-        if self.address == Known::Slot {
-            self.slots.insert(target);
-        }
-        // What does not hold goes elsewhere; here it has held.
-        if it.mnemonic() == M::Jne
-            && let Some(shown) = self.compared.take()
-        {
-            self.shown = Some(shown);
-        }
-        if jump {
-            self.forget();
-        }
         Ok(())
     }
 
@@ -459,6 +429,9 @@ impl Look<'_> {
                 // Which bits are left is for the mask to say.
                 Known::Address(sum)
             }
+            (M::And, Known::Address(sum), None) if sum == Sum::field(fields::VECTORS) => {
+                immediate.map_or(Known::Nothing, Known::Units)
+            }
             (M::And, Known::Address(sum), None) if immediate.is_some() => match immediate {
                 Some(0x1_fff0) => Known::Index(sum),
                 Some(0xffff_ffff_ffff_f000) => Known::Page(sum),
@@ -558,24 +531,6 @@ impl Look<'_> {
     }
 }
 
-/// Whether `it` jumps to what the jump cache has.
-fn goes_by_the_jump_cache(it: &Instruction) -> bool {
-    let Field(hosts) = fields::JUMP_HOSTS;
-    let entry = size_of::<Jump>() as u64;
-    let end = u64::from(hosts).saturating_add(entry.saturating_mul(ENTRIES as u64));
-    let at = it.memory_displacement64();
-    it.op0_kind() == OpKind::Memory
-        && it.memory_segment() == R::GS
-        && it.memory_base() == R::None
-        && match it.memory_index() {
-            R::None => {
-                (u64::from(hosts)..end).contains(&at)
-                    && at.wrapping_sub(u64::from(hosts)).is_multiple_of(entry)
-            }
-            _ => at == u64::from(hosts),
-        }
-}
-
 /// Whether a block may write the vCPU's bytes from `start` to `end`: guest registers, flags,
 /// and what it keeps between two steps.
 fn may_be_written(start: i64, end: i64) -> bool {
@@ -592,9 +547,11 @@ fn memory_size(size: usize) -> i64 {
     i64::try_from(size).unwrap_or(i64::MAX)
 }
 
+mod branches;
 mod known;
 mod pointers;
 mod privileged;
 mod streams;
 #[cfg(test)]
 mod tests;
+mod units;

@@ -192,7 +192,7 @@ impl Bench {
             format!("registers {:x?} flags {:?}", state.gpr, state.rflags)
         } else if state.vec != ours.vec || state.mxcsr != ours.mxcsr {
             format!("vector registers {:x?}, MXCSR {:#x}", state.vec, state.mxcsr)
-        } else if state.fpu.fxsave != ours.fpu.fxsave {
+        } else if state.fpu != ours.fpu {
             format!("x87 {:?}", state.fpu)
         } else if state.seg.map(|s| (s.selector, s.base)) != ours.seg.map(|s| (s.selector, s.base))
         {

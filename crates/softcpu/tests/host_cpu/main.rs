@@ -152,6 +152,25 @@ fn rows_whose_code_is_taken_for_changed_are_translated_as_they_are_interpreted()
     assert!(rows.invalidated > rows.translated / 8, "{rows:?}");
 }
 
+#[test]
+fn rows_of_x87_code_are_translated_as_they_are_interpreted() {
+    let config = Config { turns: 2, verify: true, ..Config::default() };
+    for mode in [Mode::Long, Mode::Flat32] {
+        let codes = sequences::Codes::floating(mode);
+        let mut translator = guest::Guest::translating_as(0, config);
+        let rows = compare_rows_of(&codes, 100, &mut translator, sequences::compare);
+        // Not those of environments, and what is not masked.
+        assert!(rows.interpreted < 8 * rows.translated, "{rows:?}");
+        compare_rows_of(&codes, 100, &mut translator, sequences::compare_pointing);
+        let mut translator = guest::Guest::translating_as(3, config);
+        compare_rows_of(&codes, 50, &mut translator, sequences::compare_branching);
+    }
+    let codes = sequences::Codes::floating(Mode::Long);
+    let mut translator = guest::Guest::translating_as(3, config);
+    let rows = compare_rows_of(&codes, 50, &mut translator, sequences::compare_elsewhere);
+    assert!(rows.moved > rows.translated / 2, "{rows:?}");
+}
+
 /// Rows hold with nothing between the guest's blocks and the interpreter's, so no two runs can
 /// differ for another reason than a bug.
 #[test]
@@ -180,13 +199,22 @@ fn compare_rows_in(
     translator: &mut guest::Guest,
     compare: Compare,
 ) -> Counters {
+    compare_rows_of(&sequences::Codes::new(mode), times, translator, compare)
+}
+
+/// The same for rows of `codes`.
+fn compare_rows_of(
+    codes: &sequences::Codes,
+    times: u64,
+    translator: &mut guest::Guest,
+    compare: Compare,
+) -> Counters {
     let rounds = number("LGUEST_PROPERTY_ROUNDS").unwrap_or(64) * times;
     let mut random = Random(number("LGUEST_PROPERTY_SEED").unwrap_or(0x0fed_cba9_8765_4321));
-    let codes = sequences::Codes::new(mode);
     let mut interpreter = guest::Guest::new();
     let mut differences = Vec::new();
     for _ in 0..rounds {
-        if let Err(what) = compare(&codes, &mut interpreter, translator, &mut random) {
+        if let Err(what) = compare(codes, &mut interpreter, translator, &mut random) {
             differences.push(what);
         }
     }

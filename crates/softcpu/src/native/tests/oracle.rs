@@ -116,7 +116,7 @@ impl Oracle {
         // SAFETY: as above; read again after the call.
         let output = unsafe { &(*self.context).output };
         state.vec = output.vec;
-        state.fpu = FpuState { fxsave: output.fxsave };
+        state.fpu = FpuState::from_image(output.fxsave);
         state.gpr[..16].copy_from_slice(&output.gpr);
         state.rflags = state.rflags.with_status(output.rflags);
         state.mxcsr = output.mxcsr;

@@ -69,6 +69,8 @@ pub(super) enum Known {
     Addend(Shown),
     /// Where events are raised.
     Events,
+    /// Which of these units are loaded.
+    Units(u64),
     /// An index into the jump cache.
     Slot,
     /// A host address that may be accessed at some distances.

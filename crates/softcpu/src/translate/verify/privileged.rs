@@ -30,6 +30,11 @@ pub(super) fn may_change(it: &Instruction, at: u64, value: &Known) -> bool {
             let is = |field: Field| *value == Known::Address(Sum::field(field));
             it.op1_register() == VALUE && (is(fields::SPACE_PLAIN) || is(fields::SPACE_OVER))
         }
+        // The address of an op, which is read when the x87 unit is stored.
+        Code::Mov_rm64_r64 if of(fields::X87_OP) => {
+            let constant = matches!(value, Known::Address(sum) if sum.terms.is_empty());
+            it.op1_register() == VALUE && constant
+        }
         Code::Mov_rm64_r64 => base(SegReg::Fs) || base(SegReg::Gs) || of(fields::KERNEL_GS_BASE),
         _ => false,
     }

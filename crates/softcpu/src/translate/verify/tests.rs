@@ -415,3 +415,64 @@ fn what_was_shown_of_one_view_is_not_of_another() {
     })
     .unwrap_err();
 }
+
+#[test]
+fn the_x87_unit_is_used_where_it_is_loaded_and_never_raises_an_exception() {
+    const FLD1: &[u8] = &[0xd9, 0xe8];
+    let behind = |need: u8, then: &dyn Fn(&mut Assembler)| {
+        let (_, thunks) = thunks::make(BASE).unwrap();
+        judged(|code| {
+            let slow = code.label();
+            code.load(VALUE, fields::VECTORS);
+            super::super::cold::require(code, need);
+            code.jump_if(Condition::NOT_EQUAL, slow);
+            then(code);
+            code.bind(slow);
+            code.jump_to(thunks.leave_at);
+        })
+    };
+    let field = |code: &mut Assembler, bytes: &[u8]| {
+        code.bytes(bytes);
+        code.bytes(&fields::SPARE.0.to_le_bytes());
+    };
+    let fldcw = |code: &mut Assembler| field(code, &[0x65, 0xd9, 0x2c, 0x25]);
+    judged(|code| code.bytes(FLD1)).unwrap_err();
+    behind(3, &|code| code.bytes(FLD1)).unwrap_err();
+    for used in [FLD1, &[0x0f, 0xfc, 0xc1], &[0x0f, 0x77], &[0xdf, 0xe0]] {
+        behind(4, &|code| code.bytes(used)).unwrap();
+        behind(7, &|code| code.bytes(used)).unwrap();
+    }
+    behind(4, &|code| {
+        code.or_field(fields::SPARE, 0x3f);
+        fldcw(code);
+    })
+    .unwrap();
+    behind(4, &fldcw).unwrap_err();
+    for (masks, then) in [(0x1f, 0), (0x3f, 1)] {
+        behind(4, &|code| {
+            code.or_field(fields::SPARE, masks);
+            if then == 1 {
+                code.store(fields::SPARE, VALUE);
+            }
+            fldcw(code);
+        })
+        .unwrap_err();
+    }
+    // fldenv, fnstenv, frstor, fnsave; fxsave, fxrstor, xsave, xrstor.
+    for (opcode, middle) in [(0xd9, 4), (0xd9, 6), (0xdd, 4), (0xdd, 6)] {
+        behind(4, &|code| field(code, &[0x65, opcode, 0x04 | middle << 3, 0x25])).unwrap_err();
+    }
+    for middle in [0, 1, 4, 5] {
+        behind(7, &|code| field(code, &[0x65, 0x0f, 0xae, 0x04 | middle << 3, 0x25])).unwrap_err();
+    }
+    // What is noted of the last instruction is the address of an op, and nothing else.
+    let noted = |write: &dyn Fn(&mut Assembler)| {
+        judged(|code| {
+            write(code);
+            code.store(fields::X87_OP, VALUE);
+        })
+    };
+    noted(&|code| code.constant(VALUE, 0x7f12_3456_7890)).unwrap();
+    noted(&|code| code.fetch(VALUE, 3)).unwrap_err();
+    noted(&|code| code.load(VALUE, fields::SPARE)).unwrap_err();
+}
