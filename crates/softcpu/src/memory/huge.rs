@@ -20,7 +20,7 @@ pub(crate) fn vec_of<T>(capacity: usize) -> Vec<T> {
 fn advise<T>(memory: &mut [MaybeUninit<T>]) {
     let range = memory.as_mut_ptr_range();
     let start = range.start.addr().next_multiple_of(HUGE_PAGE);
-    let end = range.end.addr() / HUGE_PAGE * HUGE_PAGE;
+    let end = range.end.addr() & !(HUGE_PAGE - 1);
     if let Some(len) = end.checked_sub(start).filter(|len| *len > 0) {
         let at = range.start.with_addr(start).cast();
         // SAFETY: whole pages of memory that is borrowed exclusively. The advice changes how
