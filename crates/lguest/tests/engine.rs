@@ -82,7 +82,9 @@ fn a_boot_in_little_code_memory_is_reported() {
     finished.assert_quiet_log();
     let report = &finished.messages;
     let all = |name| cells(report, name)[2];
-    assert!(all("times emptied") > 5.0, "{report}");
+    assert!(all("evicted: no room") > 5000.0, "{report}");
+    // A host that is busy makes them longer than they are.
+    assert!(all("longest pause, ms") < 1000.0, "{report}");
     assert!(all("in use, KiB") <= 2048.0, "{report}");
     let (translated, decoded) = (all("translated "), all("blocks decoded"));
     assert!(translated > 10_000.0 && decoded > translated / 10.0, "{report}");

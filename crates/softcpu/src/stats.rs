@@ -47,8 +47,22 @@ pub struct Times {
     pub decoding: Duration,
     /// Translating.
     pub translating: Duration,
+    /// The longest stretches of it.
+    pub longest: Longest,
     /// What is measured on request only.
     pub detail: Option<TimesInCode>,
+}
+
+/// How long the guest stood still at most, in one go, for what the engine does now and then: by
+/// the clock, so a host that had no time for the vCPU in between has made it longer.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Longest {
+    /// Translating a block, or moving a translation; with room made for it.
+    pub translating: Duration,
+    /// Of that, making room.
+    pub evicting: Duration,
+    /// Dropping translations of code that has changed.
+    pub dropping: Duration,
 }
 
 /// Where the time went that translated code ran.
@@ -68,12 +82,19 @@ pub trait StatsSink: Send {
 
 /// Ticks of the host's time-stamp counter.
 #[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct Ticks(pub(crate) u64);
+pub(crate) struct Ticks {
+    /// All of them.
+    pub(crate) all: u64,
+    /// The most that were added at once.
+    longest: u64,
+}
 
 impl Ticks {
     /// Adds those since the counter showed `since`.
     pub(crate) fn add_since(&mut self, since: u64) {
-        self.0 = self.0.saturating_add(host_tsc().saturating_sub(since));
+        let added = host_tsc().saturating_sub(since);
+        self.all = self.all.saturating_add(added);
+        self.longest = self.longest.max(added);
     }
 }
 
@@ -86,6 +107,8 @@ pub(crate) struct Meter {
     outside: Ticks,
     pub(crate) decoding: Ticks,
     pub(crate) translating: Ticks,
+    pub(crate) evicting: Ticks,
+    pub(crate) dropping: Ticks,
     pub(crate) detail: Option<Box<Detail>>,
     sink: Option<Box<dyn StatsSink>>,
     published: Instant,
@@ -117,6 +140,8 @@ impl Meter {
             outside: Ticks::default(),
             decoding: Ticks::default(),
             translating: Ticks::default(),
+            evicting: Ticks::default(),
+            dropping: Ticks::default(),
             detail: None,
             sink: None,
             published: now,
@@ -163,11 +188,12 @@ impl Meter {
         let (halted, outside) = self.not_running();
         let (then, start) = self.started;
         let (elapsed, ticks) = (then.elapsed(), host_tsc().saturating_sub(start));
-        let duration = |Ticks(part): Ticks| {
-            let nanos = u128::from(part).saturating_mul(elapsed.as_nanos());
+        let ticks_are = |count: u64| {
+            let nanos = u128::from(count).saturating_mul(elapsed.as_nanos());
             let nanos = nanos.checked_div(u128::from(ticks)).unwrap_or(0);
             Duration::from_nanos(u64::try_from(nanos).unwrap_or(u64::MAX))
         };
+        let duration = |part: Ticks| ticks_are(part.all);
         let detail = self.detail.as_ref().map(|detail| {
             let called_back = duration(detail.called_back);
             let translated = duration(detail.inside).saturating_sub(called_back);
@@ -178,6 +204,11 @@ impl Meter {
             outside: duration(outside),
             decoding: duration(self.decoding),
             translating: duration(self.translating),
+            longest: Longest {
+                translating: ticks_are(self.translating.longest),
+                evicting: ticks_are(self.evicting.longest),
+                dropping: ticks_are(self.dropping.longest),
+            },
             detail,
         };
         (elapsed, times)
@@ -203,7 +234,7 @@ impl Vcpu {
         self.meter.sink = Some(sink);
         self.meter.detail = detail.then(|| {
             let by_code = Code::values().map(|_| 0).collect();
-            Box::new(Detail { inside: Ticks(0), called_back: Ticks(0), by_code })
+            Box::new(Detail { inside: Ticks::default(), called_back: Ticks::default(), by_code })
         });
     }
 

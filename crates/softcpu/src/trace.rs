@@ -64,8 +64,15 @@ pub enum Event<'a> {
         /// RIP of its first instruction.
         rip: u64,
     },
-    /// The code memory was full: none of the blocks before is there any more.
-    Emptied,
+    /// There was no room for more: none of the translated blocks there is there any more.
+    Evicted {
+        /// Where the memory that they were executed in begins.
+        host: u64,
+        /// How many bytes it has.
+        len: u64,
+        /// How many there were.
+        blocks: u64,
+    },
 }
 
 /// Somebody who watches.

@@ -44,7 +44,7 @@ const FIO_MIB: u64 = 16;
 
 /// What the translator's report has that is shown: how much it was tried.
 const OF_INTEREST: [&str; 5] =
-    ["engine  ", "  translated", "moved elsewhere", "dropped: code changed", "times emptied"];
+    ["engine  ", "  translated", "moved elsewhere", "dropped: code changed", "evicted: no room"];
 
 /// The C project of the compile jobs, and what it is to print.
 const PROJECT: [(&str, &str); 10] = [

@@ -81,7 +81,7 @@ mod tests {
         tracer.event(Event::Thunks { host: 0x1000, code: &[0; 16] });
         let (rip, user, instructions, host) = (0x42, true, 1, 0x2000);
         tracer.event(Event::Translated { rip, user, instructions, host, code: &[0; 32] });
-        tracer.event(Event::Emptied);
+        tracer.event(Event::Evicted { host: 0x2000, len: 0x1000, blocks: 1 });
         map.flush().unwrap();
         let text = std::fs::read_to_string(&path).unwrap();
         assert_eq!(text, "1000 10 lguest:thunks\n2000 20 guest:0x42\n");

@@ -10,7 +10,7 @@ use std::time::Duration;
 /// What a file begins with.
 const MAGIC: [u8; 8] = *b"lgstats\n";
 /// Counts up with every change of the form.
-const VERSION: u64 = 1;
+const VERSION: u64 = 2;
 /// Bytes of a guest's name.
 const NAME: usize = 64;
 /// Bytes of a header: five words and the name.
@@ -37,7 +37,8 @@ pub(super) enum Field {
     /// Bytes of code memory.
     CodeUsed,
     CodeSize,
-    Emptied,
+    /// Blocks that had to make room.
+    Evicted,
     /// Entries of translated code, and what it has interpreted.
     Entered,
     CalledBack,
@@ -78,7 +79,7 @@ impl Row {
             (Field::Dropped, translator.invalidated),
             (Field::CodeUsed, translator.used),
             (Field::CodeSize, translator.capacity),
-            (Field::Emptied, translator.emptied),
+            (Field::Evicted, translator.evicted),
             (Field::Entered, translator.entered),
             (Field::CalledBack, translator.interpreted),
             (Field::Walks, engine.walks.saturating_add(engine.fetch_walks)),
@@ -212,7 +213,7 @@ mod tests {
         many[24..32].copy_from_slice(&u64::MAX.to_le_bytes());
         assert_eq!(read(&many), Err(BadFile::Foreign));
         let mut newer = file(1, &[]);
-        newer[8] = 2;
+        newer[8] = 3;
         assert_eq!(read(&newer), Err(BadFile::OtherVersion));
         assert_eq!(read(&[0xff; 4096]), Err(BadFile::Foreign));
         let mut escape = file(1, &[]);

@@ -27,21 +27,29 @@ const TIMES: [(&str, Part); 7] = [
     ("  outside", |stats| stats.time.outside),
 ];
 
-const BLOCKS: [(&str, Number); 5] = [
+const BLOCKS: [(&str, Number); 6] = [
     ("blocks decoded", |stats| stats.engine.decoded),
     ("  run by the interpreter", |stats| stats.engine.blocks),
     ("  translated", |stats| stats.translator.translated),
     ("  moved elsewhere", |stats| stats.translator.moved),
     ("  dropped: code changed", |stats| stats.translator.invalidated),
+    ("  evicted: no room", |stats| stats.translator.evicted),
 ];
 
-const CODE: [(&str, Number); 6] = [
+const CODE: [(&str, Number); 5] = [
     ("code cache, KiB", |stats| stats.translator.capacity >> 10),
     ("  in use, KiB", |stats| stats.translator.used >> 10),
     ("  made in all, KiB", |stats| stats.translator.bytes >> 10),
-    ("  times emptied", |stats| stats.translator.emptied),
     ("shared checks split", |stats| stats.translator.split),
     ("translated code entered", |stats| stats.translator.entered),
+];
+
+/// What the guest has stood still for, in one go.
+const PAUSES: [(&str, Part); 4] = [
+    ("longest pause, ms", longest),
+    ("  of translating", |stats| stats.time.longest.translating),
+    ("  of evicting", |stats| stats.time.longest.evicting),
+    ("  of dropping", |stats| stats.time.longest.dropping),
 ];
 
 const LEFT: [(&str, Number); 2] = [
@@ -66,6 +74,10 @@ fn cold(stats: &Stats) -> Duration {
     let known = [detail.translated, detail.called_back, time.decoding, time.translating];
     let known = known.into_iter().chain([time.halted, time.outside]);
     known.fold(stats.elapsed, Duration::saturating_sub)
+}
+
+fn longest(stats: &Stats) -> Duration {
+    stats.time.longest.translating.max(stats.time.longest.dropping)
 }
 
 fn misses(stats: &Stats) -> u64 {
@@ -101,6 +113,12 @@ pub(super) fn report(vcpus: &[Stats]) -> String {
         table.numbers(&LEFT);
     }
     table.numbers(&REST);
+    for (name, pause) in PAUSES {
+        table.row_of(name, |stats| {
+            let longest = stats.iter().map(pause).max().unwrap_or_default();
+            format!("{:.2}", longest.as_secs_f64() * 1e3)
+        });
+    }
     table.row_of("TLB misses a second", |stats| {
         let busy = |stats: &Stats| stats.elapsed.saturating_sub(stats.time.halted);
         let (misses, busy) = (total(stats, misses), sum(stats, busy).as_secs_f64());

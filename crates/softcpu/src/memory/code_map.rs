@@ -26,6 +26,9 @@ use crate::handle::{Event, VcpuHandle};
 /// log2 of the size of a line.
 const LINE_SHIFT: u32 = 6;
 
+/// How many of the frames that were hit last are known.
+const LOG: usize = 1 << 14;
+
 /// A vCPU's standing with the code map.
 #[derive(Debug)]
 pub struct Observer {
@@ -44,6 +47,8 @@ pub struct CodeMap {
     epoch: AtomicU64,
     /// Counts stores that hit code.
     hits: AtomicU64,
+    /// The frames that were hit last: the lower half of the hit's number, and the frame.
+    log: Box<[AtomicU64]>,
     observers: RwLock<Vec<Arc<Observer>>>,
     /// Stores of others than vCPUs.
     outside: Outside,
@@ -58,6 +63,8 @@ impl CodeMap {
             versions: zeroed_versions(frames),
             epoch: AtomicU64::new(0),
             hits: AtomicU64::new(0),
+            // No hit has the number that these have in their places.
+            log: (1..=LOG as u64).map(|n| AtomicU64::new(n << 32)).collect(),
             observers: RwLock::default(),
             outside: Outside::default(),
         }
@@ -106,6 +113,23 @@ impl CodeMap {
     #[must_use]
     pub fn hits(&self) -> u64 {
         self.hits.load(Ordering::Acquire)
+    }
+
+    /// The frames that were hit since there were `since` hits, some more than once. `None` if that
+    /// is not known: there were too many, or one is not in the log yet. Their versions have
+    /// changed already.
+    #[must_use]
+    pub fn hit_since(&self, since: u64) -> Option<Vec<RamFrame>> {
+        let now = self.hits();
+        if now.wrapping_sub(since) > LOG as u64 {
+            return None;
+        }
+        (since..now)
+            .map(|number| {
+                let noted = self.log.get(number as usize % LOG)?.load(Ordering::SeqCst);
+                (noted >> 32 == number & u64::from(u32::MAX)).then_some(RamFrame(noted as u32))
+            })
+            .collect()
     }
 
     /// The frame's version.
@@ -174,7 +198,10 @@ impl CodeMap {
         if let Some(version) = self.versions.get(frame.0 as usize) {
             version.fetch_add(1, Ordering::SeqCst);
         }
-        self.hits.fetch_add(1, Ordering::SeqCst);
+        let number = self.hits.fetch_add(1, Ordering::SeqCst);
+        if let Some(place) = self.log.get(number as usize % LOG) {
+            place.store(number << 32 | u64::from(frame.0), Ordering::SeqCst);
+        }
         for vcpu in self.observers.read().unwrap_or_else(PoisonError::into_inner).iter() {
             vcpu.handle.raise(Event::CODE_CHANGED);
         }
@@ -233,6 +260,27 @@ mod tests {
         assert!(map.written(frame, 120, 16));
         assert_ne!(map.version(frame), version);
         assert!(!map.is_marked(frame));
+    }
+
+    #[test]
+    fn what_was_hit_lately_is_known_frame_by_frame() {
+        let map = CodeMap::new(3);
+        let me = map.enrol(VcpuHandle::new());
+        let hit = |frame| {
+            map.decode(&me, frame, 0..16, || ());
+            assert!(map.written(frame, 0, 1));
+        };
+        assert_eq!(map.hit_since(0), Some(vec![]));
+        hit(RamFrame(2));
+        hit(RamFrame(1));
+        assert_eq!(map.hit_since(0), Some(vec![RamFrame(2), RamFrame(1)]));
+        assert_eq!(map.hit_since(1), Some(vec![RamFrame(1)]));
+        (0..LOG).for_each(|_| hit(RamFrame(0)));
+        assert_eq!(map.hit_since(1), None, "too many");
+        assert_eq!(map.hit_since(2), Some(vec![RamFrame(0); LOG]));
+        // Somebody who is just noting it.
+        map.hits.fetch_add(1, Ordering::SeqCst);
+        assert_eq!(map.hit_since(map.hits() - 2), None);
     }
 
     #[test]

@@ -1,39 +1,37 @@
 //! Translated blocks: where they are in the code memory, and how they lead to one another.
 //!
-//! Blocks are only ever added, until the memory is full and starts over empty. One whose code
-//! has changed is not taken out: its first instruction becomes a jump out.
+//! The memory is filled in order, region by region ([`super::regions`]), and what is oldest is
+//! evicted for what is new. A block whose code has changed stays until then: its first
+//! instruction becomes a jump out.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::io;
+use std::ops::Range;
 
-use super::clone::{Code, Span, code_at};
+use super::clone::Span;
 use super::config::{BadTranslation, Config};
+use super::frames::{Code, Frames};
 use super::invalidation::Schedule;
 use super::manner::Manner;
 use super::mode::Mode;
-use super::ops::Ops;
 use super::patience::Patience;
 use super::plans::Plans;
-use super::relocate::Relocation;
+use super::regions::{self, Filling, Regions};
 use super::thunks::{self, Thunks};
 use super::trace::Trace;
-use super::wishes::{Splits, Wish};
+use super::wishes::{Splits, Wanted, Wish};
 use super::{block, verify};
 use crate::code_memory::CodeMemory;
 use crate::decode::cache::Tail;
+use crate::memory::code_map::CodeMap;
 use crate::memory::ram::RamFrame;
 use crate::system::tsc::host_tsc;
-
-/// More than any block takes.
-const LARGEST: usize = 1 << 16;
-/// Blocks start on a boundary that the host's fetch unit likes.
-const ALIGN: usize = 16;
 
 /// A translated block, as the interpreter's block remembers it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Entry {
-    /// Which filling of the code memory it is in.
-    pub(super) generation: u32,
+    /// In which filling of its region of the code memory it is.
+    pub(super) filling: Filling,
     /// What it was made for.
     pub(super) mode: Mode,
     /// Where it is executed.
@@ -53,8 +51,9 @@ pub(super) struct Placed {
     pub(super) len: u32,
     /// Where in its code it leaves to be looked up again.
     pub(super) way_out: u32,
-    /// The numbers of its first link and its first op, and how many ops it has.
+    /// The number of its first link.
     pub(super) first_link: u32,
+    /// Which of its region's ops its first one is, and how many it has.
     pub(super) first_op: u32,
     pub(super) ops: u16,
     /// Guest instructions in it.
@@ -72,9 +71,10 @@ pub(super) struct Placed {
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Link {
     /// Where its distance is.
-    pub(super) offset: usize,
-    pub(super) target: u64,
+    pub(super) offset: u32,
+    /// The number of the block that it is in.
     pub(super) from: u32,
+    pub(super) target: u64,
 }
 
 /// All translated code of one vCPU.
@@ -82,26 +82,15 @@ pub(super) struct Link {
 pub(crate) struct Translator {
     pub(super) memory: CodeMemory,
     pub(super) thunks: Thunks,
-    /// Bytes used, and how many of them are thunks.
-    used: usize,
+    /// Bytes of thunks.
     fixed: usize,
-    pub(super) generation: u32,
-    pub(super) blocks: Vec<Placed>,
-    /// What they call the interpreter with.
-    pub(super) ops: Ops,
-    pub(super) links: Vec<Link>,
-    /// What changes in those that can be moved.
-    pub(super) relocations: Vec<Relocation>,
+    pub(super) regions: Regions,
     /// Traces that were split lately, by the RIP of their code.
     pub(super) splits: HashMap<u64, Splits>,
-    /// What is to be translated in another way, by its frame and RIP, and its mode.
-    pub(super) wishes: HashMap<(RamFrame, u64, Mode), Wish>,
-    /// The addresses of what was translated otherwise before.
-    pub(super) retired: HashSet<u64>,
-    /// Blocks by the frame their code is in, and the version they hold for.
-    pub(super) frames: HashMap<RamFrame, (u32, Vec<u32>)>,
-    /// The block that was placed last for some code, at whichever address.
-    pub(super) by_code: HashMap<Code, u32>,
+    /// What is to be translated in another way.
+    pub(super) wishes: HashMap<Wanted, Wish>,
+    /// Blocks by the frame their code is in.
+    pub(super) frames: Frames,
     /// What is known of instructions.
     pub(super) plans: Plans,
     /// The last trace, for the memory it has.
@@ -137,6 +126,16 @@ pub(crate) struct Translator {
     pub(super) traces: HashMap<u32, (Trace, Manner)>,
 }
 
+/// What had to go from the code memory.
+#[derive(Clone, Debug)]
+pub(crate) struct Evicted {
+    /// Where it was executed.
+    pub(crate) hosts: Range<u64>,
+    pub(crate) blocks: u64,
+    /// Everything older has gone already: this is where the memory begins.
+    pub(crate) turned: bool,
+}
+
 /// What the translator did.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Counters {
@@ -160,8 +159,8 @@ pub struct Counters {
     pub hot: u64,
     /// Blocks that became stale.
     pub invalidated: u64,
-    /// Times the code memory was full, and emptied.
-    pub emptied: u64,
+    /// Blocks that had to make room for others.
+    pub evicted: u64,
     /// Bytes of code memory in use now, thunks included.
     pub used: u64,
     /// Bytes of code memory there are.
@@ -188,6 +187,7 @@ impl Translator {
     pub(crate) fn new(config: Config) -> io::Result<Self> {
         let mut memory = CodeMemory::new(config.code_cache)?;
         let base = memory.address(0) as u64;
+        let capacity = memory.capacity();
         let (code, thunks) =
             thunks::make(base).map_err(|_| io::Error::other("the thunks do not assemble"))?;
         if !memory.write(0, &code) {
@@ -196,18 +196,11 @@ impl Translator {
         Ok(Self {
             memory,
             thunks,
-            used: code.len(),
             fixed: code.len(),
-            generation: 0,
-            blocks: Vec::new(),
-            ops: Ops::default(),
-            links: Vec::new(),
-            relocations: Vec::new(),
+            regions: Regions::new(base, capacity, code.len()),
             splits: HashMap::new(),
             wishes: HashMap::new(),
-            retired: HashSet::new(),
-            frames: HashMap::new(),
-            by_code: HashMap::new(),
+            frames: Frames::default(),
             plans: Plans::new(),
             spare: Trace::default(),
             spare_code: Vec::new(),
@@ -232,14 +225,15 @@ impl Translator {
     /// Where the code of the block at `rip` is and how long it is, for whoever wants to look
     /// at it.
     pub(crate) fn listing(&self, rip: u64) -> Option<(u64, usize)> {
-        let placed = self.blocks.iter().rfind(|placed| placed.rip == rip)?;
+        let all = self.regions.blocks().flatten();
+        let placed = all.filter(|placed| placed.rip == rip && !placed.stale).last()?;
         Some((self.memory.address(placed.offset as usize) as u64, placed.len as usize))
     }
 
     /// What it did so far.
     pub(crate) fn counters(&self) -> Counters {
         Counters {
-            used: self.used as u64,
+            used: self.fixed.saturating_add(self.regions.used()) as u64,
             capacity: self.memory.capacity() as u64,
             ..self.counters
         }
@@ -247,40 +241,60 @@ impl Translator {
 
     /// Where the link `number` goes.
     pub(super) fn target(&self, number: u32) -> Option<u64> {
-        self.links.get(number as usize).map(|link| link.target)
+        self.regions.link(number).map(|link| link.target)
     }
 
-    /// Makes sure that there is room for the largest block there can be; says whether all
-    /// others had to go for it.
-    pub(super) fn make_room(&mut self) -> bool {
-        let full = !self.has_room();
-        if full {
-            self.empty();
+    /// Makes sure that there is room for `bytes` more. What is oldest may have to go for it: no
+    /// code may be running then, and nobody may jump to what was there.
+    pub(super) fn make_room(&mut self, bytes: usize) -> Option<Evicted> {
+        if self.regions.has_room(bytes) {
+            return None;
         }
-        full
-    }
-
-    pub(super) fn has_room(&self) -> bool {
-        self.used.saturating_add(LARGEST) <= self.memory.capacity()
+        let (region, contents) = self.regions.next();
+        // Those are from a moment ago, or of no use.
+        self.splits.clear();
+        if contents.blocks.is_empty() {
+            return None;
+        }
+        for placed in &contents.blocks {
+            let code = Code::at(placed.rip, placed.mode);
+            self.frames.evict(placed.frame, region, Some(code));
+        }
+        for frame in contents.tails {
+            self.frames.evict(frame, region, None);
+        }
+        #[cfg(test)]
+        self.traces.retain(|number, _| !regions::is_in(*number, region));
+        for wanted in contents.wishes {
+            self.wishes.remove(&wanted);
+        }
+        for jump in contents.incoming {
+            if self.regions.is_there(&jump) {
+                let written = self.memory.write(jump.at as usize, &jump.own.to_le_bytes());
+                debug_assert!(written, "jumps are inside the code memory");
+            }
+        }
+        self.pending = self.pending.filter(|(link, _)| !regions::is_in(*link, region));
+        let blocks = contents.blocks.len() as u64;
+        self.counters.evicted = self.counters.evicted.wrapping_add(blocks);
+        let bounds = self.regions.bounds(region);
+        let at = |offset| self.memory.address(offset) as u64;
+        Some(Evicted { hosts: at(bounds.start)..at(bounds.end), blocks, turned: region == 0 })
     }
 
     /// Empties the code memory.
-    pub(crate) fn empty(&mut self) {
-        self.used = self.fixed;
-        self.generation = self.generation.wrapping_add(1);
-        self.blocks.clear();
-        self.ops.clear();
-        self.links.clear();
-        self.relocations.clear();
+    pub(crate) fn empty(&mut self) -> Evicted {
+        let blocks = self.regions.blocks().map(|blocks| blocks.len() as u64).sum();
+        self.regions.clear();
         self.splits.clear();
         self.wishes.clear();
-        self.retired.clear();
         self.frames.clear();
-        self.by_code.clear();
         #[cfg(test)]
         self.traces.clear();
         self.pending = None;
-        self.counters.emptied = self.counters.emptied.wrapping_add(1);
+        self.counters.evicted = self.counters.evicted.wrapping_add(blocks);
+        let at = |offset| self.memory.address(offset) as u64;
+        Evicted { hosts: at(self.fixed)..at(self.memory.capacity()), blocks, turned: true }
     }
 
     /// Places `trace`, whose code is in `frame` at `version`. `None` when the code memory is
@@ -292,15 +306,16 @@ impl Translator {
         version: u32,
         tail: Option<Tail>,
     ) -> Option<Entry> {
-        let offset = self.next_offset()?;
+        let offset = self.regions.next_offset()?;
         let address = self.memory.address(offset as usize) as u64;
-        let first_link = u32::try_from(self.links.len()).ok()?;
+        let first_link = self.regions.number(self.regions.newest()?.links.len())?;
         let (rip, mode) = (trace.ops.first()?.rip, trace.mode);
         let wish = self.wish(frame, rip, mode);
         let (thunks, manner) = (&self.thunks, wish.manner());
+        let region = self.regions.current()?;
         let spare = std::mem::take(&mut self.spare_code);
         let made =
-            block::translate(trace, thunks, &mut self.ops, address, first_link, manner, spare)
+            block::translate(trace, thunks, &mut region.ops, address, first_link, manner, spare)
                 .ok()?;
         #[cfg(test)]
         let made = if self.smuggled.is_empty() {
@@ -318,29 +333,32 @@ impl Translator {
             way_out: u32::try_from(made.way_out).ok()?,
             first_link,
             first_op: u32::try_from(made.first_op).ok()?,
-            ops: u16::try_from(self.ops.count().saturating_sub(made.first_op)).ok()?,
+            ops: u16::try_from(region.ops.count().saturating_sub(made.first_op)).ok()?,
             instructions: u16::try_from(trace.steps.len()).ok()?,
-            relocations: Span::push(&mut self.relocations, &relocations),
+            relocations: Span::push(&mut region.relocations, &relocations),
             frame,
             stale: false,
             manner,
         };
         #[cfg(test)]
-        self.traces.insert(self.blocks.len() as u32, (trace.clone(), manner));
+        let within = region.blocks.len();
+        #[cfg(test)]
+        self.regions
+            .number(within)
+            .map(|number| self.traces.insert(number, (trace.clone(), manner)));
         let entry = self.add(&made.code, &made.links, placed, version, tail)?;
         self.spare_code = made.code;
         self.counters.translated = self.counters.translated.wrapping_add(1);
-        if let Some(former) = wish.former.and_then(|former| self.blocks.get(former as usize)) {
-            // Whoever has a link to it comes here.
-            self.aim(former.offset.saturating_add(1) as usize, entry.address);
+        if let Some((number, filling)) = wish.former {
             self.wishes.entry((frame, rip, mode)).and_modify(|wish| wish.former = None);
+            if self.regions.filling_of(number) == Some(filling)
+                && let Some(former) = self.regions.block(number)
+            {
+                // Whoever has a link to it comes here.
+                self.aim(former.offset.saturating_add(1), entry.address);
+            }
         }
         Some(entry)
-    }
-
-    /// Where the next block begins.
-    pub(super) fn next_offset(&self) -> Option<u32> {
-        u32::try_from(self.used.checked_next_multiple_of(ALIGN)?).ok()
     }
 
     /// Puts `code` to its place.
@@ -361,55 +379,57 @@ impl Translator {
             self.bad = Some(BadTranslation::new(placed.rip, &violation));
             return None;
         }
+        self.regions.take(offset, code.len())?;
         if !self.memory.write(offset, code) {
             return None;
         }
-        self.used = offset.saturating_add(code.len());
         self.counters.bytes = self.counters.bytes.wrapping_add(code.len() as u64);
-        let number = u32::try_from(self.blocks.len()).ok()?;
-        self.links.extend(links.iter().map(|link| Link {
-            offset: offset.saturating_add(link.at),
-            target: link.target,
+        let number = self.regions.number(self.regions.newest()?.blocks.len())?;
+        let region = self.regions.current()?;
+        region.links.extend(links.iter().map(|link| Link {
+            offset: placed.offset.saturating_add(link.at as u32),
             from: number,
+            target: link.target,
         }));
-        self.blocks.push(placed);
-        for (frame, version) in
-            [Some((frame, version)), tail.map(|tail| (tail.frame, tail.version))]
-                .into_iter()
-                .flatten()
-        {
-            let (known, blocks) = self.frames.entry(frame).or_insert((version, Vec::new()));
-            if *known != version {
-                // The others are stale, and about to be found out.
-                return None;
-            }
-            blocks.push(number);
-        }
+        region.blocks.push(placed);
+        region.tails.extend(tail.map(|tail| tail.frame));
         // Elsewhere, what reaches into another page has another one behind it.
-        if tail.is_none() {
-            self.by_code.insert(code_at(frame, placed.rip, placed.mode), number);
+        let code = tail.is_none().then(|| Code::at(placed.rip, placed.mode));
+        // Others that are in the way are stale, and about to be found out.
+        self.frames.add(frame, version, number, code)?;
+        if let Some(tail) = tail {
+            self.frames.add(tail.frame, tail.version, number, None)?;
         }
         Some(Entry {
-            generation: self.generation,
+            filling: self.regions.filling_of(number)?,
             mode: placed.mode,
             address,
             crosses: tail.is_some(),
         })
     }
 
-    /// Writes the jump distance at `offset`, so that it goes to `to`.
-    fn aim(&mut self, offset: usize, to: u64) {
-        let next = (self.memory.address(offset) as u64).wrapping_add(4);
-        let written = self.memory.write(offset, &(to.wrapping_sub(next) as u32).to_le_bytes());
-        debug_assert!(written, "links are inside the code memory");
+    /// Has the jump whose distance is at `offset` go to the block at `to`, as long as that is there.
+    fn aim(&mut self, offset: u32, to: u64) {
+        let base = self.memory.address(0) as u64;
+        let at = offset as usize;
+        let Some(own) = self.memory.read(at, 4).first_chunk() else { return };
+        let own = u32::from_le_bytes(*own);
+        // One that leads elsewhere already would lead back there.
+        if !self.regions.stays(offset, own) {
+            return;
+        }
+        self.regions.note_jump(offset, own, to.wrapping_sub(base));
+        let next = base.wrapping_add(offset.into()).wrapping_add(4);
+        let written = self.memory.write(at, &(to.wrapping_sub(next) as u32).to_le_bytes());
+        debug_assert!(written, "jumps are inside the code memory");
     }
 
     /// Has the link by which the last block was left go straight to `to`, if that is its target:
     /// the code at `rip`, in `mode`, under the mappings numbered `mappings`.
     pub(super) fn connect(&mut self, rip: u64, to: Entry, mappings: u64) {
         let Some((number, left_under)) = self.pending.take() else { return };
-        let Some(link) = self.links.get(number as usize).copied() else { return };
-        let from = self.blocks.get(link.from as usize);
+        let Some(link) = self.regions.link(number).copied() else { return };
+        let from = self.regions.block(link.from);
         let alike = |from: &Placed| !from.stale && from.mode == to.mode;
         if link.target == rip && left_under == mappings && from.is_some_and(alike) {
             self.aim(link.offset, to.address);
@@ -418,7 +438,7 @@ impl Translator {
 
     /// The block that was placed last, and its code.
     pub(super) fn newest(&self) -> Option<(&Placed, &[u8])> {
-        let placed = self.blocks.last()?;
+        let placed = self.regions.newest()?.blocks.last()?;
         Some((placed, self.memory.read(placed.offset as usize, placed.len as usize)))
     }
 
@@ -427,22 +447,13 @@ impl Translator {
         self.memory.read(0, self.fixed)
     }
 
-    /// Makes sure that no block is entered whose code has changed. Those that were are told
-    /// of, by their RIP.
-    pub(super) fn drop_stale(
-        &mut self,
-        version: impl Fn(RamFrame) -> u32,
-        mut dropped: impl FnMut(u64),
-    ) {
-        let changed: Vec<RamFrame> = self
-            .frames
-            .iter()
-            .filter(|(frame, (known, _))| version(**frame) != *known)
-            .map(|(frame, _)| *frame)
-            .collect();
+    /// Makes sure that no block is entered whose code has changed: there were hits that `code`
+    /// knows of. Those that are not entered any more are told of, by their RIP.
+    pub(super) fn drop_stale(&mut self, code: &CodeMap, mut dropped: impl FnMut(u64)) {
+        let since = std::mem::replace(&mut self.seen, code.hits());
+        let changed = code.hit_since(since).unwrap_or_else(|| self.frames.all().collect());
         for frame in changed {
-            let Some((_, blocks)) = self.frames.remove(&frame) else { continue };
-            for number in blocks {
+            for number in self.frames.take_stale(frame, code.version(frame)) {
                 if let Some(rip) = self.close(number) {
                     dropped(rip);
                     self.counters.invalidated = self.counters.invalidated.wrapping_add(1);
@@ -453,7 +464,7 @@ impl Translator {
 
     /// Block `number` is entered no more. Says for what code it stands.
     pub(super) fn close(&mut self, number: u32) -> Option<u64> {
-        let placed = self.blocks.get_mut(number as usize)?;
+        let placed = self.regions.block_mut(number)?;
         placed.stale = true;
         // jmp: five bytes, which the shortest block has.
         let [a, b, c, d] = placed.way_out.wrapping_sub(5).to_le_bytes();
@@ -466,15 +477,8 @@ impl Translator {
         self.turns
     }
 
-    /// Whether `entry` went with all others when the code memory was full.
-    pub(super) fn was_emptied_since(&self, entry: Entry) -> bool {
-        entry.generation != self.generation
-    }
-
     /// Whether `entry` can still be entered, in `mode`.
     pub(super) fn holds(&self, entry: Entry, mode: Mode) -> bool {
-        entry.generation == self.generation
-            && entry.mode == mode
-            && (self.retired.is_empty() || !self.retired.contains(&entry.address))
+        entry.mode == mode && self.regions.has(entry) && !self.regions.is_retired(entry)
     }
 }

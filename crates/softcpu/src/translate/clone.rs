@@ -10,11 +10,12 @@
 mod tests;
 
 use super::block;
-use super::cache::{Entry, Link, Placed, Translator};
+use super::cache::{Entry, Placed, Translator};
+use super::frames::Code;
 use super::mode::Mode;
 use super::ops::Ops;
+use super::regions::Regions;
 use super::relocate::{self, Distance, MadeWith, Relocation};
-use crate::addr::PAGE_OFFSET;
 use crate::memory::ram::RamFrame;
 
 /// Relocations of one translation, among all of them. None has none: its way out has some.
@@ -42,34 +43,28 @@ impl Span {
     }
 }
 
-/// The code at a page offset of a frame, in a mode.
-pub(super) type Code = (RamFrame, u16, Mode);
-
-/// The code at `rip`, which is in `frame`, in `mode`.
-pub(super) fn code_at(frame: RamFrame, rip: u64, mode: Mode) -> Code {
-    (frame, (rip & PAGE_OFFSET) as u16, mode)
-}
-
 /// What a clone is made from.
 struct Source<'a> {
     placed: Placed,
+    /// The ops that are its region's, and the clone's.
     ops: &'a Ops,
-    /// The number of the first op of the clone.
+    moved_ops: &'a Ops,
+    /// Which of those is the first one of the clone.
     first_op: usize,
-    links: &'a [Link],
+    regions: &'a Regions,
 }
 
 impl MadeWith for Source<'_> {
     fn op(&self, address: u64) -> Option<u64> {
         let first = self.placed.first_op as usize;
         let number = self.ops.number(address, first)?.checked_sub(first)?;
-        let op = self.ops.get(self.first_op.checked_add(number)?)?;
+        let op = self.moved_ops.get(self.first_op.checked_add(number)?)?;
         Some(std::ptr::from_ref(op) as u64)
     }
 
     fn link(&self, number: u32) -> Option<usize> {
-        let link = self.links.get(number as usize)?;
-        link.offset.checked_sub(self.placed.offset as usize)
+        let link = self.regions.link(number)?;
+        Some(link.offset.checked_sub(self.placed.offset)? as usize)
     }
 }
 
@@ -77,36 +72,42 @@ impl Translator {
     /// The number of a translation of the code at the place of `rip` in `frame`, in `mode`, at
     /// whichever address it was made.
     pub(super) fn find(&self, frame: RamFrame, version: u32, rip: u64, mode: Mode) -> Option<u32> {
-        let number = *self.by_code.get(&code_at(frame, rip, mode))?;
-        let stands =
-            !self.blocks.get(number as usize)?.stale && self.frames.get(&frame)?.0 == version;
-        stands.then_some(number)
+        let number = self.frames.newest(frame, Code::at(rip, mode))?;
+        let stands = !self.regions.block(number)?.stale;
+        (stands && self.frames.version(frame) == Some(version)).then_some(number)
     }
 
     /// The translation `number`, if it is for the code at `rip`.
     pub(super) fn entry_at(&self, number: u32, rip: u64) -> Option<Entry> {
-        let placed = self.blocks.get(number as usize).filter(|placed| placed.rip == rip)?;
+        let placed = self.regions.block(number).filter(|placed| placed.rip == rip)?;
         let address = self.memory.address(placed.offset as usize) as u64;
-        Some(Entry { generation: self.generation, mode: placed.mode, address, crosses: false })
+        let filling = self.regions.filling_of(number)?;
+        Some(Entry { filling, mode: placed.mode, address, crosses: false })
+    }
+
+    /// How much room a clone of the translation `number` takes, for its code at `rip`. `None` if
+    /// it cannot or should not be moved there.
+    pub(super) fn room_for_clone(&self, number: u32, rip: u64) -> Option<usize> {
+        let origin = self.regions.block(number)?;
+        origin.relocations.of(&self.regions.of(number)?.relocations)?;
+        // What is to have a check for each access here has something better to come.
+        let wish = self.wish(origin.frame, rip, origin.mode);
+        let better = origin.manner.shares && wish.separate || !origin.manner.hot && wish.hot;
+        (!better && relocate::is_movable(rip)).then_some(origin.len as usize)
     }
 
     /// Makes a clone of the translation `number`, for its code at `rip`. `None` if it cannot
     /// be moved there, or there is no room.
     pub(super) fn clone_to(&mut self, number: u32, version: u32, rip: u64) -> Option<Entry> {
-        let origin = *self.blocks.get(number as usize)?;
-        let relocations = origin.relocations.of(&self.relocations)?;
-        // What is to have a check for each access here has something better to come.
-        let wish = self.wish(origin.frame, rip, origin.mode);
-        let better = origin.manner.shares && wish.separate || !origin.manner.hot && wish.hot;
-        if better || !relocate::is_movable(rip) || !self.has_room() {
-            return None;
-        }
-        let (first, last) = (origin.first_op as usize, origin.ops);
+        let origin = *self.regions.block(number)?;
+        let relocations = origin.relocations.of(&self.regions.of(number)?.relocations)?.to_vec();
+        let newest = self.regions.newest()?;
         let placed = Placed {
-            offset: self.next_offset()?,
+            offset: self.regions.next_offset()?,
             rip,
-            first_op: u32::try_from(self.ops.count()).ok()?,
-            first_link: u32::try_from(self.links.len()).ok()?,
+            first_op: u32::try_from(newest.ops.count()).ok()?,
+            first_link: self.regions.number(newest.links.len())?,
+            relocations: Span::push(&mut self.regions.current()?.relocations, &relocations),
             ..origin
         };
         let distance = Distance {
@@ -114,29 +115,31 @@ impl Translator {
             host: u64::from(placed.offset).wrapping_sub(origin.offset.into()),
             links: placed.first_link.wrapping_sub(origin.first_link),
         };
-        for op in first..first.checked_add(last.into())? {
-            let op = self.ops.get(op)?.moved(distance.guest);
-            self.ops.keep(&op);
+        let (first, count) = (origin.first_op as usize, origin.ops);
+        for op in first..first.checked_add(count.into())? {
+            let op = self.regions.of(number)?.ops.get(op)?.moved(distance.guest);
+            self.regions.current()?.ops.keep(&op);
         }
         let source = Source {
             placed: origin,
-            ops: &self.ops,
+            ops: &self.regions.of(number)?.ops,
+            moved_ops: &self.regions.newest()?.ops,
             first_op: placed.first_op as usize,
-            links: &self.links,
+            regions: &self.regions,
         };
         let mut code = self.memory.read(origin.offset as usize, origin.len as usize).to_vec();
-        if relocate::relocate(&mut code, relocations, distance, &source).is_none() {
+        if relocate::relocate(&mut code, &relocations, distance, &source).is_none() {
             // Nobody tries that again.
-            if let Some(origin) = self.blocks.get_mut(number as usize) {
+            if let Some(origin) = self.regions.block_mut(number) {
                 origin.relocations = Span::default();
             }
             return None;
         }
-        let links = self.links.get(origin.first_link as usize..)?.iter();
+        let links = self.regions.links_from(origin.first_link).iter();
         let links: Vec<block::Link> = links
             .take_while(|link| link.from == number)
             .map(|link| block::Link {
-                at: link.offset.wrapping_sub(origin.offset as usize),
+                at: link.offset.wrapping_sub(origin.offset) as usize,
                 target: link.target.wrapping_add(distance.guest),
             })
             .collect();

@@ -88,9 +88,14 @@ impl Vcpu {
     }
 
     fn any_translated_frame(&self, choice: u64) -> Option<RamFrame> {
-        let blocks = &self.translator.as_ref()?.blocks;
-        let number = choice.checked_rem(blocks.len() as u64)?;
-        Some(blocks.get(number as usize)?.frame)
+        let regions = &self.translator.as_ref()?.regions;
+        let all = regions.blocks().map(|blocks| blocks.len() as u64).sum();
+        let mut number = choice.checked_rem(all)? as usize;
+        regions.blocks().find_map(|blocks| {
+            let block = blocks.get(number);
+            number = number.saturating_sub(blocks.len());
+            block.map(|block| block.frame)
+        })
     }
 }
 

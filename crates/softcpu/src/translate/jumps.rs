@@ -11,6 +11,7 @@
 //! Behind it is a larger table of the same kind, which is asked before the run loop is.
 
 use std::hash::{BuildHasher, RandomState};
+use std::ops::Range;
 
 use super::mode::Mode;
 use crate::addr::{PAGE_SHIFT, room_in_page};
@@ -108,6 +109,15 @@ impl JumpCache {
             self.pages = [0; FILTER];
             self.kernel_of_one_space = false;
             self.filled = false;
+        }
+    }
+
+    /// Nobody finds translated code at `hosts` any more.
+    pub(crate) fn forget_code(&mut self, hosts: &Range<u64>) {
+        for jump in self.jumps.iter_mut().chain(&mut self.more) {
+            if hosts.contains(&jump.host) {
+                *jump = NOWHERE;
+            }
         }
     }
 

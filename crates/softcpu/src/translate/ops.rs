@@ -9,7 +9,7 @@ use crate::decode::op::Op;
 /// Ops that get memory together.
 const TOGETHER: usize = 1024;
 
-/// All of them.
+/// Those of one region of the code memory.
 #[derive(Debug, Default)]
 pub(super) struct Ops {
     /// None grows beyond what it was made for, which would move its ops.
@@ -47,11 +47,6 @@ impl Ops {
             let number = usize::try_from(within).ok().filter(|within| *within < TOGETHER)?;
             chunk.checked_mul(TOGETHER)?.checked_add(number)
         })
-    }
-
-    /// Forgets them all. Nobody may have the address of one any more.
-    pub(super) fn clear(&mut self) {
-        self.chunks.clear();
     }
 }
 

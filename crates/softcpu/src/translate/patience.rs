@@ -1,9 +1,10 @@
 //! How hot code must be before it is translated.
 //!
 //! A few runs are enough as long as there is room for what is hot. Where there is not, the code
-//! memory is filled and emptied again and again, and most of the time goes into translating
-//! what will hardly run. So each time it is emptied somebody looks how much did: much, and code
-//! must run twice as often from then on; little, and half as often will do.
+//! memory is filled again and again, and most of the time goes into translating what will hardly
+//! run before it is evicted. So each time the memory has been filled from one end to the other
+//! somebody looks how much did: much, and code must run twice as often from then on; little, and
+//! half as often will do.
 
 /// The most that the runs are multiplied by.
 const MOST: u32 = 64;
@@ -16,7 +17,7 @@ const LITTLE: u64 = 64;
 #[derive(Debug)]
 pub(super) struct Patience {
     times: u32,
-    /// Ticks of the clock, and those that went into translating, when the memory was empty.
+    /// Ticks of the clock, and those that went into translating, when the memory was full last.
     since: u64,
     translating: u64,
 }
@@ -31,7 +32,7 @@ impl Patience {
         runs.saturating_mul(self.times)
     }
 
-    /// The code memory is full at time `now`; of all time so much went into translating.
+    /// The code memory has been filled to its end at time `now`; of all time so much went into translating.
     pub(super) fn filled(&mut self, now: u64, translating: u64) {
         let all = now.saturating_sub(self.since);
         let part = translating.saturating_sub(self.translating);

@@ -6,12 +6,13 @@ use std::sync::atomic::AtomicU32;
 
 use iced_x86::Instruction;
 
-use super::cache::{Counters, Entry, Translator};
+use super::cache::{Counters, Entry, Evicted, Translator};
 use super::config::Config;
 use super::jumps;
 use super::mode::Mode;
+use super::regions::LARGEST;
 use super::thunks::Exit;
-use super::trace::Tracer;
+use super::trace::{Trace, Tracer};
 use crate::decode::build::again;
 use crate::decode::cache::{Block as Decoded, BlockCache};
 use crate::decode::op::Op;
@@ -52,8 +53,16 @@ fn decode(
     alike && !instructions.is_empty()
 }
 
+/// More than what `trace` becomes takes.
+fn room_for(trace: &Trace) -> usize {
+    trace.steps.len().saturating_add(4).saturating_mul(MOST_OF_A_STEP).min(LARGEST)
+}
+
 /// Runs of a block after which it is translated.
 pub(crate) const THRESHOLD: u32 = 10;
+
+/// Bytes that a step becomes at most, what is behind the rest included.
+const MOST_OF_A_STEP: usize = 256;
 
 /// What translated code that is to be left soon takes for the events raised.
 static ALWAYS: AtomicU32 = AtomicU32::new(u32::MAX);
@@ -95,7 +104,7 @@ impl Vcpu {
             }
             return Translation::Known(entry);
         }
-        if block.entry.get().is_some_and(|lost| translator.was_emptied_since(lost)) {
+        if block.entry.get().is_some_and(|lost| !translator.regions.has(lost)) {
             // What comes back is what is hot now. All at once it might not even fit.
             block.entry.set(None);
             block.runs.set(0);
@@ -123,16 +132,14 @@ impl Vcpu {
     fn drop_stale(&mut self) {
         let Some(translator) = self.translator.as_mut() else { return };
         if translator.seen != self.memory.code().hits() {
-            translator.seen = self.memory.code().hits();
+            let since = host_tsc();
             let (memory, tracer) = (&self.memory, &mut self.tracer);
-            translator.drop_stale(
-                |frame| memory.code().version(frame),
-                |rip| {
-                    if let Some(tracer) = tracer {
-                        tracer.event(trace::Event::Dropped { rip });
-                    }
-                },
-            );
+            translator.drop_stale(memory.code(), |rip| {
+                if let Some(tracer) = tracer {
+                    tracer.event(trace::Event::Dropped { rip });
+                }
+            });
+            self.meter.dropping.add_since(since);
         }
     }
 
@@ -140,10 +147,30 @@ impl Vcpu {
     /// name). None of them may be running.
     pub(crate) fn forget_translations(&mut self) {
         let Some(translator) = &mut self.translator else { return };
-        translator.empty();
-        self.mmu.jumps.clear();
+        let evicted = translator.empty();
+        self.forget_evicted(evicted);
+    }
+
+    /// Makes sure that there is room for `bytes` of translated code. None may be running.
+    fn make_room(&mut self, bytes: usize) {
+        let since = host_tsc();
+        let Some(translator) = &mut self.translator else { return };
+        if let Some(evicted) = translator.make_room(bytes) {
+            if evicted.turned {
+                translator.patience.filled(since, self.meter.translating.all);
+            }
+            self.forget_evicted(evicted);
+            self.meter.evicting.add_since(since);
+        }
+    }
+
+    /// Nobody may jump to what was evicted; and whoever watches is told of it.
+    fn forget_evicted(&mut self, evicted: Evicted) {
+        self.mmu.jumps.forget_code(&evicted.hosts);
         if let Some(tracer) = &mut self.tracer {
-            tracer.event(trace::Event::Emptied);
+            let Evicted { hosts, blocks, .. } = evicted;
+            let len = hosts.end.wrapping_sub(hosts.start);
+            tracer.event(trace::Event::Evicted { host: hosts.start, len, blocks });
         }
     }
 
@@ -164,6 +191,11 @@ impl Vcpu {
         if let Some(entry) = translator.entry_at(number, rip) {
             return Some(entry);
         }
+        let room = translator.room_for_clone(number, rip)?;
+        self.make_room(room);
+        let translator = self.translator.as_mut()?;
+        // It may have been what made room.
+        let number = translator.find(frame, version, rip, mode)?;
         let entry = translator.clone_to(number, version, rip)?;
         self.tell_of_newest(entry);
         Some(entry)
@@ -209,12 +241,12 @@ impl Vcpu {
         let mut trace = Tracer {
             blocks,
             warm: self.threshold / 4,
-            generation: translator.generation,
             hot: translator.wish(head.frame, head.rip, mode).hot,
             vectors: if self.mmu.is_user() { self.context.allowed as u8 } else { 0 },
             mode,
             plans: &mut translator.plans,
             features: self.cpuid.features(),
+            is_there: &|entry| translator.regions.has(entry),
             settled: &|epoch| memory.code().settled(&self.observer, epoch),
             decode: &|block, instructions| {
                 decode(block, blocks.ops(block), (host, tail_host), instructions)
@@ -229,7 +261,6 @@ impl Vcpu {
         if head.tail().is_some_and(|tail| code.version(tail.frame) != tail.version) {
             return None;
         }
-        let translator = self.translator.as_mut()?;
         #[cfg(test)]
         if let Some(mistake) = translator.mistake {
             for (step, op) in trace.steps.iter_mut().zip(&mut trace.ops) {
@@ -237,11 +268,8 @@ impl Vcpu {
                 step.known = translator.plans.known(&step.instruction, self.cpuid.features());
             }
         }
-        let emptied = translator.make_room();
-        if emptied {
-            translator.patience.filled(host_tsc(), self.meter.translating.0);
-            self.mmu.jumps.clear();
-        }
+        self.make_room(room_for(&trace));
+        let translator = self.translator.as_mut()?;
         let entry = translator.place(&trace, head.frame, head.version, head.tail());
         translator.spare = trace;
         if entry.is_none() {
@@ -249,9 +277,6 @@ impl Vcpu {
         }
         head.entry.set(entry);
         let entry = entry?;
-        if emptied && let Some(tracer) = &mut self.tracer {
-            tracer.event(trace::Event::Emptied);
-        }
         self.tell_of_newest(entry);
         Some(entry)
     }

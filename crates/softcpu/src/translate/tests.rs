@@ -38,7 +38,10 @@ impl Tracer for Heard {
                 format!("translated {rip:#x} {user} {instructions}")
             }
             Event::Dropped { rip } => format!("dropped {rip:#x}"),
-            Event::Emptied => "emptied".to_owned(),
+            Event::Evicted { host, len, blocks } => {
+                assert!(host != 0 && len < Config::SMALLEST as u64 && blocks > 0);
+                "evicted".to_owned()
+            }
             _ => return,
         };
         self.0.lock().unwrap().push(line);
@@ -240,7 +243,7 @@ fn without_being_asked_for_detail_is_not_measured() {
 }
 
 #[test]
-fn the_least_code_memory_is_emptied_and_filled_again() {
+fn the_least_code_memory_is_filled_again_and_again() {
     // Each a block of its own: jmp to the next.
     let count = 0x8000;
     let mut code = [0xeb, 0x00].repeat(count);
@@ -255,11 +258,10 @@ fn the_least_code_memory_is_emptied_and_filled_again() {
         assert_eq!(machine.vcpu.state.rip, START + code.len() as u64);
     }
     let counters = machine.vcpu.stats().translator;
-    assert!(counters.emptied >= 4, "{counters:?}");
+    assert!(counters.evicted >= counters.translated / 2, "{counters:?}");
     assert!(counters.used <= Config::SMALLEST as u64, "{counters:?}");
     let heard = heard.0.lock().unwrap();
-    let emptied = heard.iter().filter(|line| *line == "emptied").count();
-    assert_eq!(emptied as u64, counters.emptied);
+    assert!(heard.iter().filter(|line| *line == "evicted").count() >= 4, "{counters:?}");
 }
 
 #[test]
@@ -280,7 +282,7 @@ fn what_went_with_the_code_memory_becomes_hot_anew() {
         translated - before
     });
     // At the third run, as far as patience went, and not at once when that was lost.
-    assert!(machine.vcpu.translator_counters().unwrap().emptied >= 1);
+    assert!(machine.vcpu.translator_counters().unwrap().evicted >= 1);
     assert_eq!(times, [0, 0, times[2], 0, 0]);
     assert!(times[2] > 100, "{times:?}");
 }

@@ -11,6 +11,7 @@
 
 use iced_x86::{Code, Instruction};
 
+use super::cache::Entry;
 use super::copy::vector_need;
 use super::mode::Mode;
 use super::plans::{Known, Plans};
@@ -108,8 +109,6 @@ pub(super) struct Tracer<'a> {
     pub(super) blocks: &'a BlockCache,
     /// Those that have run at least so often are worth following.
     pub(super) warm: u32,
-    /// Which filling of the code memory translations are in.
-    pub(super) generation: u32,
     /// It is worth following all sides.
     pub(super) hot: bool,
     /// What of the vector unit may be used anyway.
@@ -118,6 +117,8 @@ pub(super) struct Tracer<'a> {
     pub(super) mode: Mode,
     pub(super) plans: &'a mut Plans,
     pub(super) features: &'a FeatureSet,
+    /// Whether a translation is still there.
+    pub(super) is_there: &'a dyn Fn(Entry) -> bool,
     /// Whether no other vCPU can change code unseen that was decoded at this epoch.
     pub(super) settled: &'a dyn Fn(u64) -> bool,
     /// Finds the instructions of a block, if memory still has those that it was decoded from.
@@ -282,8 +283,8 @@ impl<'a> Tracer<'a> {
     }
 
     fn is_translated(&self, block: &Block) -> bool {
-        let good = (self.generation, self.mode);
-        block.entry.get().is_some_and(|entry| (entry.generation, entry.mode) == good)
+        let entry = block.entry.get().filter(|entry| entry.mode == self.mode);
+        entry.is_some_and(self.is_there)
     }
 
     /// The block at `rip`, if it has run a few times and can be translated with `head`.

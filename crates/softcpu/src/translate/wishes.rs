@@ -3,10 +3,13 @@
 //! pages. Calls back from translated code come here; a translation that could be better is
 //! retired, and made anew when its code is wanted again.
 
+use std::collections::hash_map::Entry;
+
 use super::cache::Translator;
-use super::clone::code_at;
+use super::frames::Code;
 use super::manner::{Apartness, Manner};
 use super::mode::Mode;
+use super::regions::Filling;
 use crate::memory::ram::RamFrame;
 
 /// How some code is to be translated, if not as any other.
@@ -18,9 +21,13 @@ pub(super) struct Wish {
     pub(super) hot: bool,
     /// These accesses are to share no checks.
     apart: Apartness,
-    /// The number of what it was before, if nothing has taken its place yet.
-    pub(super) former: Option<u32>,
+    /// What it was before, by its number and the filling that has it, if nothing has taken its
+    /// place yet.
+    pub(super) former: Option<(u32, Filling)>,
 }
+
+/// What a wish is for: the code at a RIP, by its frame too, in a mode.
+pub(super) type Wanted = (RamFrame, u64, Mode);
 
 impl Wish {
     /// It is found to be hot. If it came behind a split, which of its accesses lie in two pages
@@ -61,7 +68,7 @@ impl Translator {
     pub(super) fn split(&mut self, of: (RamFrame, Mode), rip: u64, next: u64, now: u64) {
         self.counters.split = self.counters.split.wrapping_add(1);
         self.forget_wishes();
-        self.wishes.entry((of.0, next, of.1)).or_default().separate = true;
+        self.wish_for((of.0, next, of.1)).separate = true;
         let splits = self.splits.entry(rip).or_insert(Splits { since: now, times: 0 });
         if now.wrapping_sub(splits.since) > SPLIT_WINDOW {
             *splits = Splits { since: now, times: 0 };
@@ -78,14 +85,26 @@ impl Translator {
     pub(super) fn heated(&mut self, of: (RamFrame, Mode), rip: u64, next: u64) {
         self.counters.hot = self.counters.hot.wrapping_add(1);
         self.forget_wishes();
-        self.wishes.entry((of.0, next, of.1)).or_default().heat();
+        self.wish_for((of.0, next, of.1)).heat();
         self.remake(of, rip, Wish::heat);
+    }
+
+    /// The wish for some code, which goes with what is translated now.
+    fn wish_for(&mut self, wanted: Wanted) -> &mut Wish {
+        let wish = self.wishes.entry(wanted);
+        if let Entry::Vacant(_) = &wish
+            && let Some(region) = self.regions.current()
+        {
+            region.wishes.push(wanted);
+        }
+        wish.or_default()
     }
 
     /// Makes room for wishes: a guest can have as many as it has code.
     fn forget_wishes(&mut self) {
-        if self.wishes.len() >= MOST_WISHES {
+        if self.wishes.len().max(self.splits.len()) >= MOST_WISHES {
             self.wishes.clear();
+            self.regions.forget_wishes();
             self.splits.clear();
         }
     }
@@ -97,17 +116,18 @@ impl Translator {
         rip: u64,
         wanted: impl FnOnce(&mut Wish),
     ) {
-        let number = self.by_code.get(&code_at(frame, rip, mode)).copied();
-        let placed = number.and_then(|number| self.blocks.get(number as usize));
-        let wish = self.wishes.entry((frame, rip, mode)).or_default();
+        let wish = self.wish_for((frame, rip, mode));
         wanted(wish);
-        if let Some(placed) = placed
+        if let Some(number) = self.frames.newest(frame, Code::at(rip, mode))
+            && let Some(filling) = self.regions.filling_of(number)
+            && let Some(placed) = self.regions.block(number)
             && placed.rip == rip
             && !placed.stale
         {
-            wish.former = number;
-            self.retired.insert(self.memory.address(placed.offset as usize) as u64);
-            number.and_then(|number| self.close(number));
+            let address = self.memory.address(placed.offset as usize) as u64;
+            self.wish_for((frame, rip, mode)).former = Some((number, filling));
+            self.regions.retire(number, address);
+            self.close(number);
         }
     }
 }

@@ -116,15 +116,15 @@ fn rows_that_share_checks_are_translated_as_they_are_interpreted() {
 }
 
 #[test]
-fn rows_in_code_memory_that_is_emptied_again_and_again_are_translated_as_they_are_interpreted() {
+fn rows_in_code_memory_that_is_filled_again_and_again_are_translated_as_they_are_interpreted() {
     let config =
         Config { code_cache: Config::SMALLEST, verify: true, turns: 5, ..Config::default() };
     let mut translator = guest::Guest::translating_as(0, config);
     let rows = compare_rows(50, &mut translator, sequences::compare);
-    assert!(rows.emptied > 0, "{rows:?}");
+    assert!(rows.evicted > 0, "{rows:?}");
     let mut translator = guest::Guest::translating_as(3, config);
     let rows = compare_rows(50, &mut translator, sequences::compare_branching);
-    assert!(rows.emptied > 0, "{rows:?}");
+    assert!(rows.evicted > 0, "{rows:?}");
 }
 
 #[test]

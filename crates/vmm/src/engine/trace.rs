@@ -111,7 +111,8 @@ impl Tracer for TextTracer {
                 code.len()
             )),
             Event::Dropped { rip } => self.about(format_args!("dropped {rip:016x}")),
-            Event::Emptied => self.about(format_args!("emptied the code memory")),
+            Event::Evicted { host, len, blocks } => self
+                .about(format_args!("evicted {blocks} blocks from {len} bytes at host {host:x}")),
         }
     }
 
@@ -143,7 +144,7 @@ mod tests {
             code,
         });
         tracer.event(Event::Dropped { rip: 0x1000 });
-        tracer.event(Event::Emptied);
+        tracer.event(Event::Evicted { host: 0x7f, len: 3, blocks: 1 });
         let text = String::from_utf8(sink.lock().unwrap().clone()).unwrap();
         let lines: Vec<_> = text.lines().collect();
         assert!(lines[0].starts_with("3 f000:000000000000fff0 16 ring 0 interrupt 30 rax 0"));
@@ -152,7 +153,11 @@ mod tests {
             "3 translated 0000000000001000 ring 3 instructions 2 to 3 bytes at host 7f";
         assert_eq!(
             lines[2..],
-            [translated, "3 dropped 0000000000001000", "3 emptied the code memory"]
+            [
+                translated,
+                "3 dropped 0000000000001000",
+                "3 evicted 1 blocks from 3 bytes at host 7f"
+            ]
         );
     }
 }

@@ -101,7 +101,7 @@ mod tests {
         assert!(!Several(vec![one(false), one(false)]).wants_blocks());
         let mut both = Several(vec![one(false), one(true)]);
         assert!(both.wants_blocks());
-        both.event(Event::Emptied);
+        both.event(Event::Dropped { rip: 0 });
         assert_eq!(*heard.lock().unwrap(), [false, true]);
     }
 }

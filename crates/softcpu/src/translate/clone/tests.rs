@@ -37,8 +37,9 @@ fn moved(trace: &Trace, distance: u64) -> Trace {
 /// The clone that was placed last, of the translation `number`, is what translating its code
 /// would have made. Every clone that a unit test makes comes by here.
 pub(super) fn compare(translator: &mut Translator, number: u32, links: &[block::Link]) {
-    let newest = *translator.blocks.last().unwrap();
-    let origin = translator.blocks[number as usize];
+    let region = translator.regions.newest().unwrap();
+    let newest = *region.blocks.last().unwrap();
+    let origin = translator.regions.block(number).unwrap();
     let distance = newest.rip.wrapping_sub(origin.rip);
     let (trace, manner) = &translator.traces[&number];
     let (trace, manner) = (moved(trace, distance), *manner);
@@ -48,7 +49,7 @@ pub(super) fn compare(translator: &mut Translator, number: u32, links: &[block::
     let made = block::translate(&trace, thunks, &mut ops, address, first_link, manner, Vec::new())
         .unwrap();
     let (mut wanted, relocations) = (made.code, made.relocations.unwrap());
-    assert_eq!(newest.relocations.of(&translator.relocations), Some(&relocations[..]));
+    assert_eq!(newest.relocations.of(&region.relocations), Some(&relocations[..]));
     assert_eq!((newest.way_out as usize, links), (made.way_out, &made.links[..]));
     let code = translator.memory.read(newest.offset as usize, newest.len as usize);
     // Its ops are elsewhere, and the same.
@@ -57,14 +58,14 @@ pub(super) fn compare(translator: &mut Translator, number: u32, links: &[block::
         let address = |code: &[u8]| u64::from_le_bytes(code[place.clone()].try_into().unwrap());
         let wanted_op = ops.get(ops.number(address(&wanted), 0).unwrap()).unwrap();
         let first = newest.first_op as usize;
-        let number = translator.ops.number(address(code), first).unwrap();
+        let number = region.ops.number(address(code), first).unwrap();
         assert!((first..first + usize::from(newest.ops)).contains(&number));
-        let op = translator.ops.get(number).unwrap();
+        let op = region.ops.get(number).unwrap();
         assert_eq!(format!("{wanted_op:?}"), format!("{op:?}"));
         wanted[place.clone()].copy_from_slice(&code[place]);
     }
     assert_eq!(wanted, code, "the clone at {:#x} of {:#x}", newest.rip, origin.rip);
-    let number = translator.blocks.len() as u32 - 1;
+    let number = translator.regions.number(region.blocks.len() - 1).unwrap();
     translator.traces.insert(number, (trace, manner));
 }
 
@@ -279,7 +280,7 @@ fn clones_go_with_the_code_memory_they_are_in() {
         run_both([&mut machine, &mut interpreter], address(n / 5 * 7));
     }
     let counters = machine.vcpu.stats().translator;
-    assert!(counters.moved > 50 && counters.emptied > 0, "{counters:?}");
+    assert!(counters.moved > 50 && counters.evicted > 0, "{counters:?}");
 }
 
 #[test]
@@ -290,7 +291,9 @@ fn clones_are_looked_at_before_they_run() {
         assert_eq!(run(&mut machine, address(3)), Exit::Halt);
     }
     let translator = machine.vcpu.translator.as_mut().unwrap();
-    let placed = *translator.blocks.iter().find(|placed| placed.rip == address(3)).unwrap();
+    let mut blocks = translator.regions.blocks().flatten();
+    let placed = *blocks.find(|placed| placed.rip == address(3)).unwrap();
+    drop(blocks);
     // syscall
     assert!(translator.memory.write(placed.offset as usize, &[0x0f, 0x05]));
     assert_eq!(run(&mut machine, address(4)), Exit::Failed);
