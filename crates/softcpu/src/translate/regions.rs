@@ -303,3 +303,53 @@ impl Regions {
 pub(super) fn is_in(number: u32, n: u32) -> bool {
     number >> WITHIN == n
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::translate::mode::Mode;
+
+    #[test]
+    fn regions_are_neither_too_small_nor_too_large() {
+        for (capacity, count) in
+            [(256 << 10, 2), (300 << 10, 2), (1 << 20, 8), (8 << 20, 16), (128 << 20, 128)]
+        {
+            let regions = Regions::new(0, capacity, 3000);
+            assert_eq!(regions.regions.len(), count, "{capacity}");
+            let mut next = 3000;
+            for region in &regions.regions {
+                assert_eq!(region.start, next);
+                assert!(region.end - region.start >= LARGEST + ALIGN);
+                next = region.end;
+            }
+            assert_eq!(next, capacity);
+        }
+    }
+
+    #[test]
+    fn what_is_oldest_goes_first_and_numbers_tell_where_they_are() {
+        let mut regions = Regions::new(0x7000_0000, 512 << 10, 0);
+        let mut entries = Vec::new();
+        for n in 0..6 {
+            let offset = regions.next_offset().unwrap();
+            assert!(regions.has_room(LARGEST) && regions.take(offset as usize, 100_000).is_some());
+            assert_eq!(region_of(regions.number(5).unwrap()), n % 4);
+            let filling = regions.filling_of(regions.number(0).unwrap()).unwrap();
+            let address = 0x7000_0000 + u64::from(offset);
+            entries.push(Entry { filling, mode: Mode::LONG, address, crosses: false });
+            let there: Vec<_> = entries.iter().map(|entry| regions.has(*entry)).collect();
+            assert_eq!(there.iter().filter(|there| **there).count(), (n + 1).min(4));
+            assert!(there[n] && !there[..n.saturating_sub(3)].contains(&true));
+            assert_eq!(regions.used(), 100_000 * (n + 1).min(4));
+            assert!(!regions.has_room(LARGEST));
+            regions.next();
+        }
+        assert!(!regions.has(Entry::default()));
+        // What does not fit is not tried there again.
+        let offset = regions.next_offset().unwrap();
+        assert!(regions.take(offset as usize, 200_000).is_none() && !regions.has_room(1));
+        regions.clear();
+        assert_eq!(regions.used(), 0);
+        assert!(entries.iter().all(|entry| !regions.has(*entry)));
+    }
+}

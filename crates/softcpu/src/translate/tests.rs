@@ -265,6 +265,44 @@ fn the_least_code_memory_is_filled_again_and_again() {
 }
 
 #[test]
+fn jumps_to_what_was_evicted_lead_out_until_it_is_back() {
+    let config = Config { code_cache: Config::SMALLEST, verify: true, ..Config::default() };
+    // Ends in a jump to 0x1080.
+    let mut machine = machine(&[0xff, 0xc3, 0xe9, 0x79, 0, 0, 0], config);
+    // mov eax, 5; hlt
+    machine.put(0x1080, &[0xb8, 5, 0, 0, 0, 0xf4]);
+    // Jumps to the next one each.
+    machine.put(0x2_0000, &[0xeb, 0].repeat(0x10_0000));
+    let mut more = 0x2_0000;
+    // Fills code memory, page by page.
+    let mut fill = |machine: &mut TestMachine| {
+        machine.put(more + 0xffe, &[0xf4]);
+        machine.vcpu.state.rip = more;
+        assert_eq!(machine.vcpu.run(), Exit::Halt);
+        more += 0x1000;
+        machine.vcpu.translator_counters().unwrap()
+    };
+    machine.vcpu.state.rip = 0x1080;
+    assert_eq!(machine.vcpu.run(), Exit::Halt);
+    // What is jumped to is in the first half of the memory, what jumps in the second.
+    while fill(&mut machine).used < Config::SMALLEST as u64 / 2 {}
+    // How often a jump led out.
+    let out = |machine: &mut TestMachine| {
+        let before = machine.vcpu.translator_counters().unwrap();
+        machine.vcpu.state.gpr[..4].fill(0);
+        assert_eq!(run(machine), Exit::Halt);
+        assert_eq!((machine.vcpu.state.gpr[0], machine.vcpu.state.gpr[3]), (5, 1));
+        assert_eq!(machine.vcpu.state.rip, 0x1086);
+        let after = machine.vcpu.translator_counters().unwrap();
+        assert_eq!(after.evicted, before.evicted);
+        after.exits[2] - before.exits[2]
+    };
+    assert_eq!([(); 3].map(|()| out(&mut machine)), [1, 0, 0]);
+    while fill(&mut machine).evicted == 0 {}
+    assert_eq!([(); 3].map(|()| out(&mut machine)), [1, 0, 0]);
+}
+
+#[test]
 fn what_went_with_the_code_memory_becomes_hot_anew() {
     // Each a block of its own, and a trace: call to the next.
     let count = 0x2000;
