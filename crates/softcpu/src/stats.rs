@@ -63,6 +63,8 @@ pub struct Longest {
     pub evicting: Duration,
     /// Dropping translations of code that has changed.
     pub dropping: Duration,
+    /// Dropping decoded blocks that nobody wants any more.
+    pub sweeping: Duration,
 }
 
 /// Where the time went that translated code ran.
@@ -109,6 +111,7 @@ pub(crate) struct Meter {
     pub(crate) translating: Ticks,
     pub(crate) evicting: Ticks,
     pub(crate) dropping: Ticks,
+    pub(crate) sweeping: Ticks,
     pub(crate) detail: Option<Box<Detail>>,
     sink: Option<Box<dyn StatsSink>>,
     published: Instant,
@@ -142,6 +145,7 @@ impl Meter {
             translating: Ticks::default(),
             evicting: Ticks::default(),
             dropping: Ticks::default(),
+            sweeping: Ticks::default(),
             detail: None,
             sink: None,
             published: now,
@@ -208,6 +212,7 @@ impl Meter {
                 translating: ticks_are(self.translating.longest),
                 evicting: ticks_are(self.evicting.longest),
                 dropping: ticks_are(self.dropping.longest),
+                sweeping: ticks_are(self.sweeping.longest),
             },
             detail,
         };

@@ -45,11 +45,12 @@ const CODE: [(&str, Number); 5] = [
 ];
 
 /// What the guest has stood still for, in one go.
-const PAUSES: [(&str, Part); 4] = [
+const PAUSES: [(&str, Part); 5] = [
     ("longest pause, ms", longest),
     ("  of translating", |stats| stats.time.longest.translating),
     ("  of evicting", |stats| stats.time.longest.evicting),
     ("  of dropping", |stats| stats.time.longest.dropping),
+    ("  of sweeping", |stats| stats.time.longest.sweeping),
 ];
 
 const LEFT: [(&str, Number); 2] = [
@@ -77,7 +78,8 @@ fn cold(stats: &Stats) -> Duration {
 }
 
 fn longest(stats: &Stats) -> Duration {
-    stats.time.longest.translating.max(stats.time.longest.dropping)
+    let longest = stats.time.longest;
+    longest.translating.max(longest.dropping).max(longest.sweeping)
 }
 
 fn misses(stats: &Stats) -> u64 {

@@ -233,9 +233,6 @@ impl BlockCache {
     /// Puts `block`, with the fresh ops, into `slot`. What was there is kept for a while, unless
     /// the new block stands for the same code.
     pub(crate) fn put(&mut self, slot: usize, mut block: Block) {
-        if self.held() > self.limit {
-            self.sweep();
-        }
         let number = Number::new(self.blocks.len());
         (block.first, block.count) = match u32::try_from(self.ops.len()) {
             Ok(first) => (first, self.fresh.len() as u16),
@@ -273,6 +270,16 @@ impl BlockCache {
 
     fn held(&self) -> usize {
         self.blocks.len().saturating_add(self.ops.len())
+    }
+
+    /// Makes room for more blocks if there are many. Says whether it did, which takes a while.
+    #[inline]
+    pub(crate) fn make_room(&mut self) -> bool {
+        let full = self.held() > self.limit;
+        if full {
+            self.sweep();
+        }
+        full
     }
 
     /// Drops the blocks that nobody has wanted since the last time: what a kernel runs once
@@ -390,6 +397,7 @@ mod tests {
     fn put(cache: &mut BlockCache, linear: u64, version: u32) {
         cache.fresh.push(Op::idle(linear));
         let block = Block::new(linear, linear, CodeSize::Bits64, RamFrame(1), version);
+        cache.make_room();
         cache.put(BlockCache::slot(linear), block);
     }
 

@@ -239,6 +239,10 @@ impl Vcpu {
             || blocks.bring_back(slot, linear, frame) && blocks.get(slot).is_some_and(&mut good);
         if !found {
             let hollow = if HOLLOW { self.hollow(linear, frame)? } else { None };
+            let since = host_tsc();
+            if blocks.make_room() {
+                self.meter.sweeping.add_since(since);
+            }
             match hollow {
                 Some(hollow) => blocks.put_hollow(slot, hollow),
                 None => {
