@@ -132,7 +132,7 @@ pub(crate) struct Evicted {
     /// Where it was executed.
     pub(crate) hosts: Range<u64>,
     pub(crate) blocks: u64,
-    /// Everything older has gone already: this is where the memory begins.
+    /// The memory has been filled to its end since this was said last.
     pub(crate) turned: bool,
 }
 

@@ -3,9 +3,9 @@
 //! Same architecture on both sides, so most instructions are copied as they are, their
 //! registers renamed (`registers`) and their memory operand checked against the data TLB
 //! in line (`access`). Blocks are the interpreter's own, decoded and validated by it;
-//! those that turn out hot are translated (`block`), kept (`cache`) and entered from then on
-//! (`run`). Whatever a block does not do itself it has the interpreter do, one instruction at
-//! a time, through thunks that keep every register (`thunks`): the interpreter stays the
+//! those that turn out hot are translated (`block`), kept (`cache`, `regions`) and entered from
+//! then on (`run`). Whatever a block does not do itself it has the interpreter do, one instruction
+//! at a time, through thunks that keep every register (`thunks`): the interpreter stays the
 //! definition.
 //!
 //! Each vCPU has its own code memory, so code is only ever changed by the thread that runs
