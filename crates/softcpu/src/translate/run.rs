@@ -59,7 +59,7 @@ fn room_for(trace: &Trace) -> usize {
 }
 
 /// Runs of a block after which it is translated.
-pub(crate) const THRESHOLD: u32 = 10;
+pub(crate) const THRESHOLD: u32 = 6;
 
 /// Bytes that a step becomes at most, what is behind the rest included.
 const MOST_OF_A_STEP: usize = 256;
