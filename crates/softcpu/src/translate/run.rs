@@ -62,7 +62,7 @@ fn room_for(trace: &Trace) -> usize {
 pub(crate) const THRESHOLD: u32 = 6;
 
 /// Bytes that a step becomes at most, what is behind the rest included.
-const MOST_OF_A_STEP: usize = 256;
+const MOST_OF_A_STEP: usize = 384;
 
 /// What translated code that is to be left soon takes for the events raised.
 static ALWAYS: AtomicU32 = AtomicU32::new(u32::MAX);
