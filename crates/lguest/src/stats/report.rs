@@ -36,10 +36,11 @@ const BLOCKS: [(&str, Number); 6] = [
     ("  evicted: no room", |stats| stats.translator.evicted),
 ];
 
-const CODE: [(&str, Number); 5] = [
+const CODE: [(&str, Number); 6] = [
     ("code cache, KiB", |stats| stats.translator.capacity >> 10),
     ("  in use, KiB", |stats| stats.translator.used >> 10),
     ("  made in all, KiB", |stats| stats.translator.bytes >> 10),
+    ("  from guest's, KiB", |stats| stats.translator.guest_bytes >> 10),
     ("shared checks split", |stats| stats.translator.split),
     ("translated code entered", |stats| stats.translator.entered),
 ];

@@ -320,8 +320,8 @@ impl BlockCache {
             let to = place.index().and_then(|at| moved.get(at)).copied();
             *place = to.unwrap_or(Number::NONE);
         }
-        // Whoever needs more than that gets it.
-        self.limit = self.held().saturating_mul(2).max(WEIGHT);
+        // Whoever needs more gets it.
+        self.limit = self.held().saturating_add(WEIGHT);
     }
 
     /// A block for the same code at another address.

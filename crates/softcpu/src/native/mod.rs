@@ -23,8 +23,7 @@ mod x87_env;
 #[cfg(test)]
 mod tests;
 
-use std::collections::HashMap;
-
+use foldhash::HashMap;
 use iced_x86::{Instruction, InstructionInfoFactory};
 
 use arena::{Arena, Entry};
@@ -116,7 +115,7 @@ impl NativeCache {
         Ok(Self {
             arena: Arena::new()?,
             stubs: Vec::new(),
-            known: HashMap::new(),
+            known: HashMap::default(),
             factory: InstructionInfoFactory::new(),
         })
     }

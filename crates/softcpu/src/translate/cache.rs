@@ -4,9 +4,10 @@
 //! evicted for what is new. A block whose code has changed stays until then: its first
 //! instruction becomes a jump out.
 
-use std::collections::HashMap;
 use std::io;
 use std::ops::Range;
+
+use foldhash::HashMap;
 
 use super::clone::Span;
 use super::config::{BadTranslation, Config};
@@ -143,6 +144,8 @@ pub struct Counters {
     pub translated: u64,
     /// Translations that were moved to where their code is, too.
     pub moved: u64,
+    /// Bytes of guest code translated.
+    pub guest_bytes: u64,
     /// Bytes of host code made for both.
     pub bytes: u64,
     /// Times translated code was entered from the run loop.
@@ -198,8 +201,8 @@ impl Translator {
             thunks,
             fixed: code.len(),
             regions: Regions::new(base, capacity, code.len()),
-            splits: HashMap::new(),
-            wishes: HashMap::new(),
+            splits: HashMap::default(),
+            wishes: HashMap::default(),
             frames: Frames::default(),
             plans: Plans::new(),
             spare: Trace::default(),
@@ -218,7 +221,7 @@ impl Translator {
             #[cfg(test)]
             mistake: None,
             #[cfg(test)]
-            traces: HashMap::new(),
+            traces: HashMap::default(),
         })
     }
 
@@ -349,6 +352,8 @@ impl Translator {
         let entry = self.add(&made.code, &made.links, placed, version, tail)?;
         self.spare_code = made.code;
         self.counters.translated = self.counters.translated.wrapping_add(1);
+        let guest = trace.ops.iter().map(|op| u64::from(op.len)).sum();
+        self.counters.guest_bytes = self.counters.guest_bytes.wrapping_add(guest);
         if let Some((number, filling)) = wish.former {
             self.wishes.entry((frame, rip, mode)).and_modify(|wish| wish.former = None);
             if self.regions.filling_of(number) == Some(filling)

@@ -1,7 +1,9 @@
 //! Translations by the RAM frame that their code is in: what becomes stale together, and
 //! where the same code at another address looks for one to clone.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::VecDeque;
+
+use foldhash::HashMap;
 
 use super::mode::Mode;
 use super::regions::is_in;

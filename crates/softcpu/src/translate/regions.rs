@@ -6,7 +6,7 @@
 //! it they are. A number means something else after its region has been given up: whoever keeps
 //! one for longer keeps the region's *filling* with it, of which no two are alike.
 
-use std::collections::HashSet;
+use foldhash::HashSet;
 
 use super::cache::{Entry, Link, Placed};
 use super::ops::Ops;
