@@ -93,6 +93,8 @@ pub(super) struct Block<'a> {
     /// What the steps do to flags and registers.
     pub(super) effects: Vec<Effects>,
     pub(super) heads: Heads,
+    /// Where guest registers are at heads.
+    pub(super) lent: Homes,
     /// How the steps' accesses are checked.
     shares: Vec<Share>,
     /// The place whose host address is in [`ADDRESS`](super::registers::ADDRESS).
@@ -158,6 +160,7 @@ fn attempt(
         here: rip,
         effects: Effects::of_all(trace),
         heads: Heads::default(),
+        lent: Homes::default(),
         shares: Vec::new(),
         in_address: None,
         checked: None,
@@ -175,6 +178,7 @@ fn attempt(
         block.vectors(need);
     }
     let lent = block.homes_for(trace);
+    block.lent = lent;
     block.code.lend(lent);
     // Whether the step before goes on here.
     let mut open = true;

@@ -157,6 +157,10 @@ impl Block<'_> {
                 self.save_flags()?;
             }
             self.poll(target)?;
+            if self.code.homes != self.lent {
+                // A call, of what the trace jumps to as well, has given registers back.
+                self.code.lend(self.lent);
+            }
             self.code.jump(head.label);
             return Ok(());
         }

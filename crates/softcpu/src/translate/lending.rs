@@ -86,3 +86,56 @@ fn count(uses: &mut [u32; 16], step: &Step, op: &Op, weight: u32) {
         (_, None) => {}
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use crate::testing::TestMachine;
+    use crate::translate::Config;
+    use crate::vcpu::Exit;
+
+    /// Calls a function a thousand times that keeps R14, calls itself, and jumps to its own
+    /// beginning as well; then `hlt`.
+    const RECURSION: &[u8] = &[
+        0xb9, 0xe8, 0x03, 0x00, 0x00, // mov ecx, 1000
+        0xbf, 0x14, 0x00, 0x00, 0x00, // again: mov edi, 20
+        0xe8, 0x05, 0x00, 0x00, 0x00, // call function
+        0xff, 0xc9, // dec ecx
+        0x75, 0xf2, // jnz again
+        0xf4, // hlt
+        0x41, 0x56, // function: push r14
+        0x49, 0x89, 0xfe, // mov r14, rdi
+        0x83, 0xef, 0x01, // sub edi, 1
+        0x7e, 0x12, // jle out
+        0x40, 0xf6, 0xc7, 0x01, // test dil, 1
+        0x75, 0x04, // jnz deeper
+        0x41, 0x5e, // pop r14
+        0xeb, 0xec, // jmp function
+        0xe8, 0xe7, 0xff, 0xff, 0xff, // deeper: call function
+        0x4c, 0x01, 0xf0, // add rax, r14
+        0x41, 0x5e, // out: pop r14
+        0xc3, // ret
+    ];
+
+    #[test]
+    fn what_a_trace_calls_and_jumps_to_finds_registers_where_it_looks_for_them() {
+        let config = Config { verify: true, turns: 7, ..Config::default() };
+        let ends = [false, true].map(|translated| {
+            let mut machine = TestMachine::long_mode();
+            if translated {
+                // Late enough to know the ways of the whole function.
+                machine = machine.translating_as(50, config);
+            }
+            machine.put(0x1000, RECURSION);
+            let state = &mut machine.vcpu.state;
+            state.gpr = std::array::from_fn(|number| 0x1111 * number as u64);
+            (state.rip, state.gpr[0], state.gpr[4]) = (0x1000, 0, 0x9000);
+            assert_eq!(machine.vcpu.run(), Exit::Halt);
+            if translated {
+                assert_ne!(machine.vcpu.translator_counters().unwrap().hot, 0);
+            }
+            (machine.vcpu.state.gpr, machine.get(0x8000, 0x1000))
+        });
+        assert_eq!(ends[0].0, ends[1].0);
+        assert_eq!(ends[0].1, ends[1].1);
+    }
+}
