@@ -187,6 +187,13 @@ impl Runner {
         self.vcpu.publish_stats();
         if let Some(counters) = self.vcpu.lockstep_counters() {
             tracing::info!(?counters, "lockstep");
+            if counters.unsettled != 0 {
+                tracing::warn!(
+                    stretches = counters.unsettled,
+                    "lockstep: some differed, and took too long to repeat: the translator is wrong \
+                     somewhere"
+                );
+            }
         }
         self.thread.inspector.answer(self.thread.index, || self.describe());
     }
