@@ -8,6 +8,8 @@
 
 use std::mem::offset_of;
 
+use iced_x86::{MemoryOperand, Register as R};
+
 use super::context::Context;
 use super::jumps::{self, Jump, JumpCache};
 use super::streams::{STREAMS, Stream};
@@ -21,6 +23,13 @@ use crate::vcpu::Vcpu;
 /// A field's distance from the base.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Field(pub(super) u32);
+
+impl Field {
+    /// The memory operand that it is.
+    pub(super) fn operand(self) -> MemoryOperand {
+        MemoryOperand::new(R::None, R::None, 1, i64::from(self.0), 4, false, R::GS)
+    }
+}
 
 macro_rules! context {
     ($field:ident) => {

@@ -3,11 +3,11 @@
 //! Made once, at the start of the code memory. The calls back are the register-saving
 //! thunks of this engine: a block that wants an instruction interpreted loses no register.
 
-use iced_x86::{Code, Instruction, MemoryOperand, Register as R};
+use iced_x86::{Code, Instruction, Register as R};
 
 use super::assembler::{Assembler, Condition, NotCopied};
 use super::context::{AVX, SSE, X87};
-use super::fields::{self, Field};
+use super::fields;
 use super::registers::{VALUE, pinned};
 use super::run::{go_on, go_on_behind_split, go_on_in_hot, interpret, interpret_last};
 use super::string_runs::StringRuns;
@@ -245,10 +245,6 @@ fn save_registers(code: &mut Assembler) {
     }
 }
 
-fn at(field: Field) -> MemoryOperand {
-    MemoryOperand::new(R::None, R::None, 1, i64::from(field.0), 4, false, R::GS)
-}
-
 fn wide() -> bool {
     std::arch::is_x86_feature_detected!("avx")
 }
@@ -258,7 +254,7 @@ fn wide() -> bool {
 #[allow(clippy::arithmetic_side_effects, reason = "sixteen registers follow one another")]
 fn save_vector_registers(code: &mut Assembler) -> Result<(), NotCopied> {
     for number in 0..16 {
-        let to = at(fields::vector(number));
+        let to = fields::vector(number).operand();
         let store = if wide() {
             Instruction::with2(Code::VEX_Vmovaps_ymmm256_ymm, to, R::YMM0 + u32::from(number))
         } else {
@@ -272,7 +268,7 @@ fn save_vector_registers(code: &mut Assembler) -> Result<(), NotCopied> {
     for (instruction, field) in
         [(Code::Stmxcsr_m32, fields::MXCSR), (Code::Ldmxcsr_m32, fields::HOST_MXCSR)]
     {
-        code.emit(&Instruction::with1(instruction, at(field)).map_err(|_| NotCopied)?)?;
+        code.emit(&Instruction::with1(instruction, field.operand()).map_err(|_| NotCopied)?)?;
     }
     code.and_field(fields::VECTORS, !u64::from(SSE | AVX));
     Ok(())
@@ -281,7 +277,7 @@ fn save_vector_registers(code: &mut Assembler) -> Result<(), NotCopied> {
 #[allow(clippy::arithmetic_side_effects, reason = "sixteen registers follow one another")]
 fn load_vector_registers(code: &mut Assembler) -> Result<(), NotCopied> {
     for number in 0..16 {
-        let from = at(fields::vector(number));
+        let from = fields::vector(number).operand();
         let load = if wide() {
             Instruction::with2(Code::VEX_Vmovaps_ymm_ymmm256, R::YMM0 + u32::from(number), from)
         } else {
@@ -289,6 +285,6 @@ fn load_vector_registers(code: &mut Assembler) -> Result<(), NotCopied> {
         };
         code.emit(&load.map_err(|_| NotCopied)?)?;
     }
-    let load = Instruction::with1(Code::Ldmxcsr_m32, at(fields::MXCSR));
+    let load = Instruction::with1(Code::Ldmxcsr_m32, fields::MXCSR.operand());
     code.emit(&load.map_err(|_| NotCopied)?)
 }

@@ -7,8 +7,8 @@
 //!
 //! The image has no host addresses in it. FIP and FOP are those of the last instruction that
 //! sets them, which translated code notes as the address of its op, unless the next one sets
-//! them anyway; when the unit is stored, they are taken from there. FDP is only set by what raises an exception that is not masked,
-//! so nothing here sets it.
+//! them anyway; when the unit is stored, they are taken from there. FDP is only set by what
+//! raises an exception that is not masked, so nothing here sets it.
 
 use iced_x86::{Code, Instruction, MemoryOperand, Register as R};
 
@@ -16,7 +16,7 @@ use super::access::Access;
 use super::assembler::{Assembler, Condition, NotCopied};
 use super::block::Block;
 use super::context::X87;
-use super::fields::{self, Field};
+use super::fields;
 use super::registers::{ADDRESS, VALUE};
 use super::relocate::Kind;
 use super::trace::{Step, Then};
@@ -67,7 +67,7 @@ impl Block<'_> {
         self.code.jump_if(Condition::NOT_EQUAL, detour.unusual);
         // They are set; now it can be seen.
         self.code.or_field(fields::SPARE, X87_EXCEPTIONS.into());
-        let load = Instruction::with1(Code::Fldcw_m2byte, at(fields::SPARE));
+        let load = Instruction::with1(Code::Fldcw_m2byte, fields::SPARE.operand());
         self.code.emit(&load.map_err(|_| NotCopied)?)?;
         self.resume_here();
         self.rejoin(detour);
@@ -89,10 +89,6 @@ impl Block<'_> {
             }
         }
     }
-}
-
-fn at(field: Field) -> MemoryOperand {
-    MemoryOperand::new(R::None, R::None, 1, i64::from(field.0), 4, false, R::GS)
 }
 
 impl Assembler {
@@ -169,6 +165,6 @@ impl Assembler {
         self.constant(VALUE, COMPONENT);
         // xor edx, edx
         self.bytes(&[0x31, 0xd2]);
-        self.emit(&Instruction::with1(code, at(fields::X87_IMAGE)).map_err(|_| NotCopied)?)
+        self.emit(&Instruction::with1(code, fields::X87_IMAGE.operand()).map_err(|_| NotCopied)?)
     }
 }
