@@ -121,6 +121,17 @@ pub(super) fn part(full: R, like: R) -> R {
     }
 }
 
+/// The lower `word` bytes of the 64-bit register `full`: 1, 2, 4, or all 8.
+pub(super) fn of_word(full: R, word: u8) -> R {
+    let like = match word {
+        1 => R::CL,
+        2 => R::CX,
+        4 => R::ECX,
+        _ => R::RCX,
+    };
+    part(full, like)
+}
+
 /// Whether `register` is AH, CH, DH or BH.
 pub(super) fn is_high_byte(register: R) -> bool {
     matches!(register, R::AH | R::CH | R::DH | R::BH)

@@ -8,7 +8,7 @@ use super::block::Block;
 use super::cold::Cold;
 use super::fields;
 use super::mode::Mode;
-use super::registers::{Home, STACK, VALUE, part};
+use super::registers::{Home, STACK, VALUE, of_word};
 use crate::decode::op::{Op, OpFlags};
 use crate::state::segment::SegReg;
 use crate::state::{GPR_ZERO, SEG_FLAT};
@@ -59,11 +59,6 @@ impl StackUse {
             _ => return None,
         })
     }
-}
-
-/// A register of `word` bytes: all or the lower half of `full`.
-pub(super) fn of_word(full: R, word: u8) -> R {
-    if word == 4 { part(full, R::EAX) } else { full }
 }
 
 /// How far a word that is pushed is from where the stack pointer was.

@@ -15,7 +15,7 @@ use super::assembler::{Condition, Label, NotCopied};
 use super::block::Block;
 use super::cold::Cold;
 use super::fields;
-use super::registers::{ACCUMULATOR, Home, VALUE, part, whole};
+use super::registers::{ACCUMULATOR, Home, VALUE, of_word, part, whole};
 use crate::decode::op::{Op, OpFlags};
 use crate::state::rflags::RFlags;
 use crate::state::segment::SegReg;
@@ -198,7 +198,7 @@ impl Block<'_> {
         let code =
             [Code::Movzx_r32_rm8, Code::Movzx_r32_rm16, Code::Mov_r32_rm32, Code::Mov_r64_rm64];
         let whole = if word < 4 { 4 } else { word };
-        let load = Instruction::with2(pick(code, word)?, of(VALUE, whole), place.operand());
+        let load = Instruction::with2(pick(code, word)?, of_word(VALUE, whole), place.operand());
         self.code.emit(&load.map_err(|_| NotCopied)?)?;
         self.code.store(fields::SPARE, VALUE);
         Ok(())
@@ -209,7 +209,7 @@ impl Block<'_> {
         let store = Instruction::with2::<MemoryOperand, R>(
             pick(code, word)?,
             place.operand(),
-            of(from, word),
+            of_word(from, word),
         );
         self.code.emit(&store.map_err(|_| NotCopied)?)
     }
@@ -229,7 +229,7 @@ impl Block<'_> {
         place: Place,
         word: u8,
     ) -> Result<(), NotCopied> {
-        let it = Instruction::with2(pick(code, word)?, of(register, word), place.operand());
+        let it = Instruction::with2(pick(code, word)?, of_word(register, word), place.operand());
         self.code.emit(&it.map_err(|_| NotCopied)?)
     }
 }
@@ -237,15 +237,4 @@ impl Block<'_> {
 /// That of `codes`, for one, two, four and eight bytes, for `word` bytes.
 fn pick(codes: [Code; 4], word: u8) -> Result<Code, NotCopied> {
     codes.get(word.trailing_zeros() as usize).copied().ok_or(NotCopied)
-}
-
-/// The lower `word` bytes of `register`.
-fn of(register: R, word: u8) -> R {
-    let like = match word {
-        1 => R::CL,
-        2 => R::CX,
-        4 => R::ECX,
-        _ => R::RCX,
-    };
-    part(register, like)
 }
