@@ -271,8 +271,13 @@ impl Translator {
         for wanted in contents.wishes {
             self.wishes.remove(&wanted);
         }
-        for jump in contents.incoming {
-            if self.regions.is_there(&jump) {
+        // The last of those that lead from one place knows where that leads otherwise.
+        for jump in contents.incoming.into_iter().rev() {
+            // One that a closed block began with is no jump any more.
+            let leads_here = self
+                .distance(jump.at)
+                .is_some_and(|distance| self.regions.leads_into(jump.at, distance, region));
+            if leads_here && self.regions.is_there(&jump) {
                 let written = self.memory.write(jump.at as usize, &jump.own.to_le_bytes());
                 debug_assert!(written, "jumps are inside the code memory");
             }
@@ -413,12 +418,17 @@ impl Translator {
         })
     }
 
+    /// The distance of a jump, which is at `offset`.
+    fn distance(&self, offset: u32) -> Option<u32> {
+        let bytes = self.memory.read(offset as usize, 4).first_chunk()?;
+        Some(u32::from_le_bytes(*bytes))
+    }
+
     /// Has the jump whose distance is at `offset` go to the block at `to`, as long as that is there.
     fn aim(&mut self, offset: u32, to: u64) {
         let base = self.memory.address(0) as u64;
         let at = offset as usize;
-        let Some(own) = self.memory.read(at, 4).first_chunk() else { return };
-        let own = u32::from_le_bytes(*own);
+        let Some(own) = self.distance(offset) else { return };
         // One that leads elsewhere already would lead back there.
         if !self.regions.stays(offset, own) {
             return;

@@ -288,6 +288,12 @@ impl Regions {
         self.at(at.into()) == self.at(to.into())
     }
 
+    /// Whether a jump whose distance at `at` is `distance` goes to region `n`.
+    pub(super) fn leads_into(&self, at: u32, distance: u32, n: u32) -> bool {
+        let to = at.wrapping_add(4).wrapping_add(distance);
+        self.at(to.into()) == Some(n as usize)
+    }
+
     /// The offsets that region `n` lies between.
     pub(super) fn bounds(&self, n: u32) -> std::ops::Range<usize> {
         self.regions.get(n as usize).map_or(0..0, |region| region.start..region.end)

@@ -264,6 +264,24 @@ fn the_least_code_memory_is_filled_again_and_again() {
     assert!(heard.iter().filter(|line| *line == "evicted").count() >= 4, "{counters:?}");
 }
 
+fn run_at(machine: &mut TestMachine, rip: u64) -> Exit {
+    machine.vcpu.state.rip = rip;
+    machine.vcpu.run()
+}
+
+/// Fills code memory, a page of the guest's at a time.
+fn filler(machine: &TestMachine) -> impl FnMut(&mut TestMachine) -> Counters + use<> {
+    // Jumps to the next one each.
+    machine.put(0x2_0000, &[0xeb, 0].repeat(0x10_0000));
+    let mut more = 0x2_0000;
+    move |machine| {
+        machine.put(more + 0xffe, &[0xf4]);
+        assert_eq!(run_at(machine, more), Exit::Halt);
+        more += 0x1000;
+        machine.vcpu.translator_counters().unwrap()
+    }
+}
+
 #[test]
 fn jumps_to_what_was_evicted_lead_out_until_it_is_back() {
     let config = Config { code_cache: Config::SMALLEST, verify: true, ..Config::default() };
@@ -271,19 +289,8 @@ fn jumps_to_what_was_evicted_lead_out_until_it_is_back() {
     let mut machine = machine(&[0xff, 0xc3, 0xe9, 0x79, 0, 0, 0], config);
     // mov eax, 5; hlt
     machine.put(0x1080, &[0xb8, 5, 0, 0, 0, 0xf4]);
-    // Jumps to the next one each.
-    machine.put(0x2_0000, &[0xeb, 0].repeat(0x10_0000));
-    let mut more = 0x2_0000;
-    // Fills code memory, page by page.
-    let mut fill = |machine: &mut TestMachine| {
-        machine.put(more + 0xffe, &[0xf4]);
-        machine.vcpu.state.rip = more;
-        assert_eq!(machine.vcpu.run(), Exit::Halt);
-        more += 0x1000;
-        machine.vcpu.translator_counters().unwrap()
-    };
-    machine.vcpu.state.rip = 0x1080;
-    assert_eq!(machine.vcpu.run(), Exit::Halt);
+    let mut fill = filler(&machine);
+    assert_eq!(run_at(&mut machine, 0x1080), Exit::Halt);
     // What is jumped to is in the first half of the memory, what jumps in the second.
     while fill(&mut machine).used < Config::SMALLEST as u64 / 2 {}
     // How often a jump led out.
@@ -300,6 +307,29 @@ fn jumps_to_what_was_evicted_lead_out_until_it_is_back() {
     assert_eq!([(); 3].map(|()| out(&mut machine)), [1, 0, 0]);
     while fill(&mut machine).evicted == 0 {}
     assert_eq!([(); 3].map(|()| out(&mut machine)), [1, 0, 0]);
+}
+
+#[test]
+fn what_began_with_a_jump_to_what_was_evicted_stays_closed() {
+    let config = Config { code_cache: Config::SMALLEST, verify: true, ..Config::default() };
+    // jmp 0x1080, where there is mov eax, 5; hlt
+    let mut machine = machine(&[0xe9, 0x7b, 0, 0, 0], config);
+    machine.put(0x1080, &[0xb8, 5, 0, 0, 0, 0xf4]);
+    // inc ebx; jmp START, from another page
+    machine.put(0x3000, &[0xff, 0xc3, 0xe9, 0xf9, 0xdf, 0xff, 0xff]);
+    let mut fill = filler(&machine);
+    assert_eq!(run_at(&mut machine, 0x1080), Exit::Halt);
+    while fill(&mut machine).used < Config::SMALLEST as u64 / 2 {}
+    for _ in 0..3 {
+        assert_eq!(run(&mut machine), Exit::Halt);
+        assert_eq!(run_at(&mut machine, 0x3000), Exit::Halt);
+    }
+    assert_eq!((machine.vcpu.state.gpr[0], machine.vcpu.state.gpr[3]), (5, 3));
+    // mov eax, 9; hlt
+    machine.put(START, &[0xb8, 9, 0, 0, 0, 0xf4]);
+    while fill(&mut machine).evicted == 0 {}
+    assert_eq!(run_at(&mut machine, 0x3000), Exit::Halt);
+    assert_eq!(machine.vcpu.state.gpr[0], 9);
 }
 
 #[test]
