@@ -11,7 +11,7 @@
 //! what is displaced goes to a second table, by another hash, and comes back from there when
 //! it is wanted again.
 //!
-//! Blocks that are not wanted any more are dropped when there are many.
+//! Blocks that are not wanted any more are dropped when there are many ([`super::sweep`]).
 //!
 //! A third table finds a block by where its code is in RAM: many processes have the same
 //! library at different addresses, and a block for another of them needs no decoding but only
@@ -22,6 +22,7 @@ use std::cell::Cell;
 use std::ops::Range;
 
 use super::op::Op;
+use super::sweep::Sweep;
 use crate::addr::PAGE_OFFSET;
 use crate::memory::huge;
 use crate::memory::ram::RamFrame;
@@ -33,7 +34,7 @@ const SLOTS: usize = 1 << 17;
 /// Places to remember where the block for some code is.
 const BY_CODE: usize = 1 << 17;
 /// Blocks and ops, of 64 bytes each, at which the cache is swept: 16 MiB.
-const WEIGHT: usize = 1 << 18;
+pub(super) const WEIGHT: usize = 1 << 18;
 /// Places for displaced blocks.
 const DISPLACED: usize = 1 << 16;
 
@@ -62,7 +63,7 @@ pub(crate) struct Block {
     pub(crate) rare: Option<Box<Rare>>,
     /// Its first op, among all that the cache has, and how many they are. None if it is hollow:
     /// there only for its translation.
-    first: u32,
+    pub(super) first: u32,
     count: u16,
     /// Runs so far, until it is translated.
     pub(crate) runs: Cell<u32>,
@@ -146,7 +147,7 @@ impl Block {
     }
 
     /// Where its ops are.
-    fn range(&self) -> Range<usize> {
+    pub(super) fn range(&self) -> Range<usize> {
         let first = self.first as usize;
         first..first.saturating_add(self.count.into())
     }
@@ -161,12 +162,12 @@ pub(crate) struct Unsettled {
 
 /// The number of a block, or of none.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-struct Number(u32);
+pub(super) struct Number(u32);
 
 impl Number {
-    const NONE: Self = Self(0);
+    pub(super) const NONE: Self = Self(0);
 
-    fn new(index: usize) -> Self {
+    pub(super) fn new(index: usize) -> Self {
         u32::try_from(index.saturating_add(1)).map_or(Self::NONE, Self)
     }
 
@@ -178,19 +179,21 @@ impl Number {
 /// All decoded blocks of one vCPU.
 ///
 /// Blocks and ops are each in one stretch of memory, in the order in which they were made. What
-/// was replaced stays there until the cache is swept, and the others close up.
+/// was replaced stays there until the cache is swept, and the others close up ([`Sweep`]).
 #[derive(Debug, Default)]
 pub(crate) struct BlockCache {
-    slots: Box<[Number]>,
-    displaced: Box<[Number]>,
+    pub(super) slots: Box<[Number]>,
+    pub(super) displaced: Box<[Number]>,
     /// The last block that was made of some code, by where in RAM that is.
-    by_code: Box<[Number]>,
-    blocks: Vec<Block>,
-    ops: Vec<Op>,
+    pub(super) by_code: Box<[Number]>,
+    pub(super) blocks: Vec<Block>,
+    pub(super) ops: Vec<Op>,
     /// Ops of the block that is being made.
     pub(crate) fresh: Vec<Op>,
     /// How many blocks and ops there may be before those are dropped that nobody wants.
-    limit: usize,
+    pub(super) limit: usize,
+    /// How far that has come, if it is being done.
+    pub(super) sweep: Option<Sweep>,
 }
 
 impl BlockCache {
@@ -204,6 +207,7 @@ impl BlockCache {
             ops: huge::vec_of(WEIGHT),
             fresh: Vec::new(),
             limit: WEIGHT,
+            sweep: None,
         }
     }
 
@@ -268,60 +272,8 @@ impl BlockCache {
         }
     }
 
-    fn held(&self) -> usize {
+    pub(super) fn held(&self) -> usize {
         self.blocks.len().saturating_add(self.ops.len())
-    }
-
-    /// Makes room for more blocks if there are many. Says whether it did, which takes a while.
-    #[inline]
-    pub(crate) fn make_room(&mut self) -> bool {
-        let full = self.held() > self.limit;
-        if full {
-            self.sweep();
-        }
-        full
-    }
-
-    /// Drops the blocks that nobody has wanted since the last time: what a kernel runs once
-    /// when it starts, above all. Those that are translated come back hollow.
-    #[cold]
-    fn sweep(&mut self) {
-        // The new number of each.
-        let mut moved = vec![Number::NONE; self.blocks.len()];
-        for place in self.slots.iter_mut().chain(&mut self.displaced) {
-            let Some(at) = place.index() else { continue };
-            if self.blocks.get(at).is_some_and(|block| block.used.get())
-                && let Some(moved) = moved.get_mut(at)
-            {
-                // Any but none, for now.
-                *moved = *place;
-            }
-        }
-        let (mut blocks, mut ops) = (0_usize, 0_usize);
-        for (at, moved) in moved.iter_mut().enumerate().filter(|(_, moved)| **moved != Number::NONE)
-        {
-            let Some(block) = self.blocks.get_mut(at) else { break };
-            block.used.set(false);
-            let range = block.range();
-            let len = range.len();
-            if range.end > self.ops.len() {
-                break;
-            }
-            self.ops.copy_within(range, ops);
-            block.first = ops as u32;
-            ops = ops.saturating_add(len);
-            self.blocks.swap(at, blocks);
-            *moved = Number::new(blocks);
-            blocks = blocks.saturating_add(1);
-        }
-        self.blocks.truncate(blocks);
-        self.ops.truncate(ops);
-        for place in self.slots.iter_mut().chain(&mut self.displaced).chain(&mut self.by_code) {
-            let to = place.index().and_then(|at| moved.get(at)).copied();
-            *place = to.unwrap_or(Number::NONE);
-        }
-        // Whoever needs more gets it.
-        self.limit = self.held().saturating_add(WEIGHT);
     }
 
     /// A block for the same code at another address.
@@ -373,11 +325,12 @@ impl BlockCache {
         self.blocks.clear();
         self.ops.clear();
         self.limit = WEIGHT;
+        self.sweep = None;
     }
 }
 
 /// Where it is remembered that there is a block for the code at `linear`, which is in `frame`.
-fn code_slot(linear: u64, frame: RamFrame) -> usize {
+pub(super) fn code_slot(linear: u64, frame: RamFrame) -> usize {
     // Frames that follow one another must not share places, so they are scattered.
     let scattered = u64::from(frame.0).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 40;
     ((linear & PAGE_OFFSET) ^ scattered) as usize & (BY_CODE - 1)
@@ -385,72 +338,20 @@ fn code_slot(linear: u64, frame: RamFrame) -> usize {
 
 /// Where the block at `linear` goes when it is displaced: not by the bits that decide about
 /// its slot, or those who share one would share this too.
-fn displaced_slot(linear: u64) -> usize {
+pub(super) fn displaced_slot(linear: u64) -> usize {
     ((linear >> 4 ^ linear >> 17 ^ linear << 9) as usize) & (DISPLACED - 1)
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
 
     /// Puts a block of one op to its slot.
-    fn put(cache: &mut BlockCache, linear: u64, version: u32) {
+    pub(in crate::decode) fn put(cache: &mut BlockCache, linear: u64, version: u32) {
         cache.fresh.push(Op::idle(linear));
         let block = Block::new(linear, linear, CodeSize::Bits64, RamFrame(1), version);
         cache.make_room();
         cache.put(BlockCache::slot(linear), block);
-    }
-
-    #[test]
-    fn what_nobody_wants_is_dropped_when_there_is_much() {
-        let mut cache = BlockCache::new();
-        let has = |cache: &BlockCache, linear| {
-            cache.get(BlockCache::slot(linear)).is_some_and(|block| block.linear == linear)
-        };
-        let mut next = 0;
-        let mut fill = |cache: &mut BlockCache| {
-            // Each is a block and an op.
-            for _ in 0..WEIGHT / 2 {
-                put(cache, next, 1);
-                next += 1;
-            }
-        };
-        fill(&mut cache);
-        assert!(has(&cache, 5) && has(&cache, 6), "there is room for all");
-        cache.get(BlockCache::slot(6)).unwrap().used.set(true);
-        for more in [1 << 40, 3 << 40] {
-            put(&mut cache, more, 1);
-        }
-        assert!(!has(&cache, 5) && has(&cache, 6));
-        fill(&mut cache);
-        fill(&mut cache);
-        assert!(!has(&cache, 6), "that is long ago");
-        assert!(cache.held() < 2 * WEIGHT, "{}", cache.held());
-        cache.clear();
-        assert_eq!(cache.held(), 0);
-    }
-
-    #[test]
-    fn those_that_stay_close_up_and_keep_their_ops() {
-        let mut cache = BlockCache::new();
-        let ops = |cache: &BlockCache, linear| {
-            let block = cache.get(BlockCache::slot(linear)).unwrap();
-            cache.ops(block).iter().map(|op| op.rip).collect::<Vec<u64>>()
-        };
-        for linear in [0x10, 0x20, 0x30, 0x40] {
-            cache.fresh.push(Op::idle(linear + 1));
-            put(&mut cache, linear, 1);
-        }
-        for linear in [0x20, 0x40] {
-            cache.get(BlockCache::slot(linear)).unwrap().used.set(true);
-        }
-        cache.sweep();
-        assert_eq!((cache.blocks.len(), cache.ops.len()), (2, 4));
-        assert_eq!([ops(&cache, 0x20), ops(&cache, 0x40)], [[0x21, 0x20], [0x41, 0x40]]);
-        assert!(cache.get(BlockCache::slot(0x30)).is_none());
-        let moved = cache.moved(0x7_0040, RamFrame(1)).unwrap();
-        assert_eq!((moved.linear, cache.fresh.len()), (0x7_0040, 2));
-        assert!(cache.twin(0x7_0030, RamFrame(1)).is_none());
     }
 
     #[test]

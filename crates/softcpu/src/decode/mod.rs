@@ -6,3 +6,4 @@ pub(crate) mod lower;
 pub(crate) mod lower_integer;
 pub(crate) mod lower_system;
 pub mod op;
+mod sweep;
