@@ -19,10 +19,12 @@ mixed() {
         --bsrange=4k-64k --blockalign=4k --numjobs=4 --offset_increment="${size}m" \
         --verify_backlog=256
 }
-# Small blocks written over and over, past the page cache.
+# Small blocks written over and over, past the page cache. A block that is on its way is waited for
+# before it is written again: of two requests at once, a disk may do either first.
 small() {
     verify "$1" small --ioengine=libaio --direct=1 --iodepth=32 --rw=randwrite --bs=4k \
-        --numjobs=2 --offset_increment="${size}m" --norandommap --io_size="$((size / 2))m" --loops=2
+        --numjobs=2 --offset_increment="${size}m" --norandommap --serialize_overlap=1 \
+        --io_size="$((size / 2))m" --loops=2
 }
 # Large blocks through the page cache, made durable every now and then.
 cached() {
