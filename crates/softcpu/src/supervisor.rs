@@ -15,6 +15,7 @@ use crate::addr::{GuestPhysAddr, GuestVirtAddr};
 use crate::exception::{Exception, PageFaultCode};
 use crate::handle::Event;
 use crate::memory::PhysMemory;
+use crate::mmu::tlb::Whose;
 use crate::mmu::{Access as PageAccess, PagingMode, RefusedFlags, View};
 use crate::state::control::{Cr0, Cr4};
 use crate::state::rflags::RFlags;
@@ -232,7 +233,7 @@ impl Vcpu {
 
     /// Forgets whatever translates `addr`, in every address space.
     pub fn flush_page(&mut self, addr: u64) {
-        self.mmu.invalidate(addr);
+        self.mmu.invalidate(addr, Whose::All);
     }
 
     /// Hands `trap` to the supervisor, between two instructions.

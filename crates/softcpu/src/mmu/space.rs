@@ -81,7 +81,7 @@ impl Mmu {
     pub(crate) fn switch_space(&mut self, pcid: u16, keep: bool) {
         let kept = if keep { self.spaces.find(pcid) } else { None };
         match kept.or_else(|| self.spaces.fresh(pcid)) {
-            Some(number) => self.set_space(number),
+            Some(number) => self.set_space(number, pcid),
             None => self.renumber(pcid),
         }
     }
@@ -101,10 +101,10 @@ impl Mmu {
         self.switch_space(pcid, false);
     }
 
-    fn set_space(&mut self, number: u64) {
+    fn set_space(&mut self, number: u64, pcid: u16) {
         self.spaces.current = number;
         let of_one_space = std::mem::take(&mut self.data.kernel_of_one_space);
-        self.data.set_space(number, self.spaces.kernel(of_one_space));
+        self.data.set_space(number, self.spaces.kernel(of_one_space), pcid);
         self.code.space = number;
         self.jumps.space_changed();
         self.version = self.version.wrapping_add(1);
@@ -116,7 +116,7 @@ impl Mmu {
         self.spaces = Spaces::new();
         self.spaces.known[0] = Some((pcid, self.spaces.current));
         self.spaces.oldest = 1;
-        self.set_space(self.spaces.current);
+        self.set_space(self.spaces.current, pcid);
     }
 }
 
@@ -125,7 +125,7 @@ mod tests {
     use super::*;
     use crate::memory::ram::RamFrame;
     use crate::mmu::large_pages::PageSize;
-    use crate::mmu::tlb::Fill;
+    use crate::mmu::tlb::{Fill, Whose};
     use crate::mmu::{Access, View};
 
     fn fill(mmu: &mut Mmu, view: View, addr: u64, global: bool) {
@@ -162,7 +162,7 @@ mod tests {
         mmu.switch_space(2, true);
         assert!(hits(&mmu, View::Kernel, 0x5000));
         assert!(!hits(&mmu, View::KernelOverUser, 0x5000) && !hits(&mmu, View::User, 0x5000));
-        mmu.invalidate(0x5000);
+        mmu.invalidate(0x5000, Whose::Present);
         assert!(!hits(&mmu, View::Kernel, 0x5000));
     }
 

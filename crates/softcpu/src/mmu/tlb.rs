@@ -5,7 +5,11 @@
 //! bits below it, the *address-space number* ([`super::space`]) that was current when
 //! it was filled.
 //! Changing the address space (a CR3 write) only changes the number; nothing is
-//! walked or cleared. There is one table per [`View`], so permissions need no check.
+//! walked or cleared. Each [`View`] has tables of its own, so permissions need no check.
+//!
+//! Two processes that take turns often use the same addresses: one may be the other's child. So
+//! that neither takes the other's entries away, there are several *sets* of tables for what is in
+//! the lower half of an address space, by the lowest bits of its PCID.
 //!
 //! Translations of global pages are re-tagged when an access in another address
 //! space finds them (`DataTlb::lookup_slow`). Where the kernel's own pages are all global its
@@ -19,6 +23,12 @@ use crate::mmu::{Access, Mmu, View};
 /// Entries per view and kind of access of the data TLB: what reaches further than the host's
 /// own second-level TLB does, because a miss here costs so much more than one there.
 const DATA_ENTRIES: usize = 8192;
+/// Sets of tables, a power of two: Linux has PCIDs 1 to 6 in use.
+const SETS: usize = 8;
+/// Views that have tables in each set: [`View::User`] and [`View::KernelOverUser`].
+const IN_SETS: usize = 2;
+/// Tables there are: those of the sets behind those of the other two views.
+const TABLES: usize = 2 + IN_SETS * SETS;
 /// Entries of the code TLB, per privilege.
 const CODE_ENTRIES: usize = 512;
 /// A tag that nothing has: address spaces are numbered from one. Being zero, it makes tables
@@ -82,17 +92,40 @@ const EMPTY_CODE: CodeEntry =
 /// Translations for loads and stores.
 #[derive(Debug)]
 pub(crate) struct DataTlb {
-    views: Box<[DataTables; 4]>,
-    /// Views that have had entries since they were emptied, a bit each.
-    used: u8,
-    /// Frames that may have entries for stores.
-    stored: FrameFilter,
+    tables: Box<[DataTables; TABLES]>,
+    /// Tables that have had entries since they were emptied, a bit each.
+    used: u32,
+    /// Frames that may have entries for stores, for each of the tables.
+    stored: Box<[FrameFilter; TABLES]>,
+    /// Which tables are each view's at present.
+    present: [u8; 4],
+    /// A page in the lower half is global, which none is as a rule.
+    low_is_global: bool,
     /// What was filled last: its tag.
     last: u64,
     /// The address space of each view, as tags have it.
     spaces: [u64; 4],
     /// The kernel's view has got a page that is not global since this was last looked at.
     pub(super) kernel_of_one_space: bool,
+}
+
+/// The tables of each view in the set of `pcid`.
+fn tables_in_set(pcid: u16) -> [u8; 4] {
+    const _: () = assert!(SETS.is_power_of_two() && TABLES <= u32::BITS as usize);
+    const SET: u8 = SETS as u8 - 1;
+    let first = 2_u8.wrapping_add((pcid as u8 & SET).wrapping_mul(IN_SETS as u8));
+    let mut tables = [0; 4];
+    for (view, number) in [
+        (View::Kernel, 0),
+        (View::UserAligned, 1),
+        (View::User, first),
+        (View::KernelOverUser, first.wrapping_add(1)),
+    ] {
+        if let Some(tables) = tables.get_mut(view as usize) {
+            *tables = number;
+        }
+    }
+    tables
 }
 
 /// Translations for fetches.
@@ -112,10 +145,10 @@ impl Mmu {
         self.version = self.version.wrapping_add(1);
     }
 
-    /// INVLPG: forgets whatever page maps `addr`, global or not, in every address space.
-    pub(crate) fn invalidate(&mut self, addr: u64) {
+    /// INVLPG: forgets whatever page maps `addr` in the address spaces `of`, and global ones.
+    pub(crate) fn invalidate(&mut self, addr: u64, of: Whose) {
         let span = self.large.span(addr);
-        self.data.invalidate(addr, span);
+        self.data.invalidate(addr, span, of);
         self.code.invalidate(addr, span);
         if span > PAGE_SHIFT {
             self.jumps.clear();
@@ -148,6 +181,17 @@ fn code_slot(addr: u64) -> usize {
     (addr >> PAGE_SHIFT) as usize & (CODE_ENTRIES - 1)
 }
 
+/// Whose translations are to be forgotten. Those of others may be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Whose {
+    /// The present address space's.
+    Present,
+    /// Those of the address space with that PCID.
+    Pcid(u16),
+    /// All address spaces'.
+    All,
+}
+
 /// What the walker found, for the TLB to keep.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Fill {
@@ -163,10 +207,24 @@ impl DataTlb {
     /// Entries per view.
     pub(crate) const ENTRIES: usize = DATA_ENTRIES;
 
-    /// The entries of `view`.
+    /// The number of the tables that `view` has at present.
+    #[inline(always)]
     #[expect(clippy::indexing_slicing, reason = "a view is below 4")]
+    fn number(&self, view: View) -> usize {
+        usize::from(self.present[view as usize])
+    }
+
+    /// The entries of `view`.
+    #[expect(clippy::indexing_slicing, reason = "there are as many as `tables_in_set` counts")]
     pub(crate) fn tables(&mut self, view: View) -> *mut DataTables {
-        &raw mut self.views[view as usize]
+        &raw mut self.tables[self.number(view)]
+    }
+
+    /// Tables that have entries, and the frames of those for stores.
+    fn in_use(&mut self) -> impl Iterator<Item = (&mut DataTables, &mut FrameFilter)> {
+        let used = self.used;
+        let all = self.tables.iter_mut().zip(self.stored.iter_mut()).enumerate();
+        all.filter(move |(number, _)| used & 1 << number != 0).map(|(_, tables)| tables)
     }
 
     /// The address space of `view`, as tags have it.
@@ -176,20 +234,26 @@ impl DataTlb {
         self.spaces[view as usize]
     }
 
-    /// The views are of address space `number` from now on, the kernel's of `kernel`.
-    pub(super) fn set_space(&mut self, number: u64, kernel: u64) {
+    /// The views are of address space `number` from now on, which is that of `pcid`, the
+    /// kernel's of `kernel`.
+    pub(super) fn set_space(&mut self, number: u64, kernel: u64, pcid: u16) {
         const _: () = assert!(View::Kernel as usize == 0);
         self.spaces = [kernel, number, number, number];
+        self.present = tables_in_set(pcid);
     }
 
     pub(crate) fn new() -> Self {
         // SAFETY: numbers and a bool, for all of which zero is a value; together they make
         // entries whose tag is `INVALID`.
-        let views = unsafe { Box::<[DataTables; 4]>::new_zeroed().assume_init() };
+        let tables = unsafe { Box::<[DataTables; TABLES]>::new_zeroed().assume_init() };
+        // SAFETY: numbers; zeroes are empty filters.
+        let stored = unsafe { Box::<[FrameFilter; TABLES]>::new_zeroed().assume_init() };
         Self {
-            views,
+            tables,
             used: 0,
-            stored: FrameFilter::new(),
+            stored,
+            present: tables_in_set(0),
+            low_is_global: false,
             last: u64::MAX,
             spaces: [1; 4],
             kernel_of_one_space: false,
@@ -198,25 +262,24 @@ impl DataTlb {
 
     fn clear(&mut self) {
         self.kernel_of_one_space = false;
-        for (number, tables) in self.views.iter_mut().enumerate() {
-            if self.used & 1 << number != 0 {
-                for table in tables.both() {
-                    table.fill(EMPTY_DATA);
-                }
+        self.low_is_global = false;
+        for (tables, stored) in self.in_use() {
+            for table in tables.both() {
+                table.fill(EMPTY_DATA);
             }
+            stored.clear();
         }
         self.used = 0;
-        self.stored.clear();
     }
 
     /// The entry that `addr` has to itself and its aliases.
     #[inline(always)]
     #[expect(
         clippy::indexing_slicing,
-        reason = "a view is below 4 and a slot is masked to the table"
+        reason = "`tables_in_set` counts the tables and a slot is masked to one"
     )]
     fn entry(&self, view: View, addr: u64, access: Access) -> &DataEntry {
-        &self.views[view as usize].of(access)[data_slot(addr)]
+        &self.tables[self.number(view)].of(access)[data_slot(addr)]
     }
 
     /// The host address of `len` bytes at `addr`, if they lie in one page that is
@@ -258,7 +321,8 @@ impl DataTlb {
         addr: u64,
     ) -> impl Iterator<Item = (&mut DataEntry, &mut Backing)> {
         let slot = data_slot(addr);
-        let tables = self.views.get_mut(view as usize).into_iter();
+        let number = self.number(view);
+        let tables = self.tables.get_mut(number).into_iter();
         tables.flat_map(move |tables| {
             let entries = [tables.read.get_mut(slot), tables.write.get_mut(slot)];
             let backing = tables.backing.iter_mut().map(move |table| table.get_mut(slot));
@@ -269,7 +333,7 @@ impl DataTlb {
     /// The frame of the entry that [`DataTlb::lookup`] would hit.
     pub(crate) fn frame(&self, view: View, addr: u64, access: Access) -> RamFrame {
         let stores = usize::from(matches!(access, Access::Write));
-        let tables = self.views.get(view as usize);
+        let tables = self.tables.get(self.number(view));
         let table = tables.and_then(|tables| tables.backing.get(stores));
         table.and_then(|table| table.get(data_slot(addr))).map_or(RamFrame(0), |it| it.frame)
     }
@@ -285,9 +349,13 @@ impl DataTlb {
         let new = DataEntry { tag, addend: fill.host.wrapping_sub(page) };
         let behind = Backing { frame: fill.frame, global: fill.global };
         let stores = matches!(access, Access::Write);
-        self.used |= 1 << view as u8;
-        if fill.writable {
-            self.stored.add(fill.frame);
+        self.low_is_global |= fill.global && !is_high(addr);
+        let number = self.number(view);
+        self.used |= 1 << number;
+        if fill.writable
+            && let Some(stored) = self.stored.get_mut(number)
+        {
+            stored.add(fill.frame);
         }
         let [Some(read), Some(write)] = ({
             let mut entries = self.entries_of(view, addr);
@@ -308,17 +376,16 @@ impl DataTlb {
 
     /// Takes away every permission to store unseen.
     pub(crate) fn drop_writes(&mut self) {
-        for (number, tables) in self.views.iter_mut().enumerate() {
-            if self.used & 1 << number != 0 {
-                tables.write.fill(EMPTY_DATA);
-            }
+        for (tables, stored) in self.in_use() {
+            tables.write.fill(EMPTY_DATA);
+            stored.clear();
         }
-        self.stored.clear();
     }
 
     /// Takes away the permission to store unseen to the page at `addr`.
     pub(crate) fn drop_write(&mut self, view: View, addr: u64) {
-        let tables = self.views.get_mut(view as usize);
+        let number = self.number(view);
+        let tables = self.tables.get_mut(number);
         if let Some(entry) = tables.and_then(|tables| tables.write.get_mut(data_slot(addr))) {
             *entry = EMPTY_DATA;
         }
@@ -327,15 +394,9 @@ impl DataTlb {
     /// Takes away the permission to store unseen to `frame`.
     pub(crate) fn drop_writes_to(&mut self, frame: RamFrame) {
         // Most code was never written to by whoever runs it.
-        if !self.stored.may_have(frame) {
-            return;
-        }
-        // All entries are looked at, so the filter can be made anew of those that stay.
-        self.stored.clear();
-        for (number, tables) in self.views.iter_mut().enumerate() {
-            if self.used & 1 << number == 0 {
-                continue;
-            }
+        for (tables, stored) in self.in_use().filter(|(_, stored)| stored.may_have(frame)) {
+            // All entries are looked at, so the filter can be made anew of those that stay.
+            stored.clear();
             let [_, behind] = &tables.backing;
             for (entry, backing) in tables.write.iter_mut().zip(behind) {
                 if entry.tag == INVALID {
@@ -344,36 +405,55 @@ impl DataTlb {
                 if backing.frame == frame {
                     *entry = EMPTY_DATA;
                 } else {
-                    self.stored.add(backing.frame);
+                    stored.add(backing.frame);
                 }
             }
         }
     }
 
-    fn invalidate(&mut self, addr: u64, span: u32) {
+    fn invalidate(&mut self, addr: u64, span: u32, of: Whose) {
         let matches = |entry: &DataEntry| (entry.tag ^ addr) >> span == 0;
-        for table in self.views.iter_mut().flat_map(DataTables::both) {
-            if span > PAGE_SHIFT {
-                table.iter_mut().filter(|entry| matches(entry)).for_each(|it| *it = EMPTY_DATA);
-            } else if let Some(entry) = table.get_mut(data_slot(addr)).filter(|it| matches(it)) {
-                *entry = EMPTY_DATA;
+        let bits = |tables: [u8; 4]| {
+            tables.iter().fold(0, |bits, number| bits | 1_u32.wrapping_shl((*number).into()))
+        };
+        let concerned = match of {
+            // What is global is so in all of them.
+            _ if is_high(addr) || self.low_is_global => u32::MAX,
+            Whose::Present => bits(self.present),
+            // That may be the present one, whatever set it got when it became so.
+            Whose::Pcid(pcid) => bits(self.present) | bits(tables_in_set(pcid)),
+            Whose::All => u32::MAX,
+        };
+        let concerned = concerned & self.used;
+        for (number, tables) in self.tables.iter_mut().enumerate() {
+            if concerned & 1 << number == 0 {
+                continue;
+            }
+            for table in tables.both() {
+                if span > PAGE_SHIFT {
+                    table.iter_mut().filter(|entry| matches(entry)).for_each(|it| *it = EMPTY_DATA);
+                } else if let Some(entry) = table.get_mut(data_slot(addr)).filter(|it| matches(it))
+                {
+                    *entry = EMPTY_DATA;
+                }
             }
         }
     }
 }
 
+/// Whether `addr` is in the upper half of the address space, where kernels are.
+fn is_high(addr: u64) -> bool {
+    addr >> 63 != 0
+}
+
 /// A set of frames that may claim too many, never too few: a bit each, by the frame's number.
 #[derive(Debug)]
 struct FrameFilter {
-    words: Box<[u64; Self::WORDS]>,
+    words: [u64; Self::WORDS],
 }
 
 impl FrameFilter {
     const WORDS: usize = 1024;
-
-    fn new() -> Self {
-        Self { words: Box::new([0; Self::WORDS]) }
-    }
 
     fn place(frame: RamFrame) -> (usize, u64) {
         ((frame.0 / 64) as usize & (Self::WORDS - 1), 1 << (frame.0 % 64))
@@ -473,15 +553,57 @@ mod tests {
         let (host, frame, size) = (0x7000_0000, RamFrame(7), PageSize::Small);
         let fill = Fill { host, frame, writable: true, global: true, size };
         tlb.fill(View::User, 0x10, Access::Write, &fill);
-        tlb.set_space(2, 2);
+        tlb.set_space(2, 2, 0);
         assert!(tlb.lookup_slow(View::User, 0x10), "global");
         tlb.drop_writes();
-        tlb.set_space(3, 3);
+        tlb.set_space(3, 3, 0);
         tlb.lookup_slow(View::User, 0x10);
         assert!(tlb.lookup(View::User, 0x10, 1, Access::Write).is_none());
         assert!(tlb.lookup(View::User, 0x10, 1, Access::Read).is_some());
         tlb.clear();
         assert!(!tlb.lookup_slow(View::User, 0x10));
+    }
+
+    #[test]
+    fn address_spaces_of_different_pcids_keep_their_entries() {
+        let fill = |mmu: &mut Mmu, addr, global| {
+            let (host, frame, size) = (0x7000_0000, RamFrame(7), PageSize::Small);
+            let fill = Fill { host, frame, writable: true, global, size };
+            mmu.fill_data(View::User, addr, Access::Read, &fill);
+        };
+        let hits = |mmu: &Mmu, addr| mmu.data.lookup(View::User, addr, 8, Access::Read).is_some();
+        let mut mmu = Mmu::new();
+        for pcid in [1, 2, 1, 2] {
+            mmu.switch_space(pcid, true);
+            if pcid == 1 || !hits(&mmu, 0x5000) {
+                fill(&mut mmu, 0x5000, false);
+            }
+        }
+        let here = |mmu: &mut Mmu, pcid, addr| {
+            mmu.switch_space(pcid, true);
+            hits(mmu, addr)
+        };
+        assert!(here(&mut mmu, 1, 0x5000) && here(&mut mmu, 2, 0x5000), "at the same address");
+        mmu.invalidate(0x5000, Whose::Present);
+        assert!(!here(&mut mmu, 2, 0x5000) && here(&mut mmu, 1, 0x5000));
+        mmu.switch_space(2, true);
+        mmu.invalidate(0x5000, Whose::Pcid(1));
+        assert!(!here(&mut mmu, 1, 0x5000));
+        // What is global is forgotten everywhere, in either half.
+        for addr in [u64::MAX << 12, 0x5000] {
+            for pcid in [1, 2] {
+                mmu.switch_space(pcid, true);
+                fill(&mut mmu, addr, true);
+            }
+            mmu.invalidate(addr, Whose::Present);
+            assert!(!here(&mut mmu, 1, addr) && !here(&mut mmu, 2, addr), "{addr:x}");
+        }
+        for pcid in [1, 2] {
+            mmu.switch_space(pcid, true);
+            fill(&mut mmu, 0x6000, false);
+        }
+        mmu.invalidate(0x6000, Whose::All);
+        assert!(!here(&mut mmu, 1, 0x6000) && !here(&mut mmu, 2, 0x6000));
     }
 
     #[test]

@@ -5,6 +5,7 @@
 use crate::addr::GuestVirtAddr;
 use crate::decode::op::{Op, OpFlags};
 use crate::mmu::Access;
+use crate::mmu::tlb::Whose;
 use crate::state::SEG_SLOTS;
 use crate::state::control::Cr4;
 use crate::vcpu::{Step, Vcpu};
@@ -29,7 +30,7 @@ pub(crate) fn invlpg(cpu: &mut Vcpu, op: &Op) -> Step {
     let base = cpu.state.seg.get(slot).map_or(0, |segment| segment.base);
     let addr = cpu.wrap_linear(base.wrapping_add(op.effective(&cpu.state)));
     if !cpu.state.long_mode() || GuestVirtAddr(addr).is_canonical() {
-        cpu.mmu.invalidate(addr);
+        cpu.mmu.invalidate(addr, Whose::Present);
     }
     cpu.end_block(op)
 }
@@ -55,7 +56,7 @@ pub(crate) fn invpcid(cpu: &mut Vcpu, op: &Op) -> Step {
             if !tagged && pcid != 0 || !GuestVirtAddr(addr).is_canonical() {
                 return Err(cpu.gp(0));
             }
-            cpu.mmu.invalidate(addr);
+            cpu.mmu.invalidate(addr, Whose::Pcid(pcid));
         }
         invpcid_type::SINGLE => {
             if !tagged && pcid != 0 {
