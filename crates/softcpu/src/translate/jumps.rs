@@ -5,8 +5,9 @@
 //! mapping may change. An entry stands for "this address, in this address space, at this
 //! privilege, in this mode": all four make its key. The key of a context is a random number,
 //! so that no guest can find an address which, in one context, has the key of another address
-//! in another. What forgets a mapping of code gives all contexts new numbers, which empties
-//! the table at once.
+//! in another. What forgets a mapping of code gives all contexts of that privilege new numbers,
+//! so that the table has nothing for them at once: the kernel keeps its entries when processes
+//! come and go.
 //!
 //! Behind it is a larger table of the same kind, which is asked before the run loop is.
 
@@ -39,6 +40,16 @@ pub(crate) struct Jump {
 /// Nobody goes to an address that has no entry.
 const NOWHERE: Jump = Jump { key: 0, host: 0 };
 
+/// What entries there are at one privilege.
+#[derive(Debug)]
+struct Held {
+    /// Which pages have any: a bit each, by a hash. May claim too many, never too few.
+    pages: [u64; FILTER],
+    filled: bool,
+    /// How often all were forgotten.
+    epoch: u64,
+}
+
 /// The table. Translated code reads it through the vCPU's base.
 #[derive(Debug)]
 #[repr(C)]
@@ -47,14 +58,11 @@ pub(crate) struct JumpCache {
     /// What is XORed to an address to make its key, in the current context.
     pub(crate) context: u64,
     more: Box<[Jump]>,
-    /// Which pages have entries: a bit each, by a hash. May claim too many, never too few.
-    pages: [u64; FILTER],
+    /// The kernel's entries, and those of users.
+    held: [Held; 2],
     /// Entries may be there that hold for the current address space but have the key of
     /// the kernel, which all share.
     kernel_of_one_space: bool,
-    filled: bool,
-    /// How often all was forgotten.
-    epoch: u64,
     /// Whether `context` is the user's.
     in_user: bool,
     /// The kernel's mode and number, in every address space.
@@ -86,10 +94,8 @@ impl JumpCache {
             jumps: [NOWHERE; ENTRIES],
             context: 1,
             more: vec![NOWHERE; MORE].into_boxed_slice(),
-            pages: [0; FILTER],
+            held: [(); 2].map(|()| Held { pages: [0; FILTER], filled: true, epoch: 0 }),
             kernel_of_one_space: false,
-            filled: true,
-            epoch: 0,
             in_user: false,
             kernel: (Mode::LONG, 1),
             user: (0, Mode::LONG, 1),
@@ -101,15 +107,30 @@ impl JumpCache {
 
     /// Forgets every entry.
     pub(crate) fn clear(&mut self) {
-        if self.filled {
-            self.epoch = self.epoch.wrapping_add(1);
-            self.kernel.1 = self.number(0, false, self.kernel.0);
-            self.user.2 = self.number(self.user.0, true, self.user.1);
-            self.context = if self.in_user { self.user.2 } else { self.kernel.1 };
-            self.pages = [0; FILTER];
-            self.kernel_of_one_space = false;
-            self.filled = false;
+        self.forget(false);
+        self.forget(true);
+    }
+
+    /// What there is at user privilege, or the kernel's.
+    #[expect(clippy::indexing_slicing, reason = "a bool is below 2")]
+    fn held(&mut self, user: bool) -> &mut Held {
+        &mut self.held[usize::from(user)]
+    }
+
+    /// Forgets every entry of users, or of the kernel.
+    fn forget(&mut self, user: bool) {
+        let held = self.held(user);
+        if !held.filled {
+            return;
         }
+        *held = Held { pages: [0; FILTER], filled: false, epoch: held.epoch.wrapping_add(1) };
+        if user {
+            self.user.2 = self.number(self.user.0, true, self.user.1);
+        } else {
+            self.kernel.1 = self.number(0, false, self.kernel.0);
+            self.kernel_of_one_space = false;
+        }
+        self.context = if self.in_user { self.user.2 } else { self.kernel.1 };
     }
 
     /// Nobody finds translated code at `hosts` any more.
@@ -123,7 +144,8 @@ impl JumpCache {
 
     /// The number of a context.
     fn number(&self, space: u64, user: bool, mode: Mode) -> u64 {
-        self.random.hash_one((space, user, mode, self.epoch))
+        let epoch = self.held.get(usize::from(user)).map(|held| held.epoch);
+        self.random.hash_one((space, user, mode, epoch))
     }
 
     /// Guest code goes on in address space `space`, at user privilege or not, in `mode`.
@@ -150,7 +172,7 @@ impl JumpCache {
     /// The address space changes: kernels map the same code in all, or else they say so.
     pub(crate) fn space_changed(&mut self) {
         if self.kernel_of_one_space {
-            self.clear();
+            self.forget(false);
         }
     }
 
@@ -172,10 +194,11 @@ impl JumpCache {
             *place = jump;
         }
         self.kernel_of_one_space |= !user && !shared;
-        self.filled = true;
+        let held = self.held(user);
+        held.filled = true;
         for page in [Some(rip), second].into_iter().flatten() {
             let (word, bit) = filter(page);
-            if let Some(word) = self.pages.get_mut(word) {
+            if let Some(word) = held.pages.get_mut(word) {
                 *word |= bit;
             }
         }
@@ -184,8 +207,10 @@ impl JumpCache {
     /// A mapping of the page at `addr` is forgotten, in whichever address space.
     pub(crate) fn page_changed(&mut self, addr: u64) {
         let (word, bit) = filter(addr);
-        if self.pages.get(word).is_some_and(|word| word & bit != 0) {
-            self.clear();
+        for user in [false, true] {
+            if self.held(user).pages.get(word).is_some_and(|word| word & bit != 0) {
+                self.forget(user);
+            }
         }
     }
 }
@@ -218,6 +243,30 @@ mod tests {
         assert_eq!(cache.find(0x1234), Some(7), "the old address space is back");
         cache.page_changed(0x1fff);
         assert_eq!(cache.find(0x1234), None);
+    }
+
+    #[test]
+    fn who_loses_a_page_does_not_take_the_others_entries_along() {
+        let mut cache = JumpCache::new();
+        let find = |cache: &mut JumpCache, user, rip| {
+            cache.enter_context(3, user, Mode::LONG);
+            cache.find(rip)
+        };
+        let fill = |cache: &mut JumpCache| {
+            for (user, rip, host) in [(false, 0x5000, 7), (true, 0x6000, 8)] {
+                cache.enter_context(3, user, Mode::LONG);
+                cache.insert(rip, host, None, user, true);
+            }
+        };
+        for (page, left) in
+            [(0x6000, [Some(7), None]), (0x5000, [None, Some(8)]), (0x7000, [Some(7), Some(8)])]
+        {
+            fill(&mut cache);
+            cache.page_changed(page);
+            assert_eq!([find(&mut cache, false, 0x5000), find(&mut cache, true, 0x6000)], left);
+        }
+        cache.clear();
+        assert_eq!([find(&mut cache, false, 0x5000), find(&mut cache, true, 0x6000)], [None; 2]);
     }
 
     #[test]
