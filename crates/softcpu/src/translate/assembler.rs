@@ -141,6 +141,11 @@ impl Assembler {
         self.distance_to(label);
     }
 
+    pub(super) fn call_label(&mut self, label: Label) {
+        self.bytes(&[0xe8]);
+        self.distance_to(label);
+    }
+
     pub(super) fn jump_if(&mut self, condition: Condition, label: Label) {
         self.bytes(&[0x0f, 0x80 | condition.0 & 15]);
         self.distance_to(label);

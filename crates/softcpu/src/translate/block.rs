@@ -472,6 +472,15 @@ impl Block<'_> {
                     self.code.homes = homes;
                     self.edge(target)?;
                 }
+                Cold::ForgetCalls { resume } => {
+                    self.code.forget_calls();
+                    self.code.jump(resume);
+                }
+                Cold::Unforeseen { op, by, word } => {
+                    (self.flags, self.producer) = (Flags::Context, None);
+                    self.code.homes = homes;
+                    self.go_back_anyhow(op, by, word)?;
+                }
                 what => what.write(&mut self.code, self.thunks, self.rip, homes)?,
             }
         }

@@ -8,8 +8,9 @@ use super::assembler::{Condition, Label, NotCopied};
 use super::block::{Apart, Block, Link};
 use super::cold::{Cold, Fix};
 use super::flags::Flags;
-use super::registers::{VALUE, of_word};
+use super::registers::{ADDRESS, VALUE, of_word};
 use super::relocate::Kind;
+use super::returns::Way;
 use super::stack::{RSP, StackUse, down, stack_operand};
 use super::{copy, fields, jumps};
 use crate::addr::{GuestVirtAddr, PAGE_SHIFT};
@@ -66,24 +67,19 @@ impl Block<'_> {
                 let to = stack_operand(self.mode, op, RSP, down(word))?;
                 let place = self.check_last(op, &to, Access::store(word))?;
                 self.push_return(op, place, word)?;
-                self.edge(op.imm)
+                self.edge_by(op.imm, Way::Call(op.next_rip()))
             }
             (_, Some((StackUse::Return, word))) => {
                 let from = stack_operand(self.mode, op, RSP, 0)?;
                 let place = self.check_last(op, &from, Access::load(word))?;
                 self.load_word(place, word)?;
-                let miss = self.last(op);
-                self.find(miss);
-                self.move_stack(i64::from(word).wrapping_add(op.imm as i64), word)?;
-                self.go();
-                Ok(())
+                self.go_back(op, i64::from(word).wrapping_add(op.imm as i64), word)
             }
             (Code::Jmp_rm64 | Code::Jmp_rm32, _) => {
                 self.target(instruction, op)?;
                 let miss = self.last(op);
                 self.find(miss);
-                self.go();
-                Ok(())
+                self.go(Way::Jump)
             }
             (Code::Call_rm64 | Code::Call_rm32, _) => {
                 let word = op.size;
@@ -98,9 +94,9 @@ impl Block<'_> {
                 self.push_return(op, place, word)?;
                 self.code.load(VALUE, fields::SPARE);
                 let miss = self.apart(Cold::LeaveByKey);
+                self.make_room_for_call();
                 self.find(miss);
-                self.go();
-                Ok(())
+                self.go(Way::Call(op.next_rip()))
             }
             _ => Err(NotCopied),
         }
@@ -129,7 +125,7 @@ impl Block<'_> {
     }
 
     /// Looks for the block at [`VALUE`]: its slot is in [`super::registers::ADDRESS`] if there is one.
-    fn find(&mut self, miss: Label) {
+    pub(super) fn find(&mut self, miss: Label) {
         // mov r13d, eax; shr r13d, 10; xor r13d, eax; and r13d, mask: entries have two words
         self.code.bytes(&[0x41, 0x89, 0xc5, 0x41, 0xc1, 0xed, 10, 0x41, 0x31, 0xc5]);
         self.code.bytes(&[0x41, 0x81, 0xe5]);
@@ -141,57 +137,91 @@ impl Block<'_> {
         self.code.jump_if(Condition::NOT_EQUAL, miss);
     }
 
-    /// Goes to the block whose slot is in [`super::registers::ADDRESS`], or leaves there.
-    fn go(&mut self) {
+    /// Goes to the block whose slot is in [`super::registers::ADDRESS`], or leaves there. There
+    /// is room if that is by a call.
+    pub(super) fn go(&mut self, way: Way) -> Result<(), NotCopied> {
         let at = self.apart(Cold::LeaveBySlot);
         self.look_for_events(at);
-        // jmp gs:[r13 * 8 + hosts]
-        self.code.bytes(&[0x65, 0x42, 0xff, 0x24, 0xed]);
+        // jmp or call gs:[r13 * 8 + hosts]
+        let Way::Call(back) = way else {
+            self.code.bytes(&[0x65, 0x42, 0xff, 0x24, 0xed]);
+            self.code.bytes(&fields::JUMP_HOSTS.0.to_le_bytes());
+            return Ok(());
+        };
+        self.code.guest_address(VALUE, back);
+        self.code.push_value();
+        self.code.bytes(&[0x65, 0x42, 0xff, 0x14, 0xed]);
         self.code.bytes(&fields::JUMP_HOSTS.0.to_le_bytes());
+        self.land(back)
     }
 
     /// Goes on at `target`.
     pub(super) fn edge(&mut self, target: u64) -> Result<(), NotCopied> {
+        self.edge_by(target, Way::Jump)
+    }
+
+    /// Goes on at `target`, by a jump or a call.
+    fn edge_by(&mut self, target: u64, way: Way) -> Result<(), NotCopied> {
         if let Some(head) = self.heads.get(target) {
             if head.wants_flags {
                 self.save_flags()?;
             }
             self.poll(target)?;
+            if let Way::Call(_) = way {
+                self.make_room_for_call();
+            }
             if self.code.homes != self.lent {
                 // A call, of what the trace jumps to as well, has given registers back.
                 self.code.lend(self.lent);
             }
-            self.code.jump(head.label);
-            return Ok(());
+            self.jump_or_call(head.label, way);
+            return if let Way::Call(back) = way { self.land(back) } else { Ok(()) };
         }
         self.save_flags()?;
         self.code.give_back();
         if target <= self.here {
             self.poll(target)?;
         }
+        if let Way::Call(_) = way {
+            self.lose_flags()?;
+            self.make_room_for_call();
+        }
+        self.outwards(target, way)
+    }
+
+    /// Goes on at `target` in a block of its own: flags are in the context, and registers at home.
+    pub(super) fn outwards(&mut self, target: u64, way: Way) -> Result<(), NotCopied> {
         if target >> PAGE_SHIFT == self.rip >> PAGE_SHIFT && jumps::second_page(target).is_none() {
             // The mapping under this block is all of the target's too.
             let number = self.first_link.wrapping_add(self.links.len() as u32);
             let at = self.code.label();
-            self.code.jump(at);
+            self.jump_or_call(at, way);
             self.links.push(Link { at: self.code.len().saturating_sub(4), target });
             let (homes, what) = (self.code.homes, Cold::Link { number });
             self.cold.push_back(Apart { at, fix: Fix::None, homes, note: None, what });
-            return Ok(());
+        } else {
+            let (key, host) = fields::jump_entry(target);
+            self.lose_flags()?;
+            if let Way::Call(back) = way {
+                self.code.guest_address(ADDRESS, back);
+            }
+            self.code.guest_address(VALUE, target);
+            self.code.xor(VALUE, fields::JUMP_CONTEXT);
+            self.code.compare(VALUE, key);
+            self.code.depends(Kind::Jump);
+            let miss = self.apart(Cold::Leave { rip: target });
+            self.code.jump_if(Condition::NOT_EQUAL, miss);
+            // jmp or call gs:[host]
+            if way == Way::Jump {
+                self.code.bytes(&[0x65, 0xff, 0x24, 0x25]);
+            } else {
+                self.code.push_address();
+                self.code.bytes(&[0x65, 0xff, 0x14, 0x25]);
+            }
+            self.code.bytes(&host.0.to_le_bytes());
+            self.code.depends(Kind::Jump);
         }
-        let (key, host) = fields::jump_entry(target);
-        self.lose_flags()?;
-        self.code.guest_address(VALUE, target);
-        self.code.xor(VALUE, fields::JUMP_CONTEXT);
-        self.code.compare(VALUE, key);
-        self.code.depends(Kind::Jump);
-        let miss = self.apart(Cold::Leave { rip: target });
-        self.code.jump_if(Condition::NOT_EQUAL, miss);
-        // jmp gs:[host]
-        self.code.bytes(&[0x65, 0xff, 0x24, 0x25]);
-        self.code.bytes(&host.0.to_le_bytes());
-        self.code.depends(Kind::Jump);
-        Ok(())
+        if let Way::Call(back) = way { self.land(back) } else { Ok(()) }
     }
 
     /// Leaves with RIP at `rip` if an event is waiting. Every cycle of blocks has a jump
@@ -223,7 +253,7 @@ impl Block<'_> {
     }
 
     /// Goes to `at` if an event is waiting. Uses [`VALUE`].
-    fn look_for_events(&mut self, at: Label) {
+    pub(super) fn look_for_events(&mut self, at: Label) {
         self.code.load(VALUE, fields::EVENTS);
         // mov eax, [rax]; test [event_mask], eax
         self.code.bytes(&[0x8b, 0x00, 0x65, 0x85, 0x04, 0x25]);

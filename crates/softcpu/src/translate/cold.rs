@@ -65,6 +65,13 @@ pub(super) enum Cold {
     LeaveByKey,
     /// Leaves with RIP at the address whose slot is in R13.
     LeaveBySlot,
+    /// Leaves with RIP at the address that the last call which was noted is returned from to.
+    LeaveByReturn,
+    /// Forgets all calls that were noted, and goes on at `resume`.
+    ForgetCalls { resume: Label },
+    /// Returns, as `op` does, to the address in RAX, for which no call was noted. The stack
+    /// pointer, of so many bytes, is moved by `by`.
+    Unforeseen { op: u64, by: i64, word: u8 },
     /// Leaves the trace for `target`, from the branch at `from`, with flags as they were there.
     Exit { target: u64, from: u64, flags: Flags, producer: Option<Producer> },
     /// Leaves with RIP at `rip`: the trace is hot.
@@ -138,7 +145,14 @@ impl Cold {
                 code.jump_to(thunks.leave_at);
             }
             // The block writes them, which knows its edges, and where registers stay.
-            Self::Exit { .. } | Self::Fill { .. } => {}
+            Self::Exit { .. }
+            | Self::Fill { .. }
+            | Self::ForgetCalls { .. }
+            | Self::Unforeseen { .. } => {}
+            Self::LeaveByReturn => {
+                code.last_call();
+                code.jump_to(thunks.leave_at);
+            }
             Self::Link { number } => {
                 code.moving_constant(VALUE, number.into(), Kind::Link);
                 code.jump_to(thunks.leave_by_link);

@@ -20,8 +20,10 @@ pub(super) const X87: u8 = 4;
 #[derive(Debug)]
 #[repr(C)]
 pub(crate) struct Context {
-    /// The host's stack pointer while translated code runs.
+    /// The host's stack pointer while translated code runs, and no call is noted.
     pub(super) host_stack: u64,
+    /// Where it is when no more calls can be noted.
+    pub(super) stack_limit: u64,
     /// The vCPU itself, for calls back.
     pub(super) vcpu: u64,
     /// The status flags as `lahf` and `seto al` leave them in AX.
@@ -68,6 +70,7 @@ impl Context {
     pub(crate) fn new() -> Self {
         Self {
             host_stack: 0,
+            stack_limit: 0,
             vcpu: 0,
             flags: 0,
             tlb: 0,

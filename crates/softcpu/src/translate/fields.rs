@@ -53,6 +53,7 @@ macro_rules! msr {
 }
 
 pub(super) const HOST_STACK: Field = context!(host_stack);
+pub(super) const STACK_LIMIT: Field = context!(stack_limit);
 pub(super) const VCPU: Field = context!(vcpu);
 pub(super) const FLAGS: Field = context!(flags);
 pub(super) const TLB: Field = context!(tlb);

@@ -44,6 +44,7 @@ mod privileged;
 mod regions;
 mod registers;
 mod relocate;
+mod returns;
 mod run;
 mod sharing;
 mod stack;

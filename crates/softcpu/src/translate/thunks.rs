@@ -9,6 +9,7 @@ use super::assembler::{Assembler, Condition, NotCopied};
 use super::context::{AVX, SSE, X87};
 use super::fields;
 use super::registers::{VALUE, pinned};
+use super::returns::DEPTH;
 use super::run::{go_on, go_on_behind_split, go_on_in_hot, interpret, interpret_last};
 use super::string_runs::StringRuns;
 
@@ -79,7 +80,20 @@ pub(super) fn make(base: u64) -> Result<(Vec<u8>, Thunks), NotCopied> {
     }
     // sub rsp, 8: aligned as callees want it.
     code.bytes(&[0x48, 0x83, 0xec, 0x08]);
+    // A return to an address for which no call was noted: an address like any other, so that one
+    // could go there.
+    code.constant(VALUE, 0);
+    code.push_value();
+    let begin = code.label();
+    code.call_label(begin);
+    code.forget_calls();
+    code.constant(VALUE, 0);
+    let unforeseen = code.label();
+    code.jump(unforeseen);
+    code.bind(begin);
     code.store(fields::HOST_STACK, R::RSP);
+    code.lea(VALUE, R::RSP, R::None, 1, i64::from(DEPTH).wrapping_mul(-16))?;
+    code.store(fields::STACK_LIMIT, VALUE);
     code.copy(VALUE, R::RDI);
     load_registers(&mut code);
     // jmp rax
@@ -127,8 +141,9 @@ pub(super) fn make(base: u64) -> Result<(Vec<u8>, Thunks), NotCopied> {
 
     // With the reason in RAX and all registers saved.
     let left = here(&code);
-    code.load(R::RSP, fields::HOST_STACK);
-    code.bytes(&[0x48, 0x83, 0xc4, 0x08]);
+    code.forget_calls();
+    // add rsp, 24
+    code.bytes(&[0x48, 0x83, 0xc4, 24]);
     for register in CALLEE_SAVED.iter().rev() {
         code.emit(&Instruction::with1(Code::Pop_r64, *register).map_err(|_| NotCopied)?)?;
     }
@@ -158,12 +173,13 @@ pub(super) fn make(base: u64) -> Result<(Vec<u8>, Thunks), NotCopied> {
     code.bytes(&[0x48, 0x83, 0xf8, 16]);
     let leaves = code.label();
     code.jump_if(Condition::BELOW, leaves);
-    code.load(R::RSP, fields::HOST_STACK);
+    code.forget_calls();
     load_registers(&mut code);
     code.bytes(&[0xff, 0xe0]);
     code.bind(leaves);
     code.jump_to(left);
 
+    code.bind(unforeseen);
     for (thunk, called) in [
         (&mut thunks.leave_at, go_on as *const ()),
         (&mut thunks.leave_split, go_on_behind_split as *const ()),

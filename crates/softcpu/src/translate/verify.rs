@@ -54,6 +54,8 @@ struct Look<'a> {
     /// What is kept, and where the two scratch registers' pointer is among it.
     pointers: Pointers,
     streams: Streams,
+    /// The first half of a noted call is on the host's stack, and the second must follow.
+    pushed: bool,
 }
 
 /// Looks at `code`, which is executed at `base`.
@@ -63,7 +65,9 @@ struct Look<'a> {
 pub(super) fn verify(code: &[u8], base: u64, thunks: &Thunks) -> Result<(), Violation> {
     let decoder = Decoder::with_ip(64, code, base, DecoderOptions::NONE);
     let instructions: Vec<Instruction> = decoder.into_iter().collect();
-    let near = |it: &&Instruction| it.is_jcc_short_or_near() || it.is_jmp_short_or_near();
+    let near = |it: &&Instruction| {
+        it.is_jcc_short_or_near() || it.is_jmp_short_or_near() || it.is_call_near()
+    };
     let mut targets: HashMap<u64, u32> = HashMap::new();
     for it in instructions.iter().filter(near) {
         let times = targets.entry(it.near_branch_target()).or_default();
@@ -99,6 +103,7 @@ fn look_at(
         units: Units::default(),
         pointers: Pointers::default(),
         streams: Streams::of(instructions),
+        pushed: false,
     };
     roads.begin();
     let mut falls_through = true;
@@ -106,7 +111,7 @@ fn look_at(
         if let Some(times) = targets.get(&it.ip()) {
             let here = falls_through.then(|| look.all_pointers());
             look.forget();
-            look.units.joined();
+            look.units.joined(falls_through);
             look.streams.road().map_err(|why| violation(why, it, base))?;
             look.take_over(roads.arrive(it.ip(), here));
             // Come to by one jump only, with an index into the jump cache.
@@ -115,19 +120,30 @@ fn look_at(
             }
         }
         falls_through = match it.flow_control() {
-            FlowControl::UnconditionalBranch | FlowControl::IndirectBranch => false,
+            FlowControl::UnconditionalBranch
+            | FlowControl::IndirectBranch
+            | FlowControl::Return => false,
             // Does not come back.
             FlowControl::Call => it.near_branch_target() != thunks.interpret_last,
             _ => true,
         };
-        if let FlowControl::ConditionalBranch | FlowControl::UnconditionalBranch = it.flow_control()
+        if let FlowControl::ConditionalBranch
+        | FlowControl::UnconditionalBranch
+        | FlowControl::Call = it.flow_control()
         {
             let target = it.near_branch_target();
             if look.range.contains(&target) {
                 roads.leave(it.ip(), target, &look.all_pointers());
             }
         }
+        let noted = look.pushed;
         look.step(it, starts).map_err(|why| violation(why, it, base))?;
+        if noted {
+            // What is called comes back to this with nothing that was known.
+            look.forget();
+            look.units.returned();
+            look.take_over(Pointers::default());
+        }
     }
     Ok(roads.hold())
 }
@@ -172,15 +188,21 @@ impl Look<'_> {
             FlowControl::ConditionalBranch => self.streams.unless(it)?,
             _ => self.streams.road()?,
         }
+        if self.pushed && !it.is_call_near() && !it.is_call_near_indirect() {
+            return Err("half a call on the host's stack");
+        }
         match it.flow_control() {
             FlowControl::Next => {}
             FlowControl::ConditionalBranch | FlowControl::UnconditionalBranch => {
                 return self.branch(it, starts);
             }
-            FlowControl::Call if it.is_call_near() => return self.call(it),
-            FlowControl::IndirectBranch if branches::goes_by_the_jump_cache(it) => {}
+            FlowControl::Call if it.is_call_near() => return self.call(it, starts),
+            FlowControl::IndirectBranch if branches::is_entry_of_the_jump_cache(it) => {}
+            FlowControl::IndirectCall if self.pushed && returns::is_call_by_the_jump_cache(it) => {}
+            FlowControl::Return if returns::is_return(it) => {}
             _ => return Err("control flow"),
         }
+        self.pushed = returns::is_push(it);
         self.memory(it)?;
         self.registers(it)?;
         self.units.allow(it)?;
@@ -194,7 +216,8 @@ impl Look<'_> {
 
     fn memory(&mut self, it: &Instruction) -> Result<(), &'static str> {
         if !it.op_kinds().any(|kind| kind == OpKind::Memory) {
-            return if self.factory.info(it).used_memory().is_empty() {
+            let implied = returns::is_push(it) || returns::is_return(it);
+            return if implied || self.factory.info(it).used_memory().is_empty() {
                 Ok(())
             } else {
                 Err("an implied memory operand")
@@ -203,8 +226,12 @@ impl Look<'_> {
         if matches!(it.mnemonic(), M::Lea | M::Nop) {
             return Ok(());
         }
-        let [memory] = self.factory.info(it).used_memory() else {
-            return Err("several memory operands");
+        let memories = self.factory.info(it).used_memory();
+        let memory = match memories {
+            [memory] => memory,
+            // What is called, and where that is noted.
+            [memory, _] if returns::is_call_by_the_jump_cache(it) => memory,
+            _ => return Err("several memory operands"),
         };
         let (memory, size) = (*memory, memory_size(memory.memory_size().size()));
         let reads = matches!(memory.access(), OpAccess::Read | OpAccess::CondRead);
@@ -238,6 +265,7 @@ impl Look<'_> {
                 Known::Events => reads && displacement == 0 && size == 4,
                 _ => false,
             },
+            (_, R::RSP, _) => returns::of_last_call(it),
             (_, ADDRESS, index) => match &self.address {
                 Known::Host { len, stores } => {
                     index == R::None && displacement == 0 && size <= *len && (reads || *stores)
@@ -271,7 +299,7 @@ impl Look<'_> {
     fn registers(&mut self, it: &Instruction) -> Result<(), &'static str> {
         for used in self.factory.info(it).used_registers() {
             let register = used.register();
-            if register.full_register() == R::RSP {
+            if register.full_register() == R::RSP && !returns::may_use_the_stack(it) {
                 return Err("the host's stack pointer");
             }
             let written = !matches!(used.access(), OpAccess::Read | OpAccess::CondRead);
@@ -551,6 +579,7 @@ mod branches;
 mod known;
 mod pointers;
 mod privileged;
+mod returns;
 mod streams;
 #[cfg(test)]
 mod tests;

@@ -11,8 +11,16 @@ use crate::translate::jumps::{ENTRIES, Jump};
 
 impl Look<'_> {
     /// A call.
-    pub(super) fn call(&mut self, it: &Instruction) -> Result<(), &'static str> {
+    pub(super) fn call(
+        &mut self,
+        it: &Instruction,
+        starts: &HashSet<u64>,
+    ) -> Result<(), &'static str> {
         let target = it.near_branch_target();
+        if std::mem::take(&mut self.pushed) {
+            // It is noted for a return.
+            return self.branch(it, starts);
+        }
         let thunks = [
             self.thunks.interpret,
             self.thunks.interpret_last,
@@ -39,7 +47,7 @@ impl Look<'_> {
             self.thunks.leave_split,
             self.thunks.leave_hot,
         ];
-        let jump = it.is_jmp_short_or_near();
+        let jump = !it.is_jcc_short_or_near();
         let inside = self.range.contains(&target) && starts.contains(&target);
         if !(inside || jump && leaves.contains(&target)) {
             return Err("a branch out of the block");
@@ -61,8 +69,8 @@ impl Look<'_> {
     }
 }
 
-/// Whether `it` jumps to what the jump cache has.
-pub(super) fn goes_by_the_jump_cache(it: &Instruction) -> bool {
+/// Whether the memory operand of `it` is code that the jump cache has.
+pub(super) fn is_entry_of_the_jump_cache(it: &Instruction) -> bool {
     let Field(hosts) = fields::JUMP_HOSTS;
     let entry = size_of::<Jump>() as u64;
     let end = u64::from(hosts).saturating_add(entry.saturating_mul(ENTRIES as u64));

@@ -5,6 +5,7 @@ use super::super::thunks;
 use super::*;
 use crate::decode::op::{Op, OpFlags};
 use crate::state::GPR_ZERO;
+use crate::translate::context::X87;
 
 const BASE: u64 = 0x10_0000;
 
@@ -353,6 +354,17 @@ fn nothing_of_the_hosts_is_touched() {
         ("mov [rbx], rax", &[0x48, 0x89, 0x03]),
         ("jmp rax", &[0xff, 0xe0]),
         ("ret", &[0xc3]),
+        ("ret 16", &[0xc2, 16, 0]),
+        ("pop rax", &[0x58]),
+        ("push rbx; jmp on", &[0x53, 0xe9, 0, 0, 0, 0]),
+        ("push rax; jmp on", &[0x50, 0xe9, 0, 0, 0, 0]),
+        ("push rax; push rax", &[0x50, 0x50]),
+        ("call on", &[0xe8, 0, 0, 0, 0]),
+        ("push rax; call far away", &[0x50, 0xe8, 0, 0, 0, 0x10]),
+        ("push rax; call rax", &[0x50, 0xff, 0xd0]),
+        ("mov rax, [rsp]", &[0x48, 0x8b, 0x04, 0x24]),
+        ("mov rbx, [rsp + 8]", &[0x48, 0x8b, 0x5c, 0x24, 8]),
+        ("mov [rsp + 8], rax", &[0x48, 0x89, 0x44, 0x24, 8]),
         ("rep movsb", &[0xf3, 0xa4]),
         ("jmp far away", &[0xe9, 0, 0, 0, 0x10]),
         ("in al, dx", &[0xec]),
@@ -361,6 +373,40 @@ fn nothing_of_the_hosts_is_touched() {
     }
     assert!(judged(|code| code.store(fields::VCPU, VALUE)).is_err(), "the vCPU's pointer");
     judged(|code| code.store(fields::gpr(13), VALUE)).unwrap();
+}
+
+#[test]
+fn calls_are_noted_in_pairs_and_know_nothing_behind_them() {
+    // fadd st, st(1)
+    const FADD: &[u8] = &[0xd8, 0xc1];
+    let call = |behind: &[u8]| {
+        judged(|code| {
+            let (callee, resume, vectors) = (code.label(), code.label(), code.label());
+            code.load(VALUE, fields::VECTORS);
+            // and eax, X87; cmp eax, X87
+            code.bytes(&[0x83, 0xe0, X87, 0x83, 0xf8, X87]);
+            code.jump_if(Condition::NOT_EQUAL, vectors);
+            code.push_value();
+            code.call_label(callee);
+            code.bytes(behind);
+            code.jump(resume);
+            code.bind(callee);
+            code.bytes(FADD);
+            code.bind(resume);
+            code.bind(vectors);
+            // ret 8
+            code.bytes(&[0xc2, 8, 0]);
+        })
+    };
+    call(&[]).unwrap();
+    assert!(call(FADD).is_err(), "the unit may not be loaded");
+    // mov [r13], rax: nobody knows where that is.
+    assert!(call(&[0x49, 0x89, 0x45, 0]).is_err());
+    judged(|code| {
+        code.last_call();
+        code.forget_calls();
+    })
+    .unwrap();
 }
 
 #[test]

@@ -18,6 +18,9 @@ pub(super) struct Units {
     loaded: u64,
     /// A jump leads to what came before: it is no longer what every way comes by.
     joined: bool,
+    /// What of them is loaded where some jump leads next, while none is for sure: a return has
+    /// come here.
+    aside: Option<u64>,
     /// These are, if the comparison just made holds.
     compared: Option<u64>,
     /// The spare field has all masks of a control word.
@@ -25,8 +28,17 @@ pub(super) struct Units {
 }
 
 impl Units {
-    /// Some jump leads here.
-    pub(super) fn joined(&mut self) {
+    /// What is called returns here, with whatever is loaded then.
+    pub(super) fn returned(&mut self) {
+        self.aside = Some(std::mem::take(&mut self.loaded));
+        (self.compared, self.masked) = (None, false);
+    }
+
+    /// Some jump leads here, and nothing else if what comes before does not `fall` through.
+    pub(super) fn joined(&mut self, falls: bool) {
+        if let Some(loaded) = self.aside.take().filter(|_| !falls) {
+            self.loaded = loaded;
+        }
         self.joined = true;
         (self.compared, self.masked) = (None, false);
     }
