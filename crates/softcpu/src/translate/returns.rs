@@ -21,11 +21,11 @@ use crate::decode::op::Op;
 /// Calls that are noted: more than predictors know. Each takes 16 bytes of the host's stack.
 pub(super) const DEPTH: u32 = 256;
 
-/// Where control goes in a way that does not come back, or does.
+/// How control goes elsewhere.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Way {
     Jump,
-    /// It is returned to this address.
+    /// By a call, which is returned from to this address.
     Call(u64),
 }
 

@@ -30,7 +30,8 @@ pub(super) struct Units {
 impl Units {
     /// What is called returns here, with whatever is loaded then.
     pub(super) fn returned(&mut self) {
-        self.aside = Some(std::mem::take(&mut self.loaded));
+        let loaded = std::mem::take(&mut self.loaded);
+        self.aside.get_or_insert(loaded);
         (self.compared, self.masked) = (None, false);
     }
 
