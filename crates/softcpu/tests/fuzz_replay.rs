@@ -11,6 +11,8 @@ use softcpu::interp::fuzz::{fuzz_decoder, fuzz_interpreter, fuzz_lockstep, fuzz_
 
 /// Time spent on mutations of the interpreter's seeds; the decoder gets a quarter.
 const BUDGET: Duration = Duration::from_millis(2400);
+/// Mutations of each that are tried however long it takes.
+const LEAST: u64 = 50;
 /// The longest input tried.
 const LONGEST: usize = 640;
 
@@ -104,11 +106,11 @@ fn seeds_and_their_mutations_are_survived() {
         let mut random = Random(start);
         let end = Instant::now() + budget;
         let mut runs = 0_u64;
-        while Instant::now() < end {
+        // A host that has little time for this makes fewer, but not none.
+        while Instant::now() < end || runs < LEAST {
             survive(name, target, &mutate(&mut random, &corpus));
             runs += 1;
         }
         println!("{name}: {} seeds, {runs} mutations", corpus.len());
-        assert!(runs > 50, "{name}: only {runs} runs");
     }
 }

@@ -6,6 +6,8 @@
 //! are those of the SDM, vol. 3, chapter 4.
 
 pub mod access;
+mod code_tlb;
+mod frame_filter;
 pub mod large_pages;
 pub mod linear;
 pub mod space;
@@ -14,9 +16,10 @@ pub mod walk;
 
 use crate::state::VcpuState;
 use crate::state::control::{Cr0, Cr4, Efer};
+use code_tlb::CodeTlb;
 use large_pages::LargePages;
 use space::Spaces;
-use tlb::{CodeTlb, DataTlb};
+use tlb::DataTlb;
 
 use crate::translate::jumps::JumpCache;
 

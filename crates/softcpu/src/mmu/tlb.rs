@@ -1,4 +1,5 @@
-//! The software TLB: direct-mapped caches of finished translations.
+//! The software TLB: direct-mapped caches of finished translations, here those for loads and
+//! stores.
 //!
 //! A hit must cost a few instructions, because every load and store pays it. So a
 //! tag holds everything a hit depends on: the page's address and, in the twelve
@@ -15,6 +16,7 @@
 //! space finds them (`DataTlb::lookup_slow`). Where the kernel's own pages are all global its
 //! view has one number for all address spaces, and not even that is done.
 
+use super::frame_filter::FrameFilter;
 use super::large_pages::PageSize;
 use crate::addr::{PAGE_OFFSET, PAGE_SHIFT, room_in_page};
 use crate::memory::ram::RamFrame;
@@ -29,11 +31,9 @@ const SETS: usize = 8;
 const IN_SETS: usize = 2;
 /// Tables there are: those of the sets behind those of the other two views.
 const TABLES: usize = 2 + IN_SETS * SETS;
-/// Entries of the code TLB, per privilege.
-const CODE_ENTRIES: usize = 512;
 /// A tag that nothing has: address spaces are numbered from one. Being zero, it makes tables
 /// that were never used cost no memory.
-const INVALID: u64 = 0;
+pub(super) const INVALID: u64 = 0;
 /// One cached translation for loads, or for stores: what a hit needs, and nothing else, so
 /// that four of them share a cache line.
 #[derive(Clone, Copy, Debug)]
@@ -76,19 +76,6 @@ impl DataTables {
     }
 }
 
-/// One cached translation for instruction fetches.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct CodeEntry {
-    tag: u64,
-    /// The host address of the page.
-    pub(crate) host: u64,
-    pub(crate) frame: RamFrame,
-    global: bool,
-}
-
-const EMPTY_CODE: CodeEntry =
-    CodeEntry { tag: INVALID, host: 0, frame: RamFrame(0), global: false };
-
 /// Translations for loads and stores.
 #[derive(Debug)]
 pub(crate) struct DataTlb {
@@ -128,18 +115,11 @@ fn tables_in_set(pcid: u16) -> [u8; 4] {
     tables
 }
 
-/// Translations for fetches.
-#[derive(Debug)]
-pub(crate) struct CodeTlb {
-    entries: Box<[[CodeEntry; CODE_ENTRIES]; 2]>,
-    pub(super) space: u64,
-}
-
 impl Mmu {
     /// Forgets every translation, global ones too.
     pub(crate) fn flush_all(&mut self) {
         self.data.clear();
-        self.code.entries.as_flattened_mut().fill(EMPTY_CODE);
+        self.code.clear();
         self.large.clear();
         self.jumps.clear();
         self.version = self.version.wrapping_add(1);
@@ -174,11 +154,6 @@ impl Mmu {
 #[inline(always)]
 fn data_slot(addr: u64) -> usize {
     (addr >> PAGE_SHIFT) as usize & (DATA_ENTRIES - 1)
-}
-
-#[inline(always)]
-fn code_slot(addr: u64) -> usize {
-    (addr >> PAGE_SHIFT) as usize & (CODE_ENTRIES - 1)
 }
 
 /// Whose translations are to be forgotten. Those of others may be.
@@ -444,103 +419,6 @@ impl DataTlb {
 /// Whether `addr` is in the upper half of the address space, where kernels are.
 fn is_high(addr: u64) -> bool {
     addr >> 63 != 0
-}
-
-/// A set of frames that may claim too many, never too few: a bit each, by the frame's number.
-#[derive(Debug)]
-struct FrameFilter {
-    words: [u64; Self::WORDS],
-}
-
-impl FrameFilter {
-    const WORDS: usize = 1024;
-
-    fn place(frame: RamFrame) -> (usize, u64) {
-        ((frame.0 / 64) as usize & (Self::WORDS - 1), 1 << (frame.0 % 64))
-    }
-
-    fn add(&mut self, frame: RamFrame) {
-        let (word, bit) = Self::place(frame);
-        if let Some(word) = self.words.get_mut(word) {
-            *word |= bit;
-        }
-    }
-
-    fn may_have(&self, frame: RamFrame) -> bool {
-        let (word, bit) = Self::place(frame);
-        self.words.get(word).is_some_and(|word| word & bit != 0)
-    }
-
-    fn clear(&mut self) {
-        self.words.fill(0);
-    }
-}
-
-impl CodeTlb {
-    pub(crate) fn new() -> Self {
-        Self { entries: Box::new([[EMPTY_CODE; CODE_ENTRIES]; 2]), space: 1 }
-    }
-
-    #[inline(always)]
-    #[expect(
-        clippy::indexing_slicing,
-        reason = "a bool is below 2 and a slot is masked to the table"
-    )]
-    fn entry(&self, user: bool, addr: u64) -> &CodeEntry {
-        &self.entries[usize::from(user)][code_slot(addr)]
-    }
-
-    #[inline(always)]
-    #[expect(clippy::indexing_slicing, reason = "as above")]
-    fn entry_mut(&mut self, user: bool, addr: u64) -> &mut CodeEntry {
-        &mut self.entries[usize::from(user)][code_slot(addr)]
-    }
-
-    /// The page that `addr` is fetched from, if it is cached.
-    #[inline(always)]
-    pub(crate) fn lookup(&self, user: bool, addr: u64) -> Option<&CodeEntry> {
-        let entry = self.entry(user, addr);
-        (entry.tag == (addr & !PAGE_OFFSET) | self.space).then_some(entry)
-    }
-
-    /// Whether the page at `addr`, if it is cached, is global.
-    pub(crate) fn is_global(&self, user: bool, addr: u64) -> bool {
-        self.lookup(user, addr).is_some_and(|entry| entry.global)
-    }
-
-    /// As [`DataTlb::lookup_slow`].
-    pub(crate) fn lookup_slow(&mut self, user: bool, addr: u64) -> bool {
-        let space = self.space;
-        let entry = self.entry_mut(user, addr);
-        let page = addr & !PAGE_OFFSET;
-        if !entry.global || entry.tag & !PAGE_OFFSET != page || entry.tag == page | space {
-            return false;
-        }
-        entry.tag = page | space;
-        true
-    }
-
-    fn fill(&mut self, user: bool, addr: u64, fill: &Fill) {
-        let tag = (addr & !PAGE_OFFSET) | self.space;
-        *self.entry_mut(user, addr) =
-            CodeEntry { tag, host: fill.host, frame: fill.frame, global: fill.global };
-    }
-
-    fn invalidate(&mut self, addr: u64, span: u32) {
-        if span > PAGE_SHIFT {
-            for entry in self.entries.as_flattened_mut() {
-                if (entry.tag ^ addr) >> span == 0 {
-                    *entry = EMPTY_CODE;
-                }
-            }
-            return;
-        }
-        for entry in self.entries.iter_mut().filter_map(|half| half.get_mut(code_slot(addr))) {
-            if (entry.tag ^ addr) >> PAGE_SHIFT == 0 {
-                *entry = EMPTY_CODE;
-            }
-        }
-    }
 }
 
 #[cfg(test)]
