@@ -9,8 +9,8 @@
 //! walked or cleared. Each [`View`] has tables of its own, so permissions need no check.
 //!
 //! Two processes that take turns often use the same addresses: one may be the other's child. So
-//! that neither takes the other's entries away, there are several *sets* of tables for what is in
-//! the lower half of an address space, by the lowest bits of its PCID.
+//! that neither takes the other's entries away, the views that reach users' pages have several
+//! *sets* of tables, and an address space has the one that the lowest bits of its PCID choose.
 //!
 //! Translations of global pages are re-tagged when an access in another address
 //! space finds them (`DataTlb::lookup_slow`). Where the kernel's own pages are all global its
@@ -101,18 +101,9 @@ fn tables_in_set(pcid: u16) -> [u8; 4] {
     const _: () = assert!(SETS.is_power_of_two() && TABLES <= u32::BITS as usize);
     const SET: u8 = SETS as u8 - 1;
     let first = 2_u8.wrapping_add((pcid as u8 & SET).wrapping_mul(IN_SETS as u8));
-    let mut tables = [0; 4];
-    for (view, number) in [
-        (View::Kernel, 0),
-        (View::UserAligned, 1),
-        (View::User, first),
-        (View::KernelOverUser, first.wrapping_add(1)),
-    ] {
-        if let Some(tables) = tables.get_mut(view as usize) {
-            *tables = number;
-        }
-    }
-    tables
+    const _: () = assert!(View::Kernel as usize == 0 && View::User as usize == 1);
+    const _: () = assert!(View::KernelOverUser as usize == 2 && View::UserAligned as usize == 3);
+    [0, first, first.wrapping_add(1), 1]
 }
 
 impl Mmu {
@@ -197,7 +188,15 @@ impl DataTlb {
 
     /// Tables that have entries, and the frames of those for stores.
     fn in_use(&mut self) -> impl Iterator<Item = (&mut DataTables, &mut FrameFilter)> {
-        let used = self.used;
+        self.in_use_of(u32::MAX)
+    }
+
+    /// The same of `some` tables, a bit each.
+    fn in_use_of(
+        &mut self,
+        some: u32,
+    ) -> impl Iterator<Item = (&mut DataTables, &mut FrameFilter)> {
+        let used = self.used & some;
         let all = self.tables.iter_mut().zip(self.stored.iter_mut()).enumerate();
         all.filter(move |(number, _)| used & 1 << number != 0).map(|(_, tables)| tables)
     }
@@ -399,11 +398,7 @@ impl DataTlb {
             Whose::Pcid(pcid) => bits(self.present) | bits(tables_in_set(pcid)),
             Whose::All => u32::MAX,
         };
-        let concerned = concerned & self.used;
-        for (number, tables) in self.tables.iter_mut().enumerate() {
-            if concerned & 1 << number == 0 {
-                continue;
-            }
+        for (tables, _) in self.in_use_of(concerned) {
             for table in tables.both() {
                 if span > PAGE_SHIFT {
                     table.iter_mut().filter(|entry| matches(entry)).for_each(|it| *it = EMPTY_DATA);
