@@ -94,9 +94,10 @@ impl Block<'_> {
                 self.push_return(op, place, word)?;
                 self.code.load(VALUE, fields::SPARE);
                 let miss = self.apart(Cold::LeaveByKey);
-                self.make_room_for_call();
+                let way = Way::Call(op.next_rip());
+                self.make_room(way);
                 self.find(miss);
-                self.go(Way::Call(op.next_rip()))
+                self.go(way)
             }
             _ => Err(NotCopied),
         }
@@ -142,17 +143,11 @@ impl Block<'_> {
     pub(super) fn go(&mut self, way: Way) -> Result<(), NotCopied> {
         let at = self.apart(Cold::LeaveBySlot);
         self.look_for_events(at);
+        self.note(way);
         // jmp or call gs:[r13 * 8 + hosts]
-        let Way::Call(back) = way else {
-            self.code.bytes(&[0x65, 0x42, 0xff, 0x24, 0xed]);
-            self.code.bytes(&fields::JUMP_HOSTS.0.to_le_bytes());
-            return Ok(());
-        };
-        self.code.guest_address(VALUE, back);
-        self.code.push_value();
-        self.code.bytes(&[0x65, 0x42, 0xff, 0x14, 0xed]);
+        self.code.bytes(&[0x65, 0x42, 0xff, way.mod_rm(), 0xed]);
         self.code.bytes(&fields::JUMP_HOSTS.0.to_le_bytes());
-        self.land(back)
+        self.land(way)
     }
 
     /// Goes on at `target`.
@@ -167,15 +162,13 @@ impl Block<'_> {
                 self.save_flags()?;
             }
             self.poll(target)?;
-            if let Way::Call(_) = way {
-                self.make_room_for_call();
-            }
+            self.make_room(way);
             if self.code.homes != self.lent {
                 // A call, of what the trace jumps to as well, has given registers back.
                 self.code.lend(self.lent);
             }
             self.jump_or_call(head.label, way);
-            return if let Way::Call(back) = way { self.land(back) } else { Ok(()) };
+            return self.land(way);
         }
         self.save_flags()?;
         self.code.give_back();
@@ -184,8 +177,8 @@ impl Block<'_> {
         }
         if let Way::Call(_) = way {
             self.lose_flags()?;
-            self.make_room_for_call();
         }
+        self.make_room(way);
         self.outwards(target, way)
     }
 
@@ -212,16 +205,14 @@ impl Block<'_> {
             let miss = self.apart(Cold::Leave { rip: target });
             self.code.jump_if(Condition::NOT_EQUAL, miss);
             // jmp or call gs:[host]
-            if way == Way::Jump {
-                self.code.bytes(&[0x65, 0xff, 0x24, 0x25]);
-            } else {
+            if let Way::Call(_) = way {
                 self.code.push_address();
-                self.code.bytes(&[0x65, 0xff, 0x14, 0x25]);
             }
+            self.code.bytes(&[0x65, 0xff, way.mod_rm(), 0x25]);
             self.code.bytes(&host.0.to_le_bytes());
             self.code.depends(Kind::Jump);
         }
-        if let Way::Call(back) = way { self.land(back) } else { Ok(()) }
+        self.land(way)
     }
 
     /// Leaves with RIP at `rip` if an event is waiting. Every cycle of blocks has a jump

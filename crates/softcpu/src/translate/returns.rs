@@ -29,6 +29,16 @@ pub(super) enum Way {
     Call(u64),
 }
 
+impl Way {
+    /// The ModRM byte of `jmp` or `call` by an address in memory that has a SIB byte.
+    pub(super) fn mod_rm(self) -> u8 {
+        match self {
+            Self::Jump => 0x24,
+            Self::Call(_) => 0x14,
+        }
+    }
+}
+
 impl Assembler {
     /// Forgets all calls that were noted.
     pub(super) fn forget_calls(&mut self) {
@@ -65,8 +75,10 @@ impl Assembler {
 }
 
 impl Block<'_> {
-    /// A call is about to be noted: makes sure that there is room. Flags are lost.
-    pub(super) fn make_room_for_call(&mut self) {
+    /// If it is by a call, that is about to be noted: makes sure that there is room. Flags are
+    /// lost then.
+    pub(super) fn make_room(&mut self, way: Way) {
+        let Way::Call(_) = way else { return };
         let (full, resume) = (self.code.label(), self.code.label());
         let homes = self.code.homes;
         self.cold.push_back(Apart {
@@ -81,9 +93,10 @@ impl Block<'_> {
         self.code.bind(resume);
     }
 
-    /// What is noted for a call that is returned from to `back` goes on here: outwards, because
-    /// what the trace knows may not hold any more.
-    pub(super) fn land(&mut self, back: u64) -> Result<(), NotCopied> {
+    /// If it was by a call, that is returned from to here, and goes on outwards, because what the
+    /// trace knows may not hold any more.
+    pub(super) fn land(&mut self, way: Way) -> Result<(), NotCopied> {
+        let Way::Call(back) = way else { return Ok(()) };
         let homes = std::mem::take(&mut self.code.homes);
         self.outwards(back, Way::Jump)?;
         self.code.homes = homes;
@@ -114,13 +127,18 @@ impl Block<'_> {
 
     /// Jumps to `label`, or calls it: the distance is what is written last.
     pub(super) fn jump_or_call(&mut self, label: Label, way: Way) {
+        self.note(way);
         match way {
             Way::Jump => self.code.jump(label),
-            Way::Call(back) => {
-                self.code.guest_address(VALUE, back);
-                self.code.push_value();
-                self.code.call_label(label);
-            }
+            Way::Call(_) => self.code.call_label(label),
+        }
+    }
+
+    /// If it is by a call, notes where that is returned from to; the host's call must follow.
+    pub(super) fn note(&mut self, way: Way) {
+        if let Way::Call(back) = way {
+            self.code.guest_address(VALUE, back);
+            self.code.push_value();
         }
     }
 }
