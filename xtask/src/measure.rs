@@ -108,23 +108,25 @@ fn kib(text: &str) -> Option<u64> {
     text.split_whitespace().next()?.parse().ok()
 }
 
-/// The resident part of the guest's RAM, KiB: the mapping of a memfd that is large enough,
-/// or else the largest mapping that is.
+/// The resident part of the guest's RAM, KiB: the mapping of a memfd that is large enough, with
+/// all others of one, which are parts of it once more; or else the largest mapping that is.
 fn guest_ram(smaps: &str, mem_kib: u64) -> Option<u64> {
     let mut best: Option<(bool, u64, u64)> = None;
-    let (mut is_memfd, mut size) = (false, 0);
+    let (mut is_memfd, mut size, mut parts) = (false, 0, 0);
     for line in smaps.lines() {
         if let Some(text) = line.strip_prefix("Size:") {
             size = kib(text)?;
         } else if let Some(text) = line.strip_prefix("Rss:") {
             if size >= mem_kib {
                 best = best.max(Some((is_memfd, size, kib(text)?)));
+            } else if is_memfd {
+                parts += kib(text)?;
             }
         } else if !line.split_whitespace().next()?.ends_with(':') {
             is_memfd = line.contains("memfd:");
         }
     }
-    best.map(|(_, _, resident)| resident)
+    best.map(|(is_memfd, _, resident)| resident + if is_memfd { parts } else { 0 })
 }
 
 #[cfg(test)]
@@ -159,6 +161,8 @@ Rss:              200000 kB
         assert_eq!(guest_ram(SMAPS, 524_288), Some(200_000));
         assert_eq!(guest_ram(&SMAPS.replace("memfd:", ""), 524_288), Some(100_000));
         assert_eq!(guest_ram(SMAPS, 4_194_304), None);
+        let again = "7e02-7e03 rw-s 00000000 00:01 7 /memfd:ram (deleted)\nSize: 8 kB\nRss: 8 kB\n";
+        assert_eq!(guest_ram(&[SMAPS, again].concat(), 524_288), Some(200_008));
     }
 
     /// The process that hangs is ended with its run: the shell's child would keep its output.

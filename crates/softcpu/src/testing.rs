@@ -9,13 +9,14 @@
     reason = "support for tests, where a panic is how a wrong assumption is reported"
 )]
 
+use std::os::fd::{FromRawFd, OwnedFd};
 use std::sync::{Arc, Mutex};
 
 use crate::addr::{GuestPhysAddr, PAGE_SHIFT, PAGE_SIZE};
 use crate::cpuid::{CpuModel, CpuidTable, Topology};
 use crate::env::{Environment, MsrRefused};
 use crate::handle::VcpuHandle;
-use crate::memory::{CodeMap, PhysMemory, RamRegion};
+use crate::memory::{CodeMap, PhysMemory, RamRegion, SharedRam};
 use crate::state::control::{Cr0, Cr4, Efer};
 use crate::state::segment::{SegReg, Segment};
 use crate::sync::lock;
@@ -56,8 +57,10 @@ impl TestMachine {
         let code = Arc::new(CodeMap::new((RAM >> PAGE_SHIFT) as usize));
         // SAFETY: `owner` holds the pages, hands out no reference to them, and lives as
         // long as the memory.
-        let memory = unsafe { PhysMemory::new(&[region], code, owner) };
-        let memory = Arc::new(memory.expect("one aligned region is a valid layout"));
+        let memory = unsafe { PhysMemory::new(&[region], code, Arc::clone(&owner) as _) };
+        let memory = memory.expect("one aligned region is a valid layout");
+        let shared = SharedRam::new(owner.file(), (RAM >> PAGE_SHIFT) as usize);
+        let memory = Arc::new(memory.of(Arc::new(shared)));
         Self::on(memory, Engine::Interpreter)
     }
 
@@ -202,6 +205,16 @@ impl TestMachine {
     }
 }
 
+/// Has `former` handle a fault of the host that is not the caller's: see sigaction(2).
+pub fn pass_on_fault(
+    former: Option<&libc::sigaction>,
+    signal: libc::c_int,
+    info: *mut libc::siginfo_t,
+    context: *mut libc::c_void,
+) {
+    translate::pass_on_fault(former, signal, info, context);
+}
+
 impl Default for TestMachine {
     fn default() -> Self {
         Self::new()
@@ -214,6 +227,7 @@ impl Default for TestMachine {
 struct Pages {
     start: *mut u8,
     len: usize,
+    file: OwnedFd,
 }
 
 /// Bytes before and after [`Pages`] that are not accessible.
@@ -227,16 +241,24 @@ unsafe impl Sync for Pages {}
 impl Pages {
     fn new(len: usize) -> Self {
         let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
-        // SAFETY: a fresh mapping, of which the middle is then made accessible.
-        let start = unsafe {
+        // SAFETY: a fresh file, and a fresh mapping, in the middle of which that is then mapped.
+        unsafe {
+            let file = libc::memfd_create(c"RAM".as_ptr(), libc::MFD_CLOEXEC);
+            assert!(file >= 0 && libc::ftruncate(file, len as i64) == 0, "the host has no memory");
             let all =
                 libc::mmap(std::ptr::null_mut(), len + 2 * GUARD, libc::PROT_NONE, flags, -1, 0);
             assert_ne!(all, libc::MAP_FAILED, "the host has no memory");
             let start = all.byte_add(GUARD);
-            assert_eq!(libc::mprotect(start, len, libc::PROT_READ | libc::PROT_WRITE), 0);
-            start
-        };
-        Self { start: start.cast(), len }
+            let (access, how) =
+                (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_SHARED | libc::MAP_FIXED);
+            assert_eq!(libc::mmap(start, len, access, how, file, 0), start);
+            Self { start: start.cast(), len, file: OwnedFd::from_raw_fd(file) }
+        }
+    }
+
+    /// The file that they are.
+    fn file(&self) -> OwnedFd {
+        self.file.try_clone().expect("the host has another number for a file")
     }
 }
 

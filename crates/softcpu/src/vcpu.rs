@@ -257,6 +257,9 @@ impl Vcpu {
             tape: lockstep.as_ref().map(|lockstep| lockstep.tape()),
             lockstep,
         });
+        if vcpu.translator.is_some() {
+            vcpu.prepare_mirror(translation.mirror_after);
+        }
         vcpu.state_changed();
         Ok(vcpu)
     }

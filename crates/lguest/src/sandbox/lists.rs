@@ -162,6 +162,9 @@ fn devices_at_hand(needs: &Needs) -> impl Iterator<Item = Rule> {
 pub(super) fn vcpu(needs: &Needs) -> Vec<Rule> {
     let own = [
         allow(Sysno::arch_prctl, "GS is the vCPU's for its translated code").only(0, ARCH_SET_GS),
+        allow(Sysno::mmap, "guest RAM once more, for translated code: never code")
+            .without(2, libc::PROT_EXEC as u32)
+            .with(3, (libc::MAP_SHARED | libc::MAP_FIXED) as u32),
         allow(Sysno::pwrite64, "its counters, for `lguest top`"),
         allow(Sysno::eventfd2, "a driver starts a queue"),
         allow(Sysno::timerfd_create, "a driver starts a console, or the entropy device"),

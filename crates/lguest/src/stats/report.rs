@@ -45,6 +45,13 @@ const CODE: [(&str, Number); 6] = [
     ("translated code entered", |stats| stats.translator.entered),
 ];
 
+const MIRROR: [(&str, Number); 4] = [
+    ("pages mirrored", |stats| stats.translator.mirrored),
+    ("  faults for them", |stats| stats.translator.mirror_faults),
+    ("  left to the interpreter", |stats| stats.translator.mirror_refused),
+    ("  address spaces", |stats| stats.translator.mirror_owners),
+];
+
 /// What the guest has stood still for, in one go.
 const PAUSES: [(&str, Part); 5] = [
     ("longest pause, ms", longest),
@@ -106,6 +113,7 @@ pub(super) fn report(vcpus: &[Stats]) -> String {
     table.numbers(&BLOCKS);
     if vcpus.iter().any(|stats| stats.translator.capacity != 0) {
         table.numbers(&CODE);
+        table.numbers(&MIRROR);
         for (number, reason) in Counters::EXITS.iter().enumerate() {
             if !reason.is_empty() {
                 table.row_of(&format!("  left for {reason}"), |stats| {

@@ -52,7 +52,7 @@ impl Vcpu {
             }
             // Mark what was consumed, and make sure that the bytes are still those: see CodeMap.
             if !memory.code().is_marked(frame) {
-                self.mmu.data.drop_writes_to(frame);
+                self.mmu.drop_writes_to(frame);
             }
             let code = head(window, pass.len);
             let range = offset..offset.saturating_add(code.len() as u64);
@@ -89,7 +89,7 @@ impl Vcpu {
         let observer = std::sync::Arc::clone(&self.observer);
         for marked in [frame, frame2] {
             if !memory.code().is_marked(marked) {
-                self.mmu.data.drop_writes_to(marked);
+                self.mmu.drop_writes_to(marked);
             }
         }
         let mut bytes = [0; 2 * MAX_INSTRUCTION];

@@ -14,6 +14,11 @@ fn status(ax: u16) -> u64 {
     u64::from(ax >> 8 & 0xd5) | u64::from(ax & 1) << 11
 }
 
+/// The other way round.
+fn image(flags: u64) -> u16 {
+    (flags as u16 & 0xd5) << 8 | (flags >> 11) as u16 & 1
+}
+
 /// The two-operand operations with the classic encodings.
 pub(crate) trait Alu: Scalar {
     fn add(a: Self, b: Self) -> (Self, u64);
@@ -28,14 +33,13 @@ pub(crate) trait Alu: Scalar {
     fn inc(a: Self) -> (Self, u64);
     fn dec(a: Self) -> (Self, u64);
     fn neg(a: Self) -> (Self, u64);
-    fn shl(a: Self, count: u8) -> (Self, u64);
-    fn shr(a: Self, count: u8) -> (Self, u64);
-    fn sar(a: Self, count: u8) -> (Self, u64);
-    fn rol(a: Self, count: u8) -> (Self, u64);
-    fn ror(a: Self, count: u8) -> (Self, u64);
-    /// Through the carry of `flags`.
+    /// From there on, with what was in RFLAGS before.
+    fn shl(a: Self, count: u8, flags: u64) -> (Self, u64);
+    fn shr(a: Self, count: u8, flags: u64) -> (Self, u64);
+    fn sar(a: Self, count: u8, flags: u64) -> (Self, u64);
+    fn rol(a: Self, count: u8, flags: u64) -> (Self, u64);
+    fn ror(a: Self, count: u8, flags: u64) -> (Self, u64);
     fn rcl(a: Self, count: u8, flags: u64) -> (Self, u64);
-    /// Through the carry of `flags`.
     fn rcr(a: Self, count: u8, flags: u64) -> (Self, u64);
     /// Unsigned product: low half, high half.
     fn mul(a: Self, b: Self) -> (Self, Self, u64);
@@ -94,30 +98,17 @@ macro_rules! one {
     };
 }
 
+/// Shifts and rotates: by more than one place they leave OF undefined, and CPUs leave it alone or
+/// not. So they find the guest's flags.
 macro_rules! shift {
     ($name:ident, $class:ident, $m:literal) => {
         #[inline(always)]
-        fn $name(mut a: Self, count: u8) -> (Self, u64) {
-            let ax: u16;
-            // SAFETY: as `one!`, with the count in CL.
-            unsafe {
-                asm!(concat!(stringify!($name), " {a", $m, "}, cl"), "lahf", "seto al",
-                     a = inout($class) a, in("cl") count, out("ax") ax, options(pure, nomem, nostack));
-            }
-            (a, status(ax))
-        }
-    };
-}
-
-macro_rules! shift_carry {
-    ($name:ident, $class:ident, $m:literal) => {
-        #[inline(always)]
         fn $name(mut a: Self, count: u8, flags: u64) -> (Self, u64) {
-            let ax: u16;
-            // SAFETY: as `shift!`; `bt` puts bit 0 of `flags` into the carry.
+            let mut ax = image(flags);
+            // SAFETY: as `one!`, with the count in CL and the flags from AX.
             unsafe {
-                asm!("bt {f:e}, 0", concat!(stringify!($name), " {a", $m, "}, cl"), "lahf", "seto al",
-                     a = inout($class) a, in("cl") count, f = in(reg) flags, out("ax") ax,
+                asm!("add al, 0x7f", "sahf", concat!(stringify!($name), " {a", $m, "}, cl"),
+                     "lahf", "seto al", a = inout($class) a, in("cl") count, inout("ax") ax,
                      options(pure, nomem, nostack));
             }
             (a, status(ax))
@@ -188,8 +179,8 @@ macro_rules! common {
         shift!(sar, $class, $m);
         shift!(rol, $class, $m);
         shift!(ror, $class, $m);
-        shift_carry!(rcl, $class, $m);
-        shift_carry!(rcr, $class, $m);
+        shift!(rcl, $class, $m);
+        shift!(rcr, $class, $m);
     };
 }
 

@@ -45,27 +45,27 @@ pub(crate) trait Shift {
 }
 
 macro_rules! shifts {
-    ($($name:ident => $method:ident, $changes:expr, ($($flags:ident)?);)*) => {$(
+    ($($name:ident => $method:ident, $changes:expr;)*) => {$(
         #[doc = concat!("`", stringify!($method), "`.")]
         #[derive(Debug)]
         pub(crate) struct $name;
         impl Shift for $name {
             const CHANGES: RFlags = $changes;
             #[inline(always)]
-            fn apply<T: Alu>(a: T, count: u8, _flags: RFlags) -> (T, u64) {
-                T::$method(a, count $(, _flags.$flags())?)
+            fn apply<T: Alu>(a: T, count: u8, flags: RFlags) -> (T, u64) {
+                T::$method(a, count, flags.bits())
             }
         }
     )*};
 }
 shifts! {
-    Shl => shl, RFlags::STATUS, ();
-    Shr => shr, RFlags::STATUS, ();
-    Sar => sar, RFlags::STATUS, ();
-    Rol => rol, RFlags::CF.union(RFlags::OF), ();
-    Ror => ror, RFlags::CF.union(RFlags::OF), ();
-    Rcl => rcl, RFlags::CF.union(RFlags::OF), (bits);
-    Rcr => rcr, RFlags::CF.union(RFlags::OF), (bits);
+    Shl => shl, RFlags::STATUS;
+    Shr => shr, RFlags::STATUS;
+    Sar => sar, RFlags::STATUS;
+    Rol => rol, RFlags::CF.union(RFlags::OF);
+    Ror => ror, RFlags::CF.union(RFlags::OF);
+    Rcl => rcl, RFlags::CF.union(RFlags::OF);
+    Rcr => rcr, RFlags::CF.union(RFlags::OF);
 }
 
 /// `target = target OP count`.

@@ -170,6 +170,11 @@ impl CodeMap {
         }
     }
 
+    /// Changes whenever a frame gets its first mark.
+    pub(crate) fn epoch(&self) -> u64 {
+        self.epoch.load(Ordering::SeqCst)
+    }
+
     /// Whether every vCPU but `me` has dropped the write permissions it held when
     /// `epoch` was current.
     #[must_use]

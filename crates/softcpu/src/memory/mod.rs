@@ -8,6 +8,8 @@ pub(crate) mod huge;
 pub(crate) mod outside;
 pub(crate) mod overlay;
 pub mod ram;
+pub mod shared;
 
 pub use code_map::CodeMap;
 pub use ram::{PhysMemory, RamRegion};
+pub use shared::SharedRam;

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use super::access::{self, Scalar};
 use super::code_map::CodeMap;
 use super::overlay::{Before, Overlay};
+use super::shared::SharedRam;
 use crate::addr::{GuestPhysAddr, PAGE_SHIFT, PAGE_SIZE, room_in_page};
 
 /// One stretch of guest RAM.
@@ -38,6 +39,8 @@ pub struct PhysMemory {
     code: Arc<CodeMap>,
     /// What stands between this memory and the host's pages, if it lies over another.
     overlay: Option<Overlay>,
+    /// The file that it is, if it can be mapped again.
+    shared: Option<Arc<SharedRam>>,
     /// Whatever owns the host mapping; dropped last.
     _owner: Arc<dyn Any + Send + Sync>,
 }
@@ -106,7 +109,18 @@ impl PhysMemory {
         if frames > u64::from(u32::MAX) || end > 1 << 52 || code.frames() as u64 != frames {
             return Err(LayoutError::TooLarge);
         }
-        Ok(Self { regions: placed, code, overlay: None, _owner: owner })
+        Ok(Self { regions: placed, code, overlay: None, shared: None, _owner: owner })
+    }
+
+    /// The same memory, which is `shared`.
+    #[must_use]
+    pub fn of(self, shared: Arc<SharedRam>) -> Self {
+        Self { shared: Some(shared), ..self }
+    }
+
+    /// The file that can be mapped elsewhere to show the same memory.
+    pub(crate) fn shared(&self) -> Option<&Arc<SharedRam>> {
+        self.shared.as_ref()
     }
 
     /// A memory over `below`, which stores to it leave as it is. It shows what is in
@@ -119,7 +133,7 @@ impl PhysMemory {
     ) -> Self {
         let overlay = Some(Overlay::new(before, frozen));
         let owner: Arc<dyn Any + Send + Sync> = Arc::clone(below) as _;
-        Self { regions: below.regions.clone(), code, overlay, _owner: owner }
+        Self { regions: below.regions.clone(), code, overlay, shared: None, _owner: owner }
     }
 
     /// What has been decoded as code, to be shared.
@@ -175,6 +189,14 @@ impl PhysMemory {
         // SAFETY: `host` is a mapped page of RAM.
         let (page, storable) = unsafe { overlay.page(host, frame, stores) };
         Some((page, frame, storable))
+    }
+
+    /// The guest gets at `frame`, which is at `host`.
+    #[inline]
+    pub(crate) fn used(&self, frame: RamFrame, host: *mut u8) {
+        if let Some(shared) = &self.shared {
+            shared.used(frame, host);
+        }
     }
 
     /// The bytes of `frame` now: a mapped page, if there is such a frame.

@@ -5,7 +5,9 @@
 //! stored before every page of an access is known to be writable, so a fault leaves
 //! memory as it was.
 
+use super::large_pages::PageSize;
 use super::tlb::Fill;
+use super::walk::Translation;
 use super::{Access, View};
 use crate::addr::{GuestPhysAddr, GuestVirtAddr, PAGE_OFFSET, room_in_page};
 use crate::exception::Exception;
@@ -255,10 +257,25 @@ impl Vcpu {
             Ok(found) => found,
             Err(code) => return Err(self.page_fault(addr, code)),
         };
+        match self.take_in(view, addr.0, access, &found) {
+            Some((page, frame)) => {
+                Ok(Place::Ram { host: page.wrapping_add(addr.offset() as usize), frame })
+            }
+            None => Ok(Place::Device(found.addr)),
+        }
+    }
+
+    /// Keeps what the walker has `found` for `access` to `addr` in the TLB, if it is RAM.
+    fn take_in(
+        &mut self,
+        view: View,
+        addr: u64,
+        access: Access,
+        found: &Translation,
+    ) -> Option<(*mut u8, RamFrame)> {
         let stores = access == Access::Write;
-        let Some((page, frame, storable)) = self.memory.page_for(found.addr, stores) else {
-            return Ok(Place::Device(found.addr));
-        };
+        let (page, frame, storable) = self.memory.page_for(found.addr, stores)?;
+        self.memory.used(frame, page);
         let storable = self.watch_page(access, frame) && storable;
         let writable =
             found.writable && found.dirty && storable && !self.memory.code().is_marked(frame);
@@ -266,11 +283,24 @@ impl Vcpu {
             let global = found.global && !self.memory.is_overlay();
             let fill = Fill { host: page as u64, frame, writable, global, size: found.size };
             if writable {
-                self.note_grant(view, addr.0);
+                self.note_grant(view, addr);
             }
-            self.mmu.fill_data(view, addr.0, access, &fill);
+            self.mmu.fill_data(view, addr, access, &fill);
         }
-        Ok(Place::Ram { host: page.wrapping_add(addr.offset() as usize), frame })
+        Some((page, frame))
+    }
+
+    /// What a user's `access` to `addr` reaches, if it may be made unseen; as the access itself
+    /// would, this marks pages as accessed and dirty. Nothing is raised.
+    pub(crate) fn reached_unseen(&mut self, addr: u64, access: Access) -> Option<Reached> {
+        let found = self.mmu.walk(&self.memory, GuestVirtAddr(addr), View::User, access).ok()?;
+        self.take_in(View::User, addr, access, &found)?;
+        self.mmu.data.lookup(View::User, addr, 1, access)?;
+        Some(Reached {
+            frame: self.mmu.data.frame(View::User, addr, access),
+            writable: self.mmu.data.lookup(View::User, addr, 1, Access::Write).is_some(),
+            size: found.size,
+        })
     }
 
     /// The page that code at `addr` is fetched from: its host address and frame.
@@ -302,6 +332,7 @@ impl Vcpu {
             Err(code) => return Err(self.page_fault(addr, code)),
         };
         let Some((page, frame)) = self.memory.page(found.addr) else { return Ok(None) };
+        self.memory.used(frame, page);
         let fill = Fill {
             host: page as u64,
             frame,
@@ -312,6 +343,16 @@ impl Vcpu {
         self.mmu.fill_code(user, addr.0, &fill);
         Ok(Some((page as u64, frame)))
     }
+}
+
+/// A page of RAM.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Reached {
+    pub(crate) frame: RamFrame,
+    /// It may be stored to unseen.
+    pub(crate) writable: bool,
+    /// What of the guest's it is in.
+    pub(crate) size: PageSize,
 }
 
 struct Places {

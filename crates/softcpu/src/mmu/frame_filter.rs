@@ -8,6 +8,12 @@ pub(super) struct FrameFilter {
     words: [u64; Self::WORDS],
 }
 
+impl Default for FrameFilter {
+    fn default() -> Self {
+        Self { words: [0; Self::WORDS] }
+    }
+}
+
 impl FrameFilter {
     pub(super) const WORDS: usize = 1024;
 

@@ -10,6 +10,7 @@ mod code_tlb;
 mod frame_filter;
 pub mod large_pages;
 pub mod linear;
+pub(crate) mod mirror;
 pub mod space;
 pub mod tlb;
 pub mod walk;
@@ -18,6 +19,7 @@ use crate::state::VcpuState;
 use crate::state::control::{Cr0, Cr4, Efer};
 use code_tlb::CodeTlb;
 use large_pages::LargePages;
+use mirror::Mirror;
 use space::Spaces;
 use tlb::DataTlb;
 
@@ -111,6 +113,7 @@ pub struct Mmu {
     ac: bool,
     pub(crate) data: DataTlb,
     pub(crate) code: CodeTlb,
+    pub(crate) mirror: Mirror,
     spaces: Spaces,
     large: LargePages,
     /// Where translated code jumps to, which holds as long as mappings do.
@@ -140,6 +143,7 @@ impl Mmu {
             ac: false,
             data: DataTlb::new(),
             code: CodeTlb::new(),
+            mirror: Mirror::new(),
             spaces: Spaces::new(),
             large: LargePages::new(),
             jumps: JumpCache::new(),

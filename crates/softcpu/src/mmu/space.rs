@@ -102,6 +102,7 @@ impl Mmu {
     }
 
     fn set_space(&mut self, number: u64, pcid: u16) {
+        self.mirror.leaves(self.spaces.current);
         self.spaces.current = number;
         let of_one_space = std::mem::take(&mut self.data.kernel_of_one_space);
         self.data.set_space(number, self.spaces.kernel(of_one_space), pcid);

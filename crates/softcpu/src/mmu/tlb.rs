@@ -110,6 +110,7 @@ impl Mmu {
     /// Forgets every translation, global ones too.
     pub(crate) fn flush_all(&mut self) {
         self.data.clear();
+        self.mirror.forget();
         self.code.clear();
         self.large.clear();
         self.jumps.clear();
@@ -120,6 +121,7 @@ impl Mmu {
     pub(crate) fn invalidate(&mut self, addr: u64, of: Whose) {
         let span = self.large.span(addr);
         self.data.invalidate(addr, span, of);
+        self.mirror.invalidate(addr, span);
         self.code.invalidate(addr, span);
         if span > PAGE_SHIFT {
             self.jumps.clear();
@@ -133,6 +135,12 @@ impl Mmu {
     pub(crate) fn fill_data(&mut self, view: View, addr: u64, access: Access, fill: &Fill) {
         self.large.note(addr, fill.size);
         self.data.fill(view, addr, access, fill);
+    }
+
+    /// Takes away the permission to store unseen to `frame`.
+    pub(crate) fn drop_writes_to(&mut self, frame: RamFrame) {
+        self.data.drop_writes_to(frame);
+        self.mirror.drop_writes_to(frame);
     }
 
     /// Keeps a translation for fetches.
@@ -348,6 +356,11 @@ impl DataTlb {
         }
     }
 
+    /// Whether a user's page is global, as far as is known.
+    pub(crate) fn low_is_global(&self) -> bool {
+        self.low_is_global
+    }
+
     /// Takes away every permission to store unseen.
     pub(crate) fn drop_writes(&mut self) {
         for (tables, stored) in self.in_use() {
@@ -366,7 +379,7 @@ impl DataTlb {
     }
 
     /// Takes away the permission to store unseen to `frame`.
-    pub(crate) fn drop_writes_to(&mut self, frame: RamFrame) {
+    fn drop_writes_to(&mut self, frame: RamFrame) {
         // Most code was never written to by whoever runs it.
         for (tables, stored) in self.in_use().filter(|(_, stored)| stored.may_have(frame)) {
             // All entries are looked at, so the filter can be made anew of those that stay.

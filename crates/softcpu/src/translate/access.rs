@@ -45,16 +45,22 @@ impl Access {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Place {
     index: R,
+    factor: u32,
     displacement: i64,
 }
 
 impl Place {
     /// At [`ADDRESS`] itself.
-    const HERE: Self = Self { index: R::None, displacement: 0 };
+    const HERE: Self = Self { index: R::None, factor: 1, displacement: 0 };
 
     /// So far from it.
     pub(super) fn at(displacement: i64) -> Self {
-        Self { index: R::None, displacement }
+        Self { index: R::None, factor: 1, displacement }
+    }
+
+    /// So far from it and so many times a register.
+    pub(super) fn from(index: R, factor: u32, displacement: i64) -> Self {
+        Self { index, factor, displacement }
     }
 
     /// The memory operand of an instruction that works on it.
@@ -63,7 +69,7 @@ impl Place {
         MemoryOperand::with_base_index_scale_displ_size(
             ADDRESS,
             self.index,
-            1,
+            self.factor,
             self.displacement,
             size,
         )
@@ -73,7 +79,7 @@ impl Place {
     pub(super) fn give_to(self, instruction: &mut Instruction) {
         instruction.set_memory_base(ADDRESS);
         instruction.set_memory_index(self.index);
-        instruction.set_memory_index_scale(1);
+        instruction.set_memory_index_scale(self.factor);
         instruction.set_memory_displacement64(self.displacement as u64);
         instruction.set_memory_displ_size(1);
     }
@@ -132,7 +138,16 @@ impl Assembler {
     /// As [`Assembler::effective`].
     pub(super) fn check_group(&mut self, group: &Group, slow: Label) -> Result<(), NotCopied> {
         self.aligned(group, slow)?;
-        self.find_group(group, slow)?;
+        if group.mirrored {
+            let (look, found) = (self.label(), self.label());
+            self.in_mirror(group, look)?;
+            self.jump(found);
+            self.bind(look);
+            self.find_group(group, slow)?;
+            self.bind(found);
+        } else {
+            self.find_group(group, slow)?;
+        }
         self.point(group)
     }
 
@@ -165,11 +180,15 @@ impl Assembler {
     }
 
     /// The host address of the zero of `group` in [`ADDRESS`], from what makes one of any
-    /// address in it; kept for those that share it. May use [`VALUE`].
+    /// address in it; kept for those that share it. Where the mirror has it and one register
+    /// makes its addresses, that itself is kept. May use [`VALUE`].
     ///
     /// # Errors
     /// As [`Assembler::effective`].
     pub(super) fn point(&mut self, group: &Group) -> Result<(), NotCopied> {
+        if group.mirrored && self.point_by_register(group)? {
+            return Ok(());
+        }
         match self.homes.of(group.origin.base & 15) {
             Home::Host(base) if group.origin == Origin::register(group.origin.base) => {
                 self.lea(ADDRESS, ADDRESS, base, 1, group.zero)?;
@@ -237,7 +256,7 @@ impl Assembler {
             if moves {
                 self.stays();
             }
-            return Ok(Place { index: R::None, displacement: address as i64 });
+            return Ok(Place::at(address as i64));
         }
         if moves {
             self.guest_address(VALUE, address);
@@ -285,7 +304,14 @@ impl Assembler {
     /// # Errors
     /// As [`Assembler::with_memory_operand`].
     pub(super) fn store_at(&mut self, place: Place, register: R) -> Result<(), NotCopied> {
-        self.with_memory_operand(0x89, register, ADDRESS, place.index, 1, place.displacement)
+        self.with_memory_operand(
+            0x89,
+            register,
+            ADDRESS,
+            place.index,
+            place.factor,
+            place.displacement,
+        )
     }
 
     /// `mov register, [place]`, of 64 or 32 bits.
@@ -293,7 +319,14 @@ impl Assembler {
     /// # Errors
     /// As [`Assembler::with_memory_operand`].
     pub(super) fn load_at(&mut self, register: R, place: Place) -> Result<(), NotCopied> {
-        self.with_memory_operand(0x8b, register, ADDRESS, place.index, 1, place.displacement)
+        self.with_memory_operand(
+            0x8b,
+            register,
+            ADDRESS,
+            place.index,
+            place.factor,
+            place.displacement,
+        )
     }
 }
 
@@ -306,7 +339,7 @@ pub(super) const MOV: u8 = 0x8b;
 fn by_register(homes: Homes, op: &Op) -> Option<Place> {
     let plain = op.index == GPR_ZERO && op.seg == SEG_FLAT && op.addr_mask == u64::MAX;
     match homes.of(op.base) {
-        Home::Host(index) if plain => Some(Place { index, displacement: op.disp as i64 }),
+        Home::Host(index) if plain => Some(Place::from(index, 1, op.disp as i64)),
         _ => None,
     }
 }

@@ -131,6 +131,11 @@ impl Assembler {
         }
     }
 
+    /// How far into the code `label` is, once it is bound.
+    pub(super) fn place_of(&self, label: Label) -> Option<usize> {
+        self.places.get(label.0).copied().flatten()
+    }
+
     fn distance_to(&mut self, label: Label) {
         self.waiting.push((self.code.len(), label));
         self.bytes4(0);

@@ -21,6 +21,7 @@ use super::manner::Manner;
 use super::mode::Mode;
 use super::ops::Ops;
 use super::privileged;
+use super::regions::Landing;
 use super::registers::{Home, Homes, VALUE};
 use super::relocate::{Kind, Relocation};
 use super::sharing::Share;
@@ -53,6 +54,8 @@ pub(super) struct Translated {
     pub(super) first_op: usize,
     /// What must change in it for another address; `None` if it cannot be moved.
     pub(super) relocations: Option<Vec<Relocation>>,
+    /// Where its instructions go on that fault.
+    pub(super) landings: Vec<Landing>,
 }
 
 /// Code that is rarely run, and lies behind the rest.
@@ -101,6 +104,11 @@ pub(super) struct Block<'a> {
     pub(super) in_address: Option<u8>,
     /// What the step's access was checked as, once it was.
     pub(super) checked: Option<Share>,
+    /// The places of what was checked before an instruction was interpreted in line, a bit each.
+    pub(super) weak: u16,
+    /// Where the step's access lands if it faults, once that is known; and all of those before.
+    pub(super) landing: Option<Label>,
+    pub(super) landings: Vec<(usize, Label)>,
     /// The op before, which has set the x87 unit's FIP and FOP as the step is about to do.
     pub(super) unnoted: Option<u64>,
 }
@@ -164,11 +172,17 @@ fn attempt(
         shares: Vec::new(),
         in_address: None,
         checked: None,
+        weak: 0,
+        landing: None,
+        landings: Vec::new(),
         unnoted: None,
     };
     block.find_heads(trace);
     if manner.shares {
         block.share(trace);
+    }
+    if manner.samples {
+        block.count_turn(rip);
     }
     let need = trace
         .steps
@@ -200,14 +214,16 @@ fn attempt(
         };
         open = step.then != Then::Last;
         let share = block.share_of(n);
-        if share != Share::None && block.checked.take() != Some(share) {
+        if !share.is_alone() && block.checked.take() != Some(share) {
             return Err(NotCopied);
         }
         if done.is_err() {
-            if share != Share::None {
+            if !share.is_alone() {
                 return Err(NotCopied);
             }
             block.code.take_back(before.0);
+            block.landing = None;
+            block.landings.retain(|(at, _)| *at < before.0);
             (block.flags, block.producer) = (before.1, before.2);
             block.cold.truncate(before.3);
             block.code.homes = homes;
@@ -241,7 +257,8 @@ impl Block<'_> {
         self.forget_streams();
         for ((effects, share), step) in self.effects.iter_mut().zip(&self.shares).zip(&trace.steps)
         {
-            if matches!(share, Share::Follows { .. }) && step.then == Then::Next {
+            let follows = matches!(share, Share::Follows { mirrored: false, .. });
+            if follows && step.then == Then::Next {
                 effects.wants = StackUse::of(&step.instruction).is_none()
                     && step.plan().is_none_or(|plan| FlagUse::of(plan).reads);
             }
@@ -431,7 +448,7 @@ impl Block<'_> {
         self.code.moving_constant(VALUE, op, Kind::Op);
         self.code.call(self.thunks.interpret);
         self.code.lend_again(homes);
-        self.in_address = None;
+        (self.in_address, self.weak) = (None, u16::MAX);
         Ok(())
     }
 
@@ -467,6 +484,10 @@ impl Block<'_> {
                     self.code.homes = homes;
                     self.code.fill_stream(&group, stream, again, slow)?;
                 }
+                Cold::Look { group, found, slow } => {
+                    self.code.homes = homes;
+                    self.code.look_for(&group, found, slow)?;
+                }
                 Cold::Exit { target, from, flags, producer } => {
                     (self.flags, self.producer, self.here) = (flags, producer, from);
                     self.code.homes = homes;
@@ -487,9 +508,11 @@ impl Block<'_> {
         let way_out = self.code.len();
         let homes = Homes::default();
         Cold::Stale { rip: self.rip }.write(&mut self.code, self.thunks, self.rip, homes)?;
+        let landings = self.landings_by_place().ok_or(NotCopied)?;
         let (code, relocations) = self.code.finish()?;
         let relocations = relocations.of_code_at(self.rip);
-        Ok(Translated { code, links: self.links, way_out, first_op: self.first_op, relocations })
+        let (links, first_op) = (self.links, self.first_op);
+        Ok(Translated { code, links, way_out, first_op, relocations, landings })
     }
 }
 

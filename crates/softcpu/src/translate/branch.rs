@@ -161,7 +161,9 @@ impl Block<'_> {
             if head.wants_flags {
                 self.save_flags()?;
             }
-            self.poll(target)?;
+            if target <= self.here {
+                self.poll(target)?;
+            }
             self.make_room(way);
             if self.code.homes != self.lent {
                 // A call, of what the trace jumps to as well, has given registers back.
@@ -232,7 +234,7 @@ impl Block<'_> {
 
     /// Counts a turn of the loop at `rip`, unless it is known to be hot: one in so many is a
     /// sample, and what is found then is likely hot. Flags are lost.
-    fn count_turn(&mut self, rip: u64) {
+    pub(super) fn count_turn(&mut self, rip: u64) {
         if self.manner.hot {
             return;
         }

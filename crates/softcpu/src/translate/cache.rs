@@ -61,6 +61,8 @@ pub(super) struct Placed {
     pub(super) instructions: u16,
     /// What changes in it when it is moved.
     pub(super) relocations: Span,
+    /// Where its instructions go on that fault.
+    pub(super) landings: Span,
     /// The frame its code is in.
     pub(super) frame: RamFrame,
     /// It is entered no more: nothing may be linked from it either.
@@ -160,6 +162,14 @@ pub struct Counters {
     pub split: u64,
     /// Times a trace was found to be hot.
     pub hot: u64,
+    /// Pages that the mirror of a process was given.
+    pub mirrored: u64,
+    /// Faults of the host that asked for one, and how many of them the interpreter had to take.
+    pub mirror_faults: u64,
+    /// See there.
+    pub mirror_refused: u64,
+    /// Times another process got the mirror.
+    pub mirror_owners: u64,
     /// Blocks that became stale.
     pub invalidated: u64,
     /// Blocks that had to make room for others.
@@ -242,6 +252,12 @@ impl Translator {
         }
     }
 
+    /// Where its code memory is executed from and to.
+    pub(super) fn bounds(&self) -> (u64, u64) {
+        let start = self.memory.address(0) as u64;
+        (start, start.wrapping_add(self.memory.capacity() as u64))
+    }
+
     /// Where the link `number` goes.
     pub(super) fn target(&self, number: u32) -> Option<u64> {
         self.regions.link(number).map(|link| link.target)
@@ -313,13 +329,14 @@ impl Translator {
         frame: RamFrame,
         version: u32,
         tail: Option<Tail>,
+        mirrors: bool,
     ) -> Option<Entry> {
         let offset = self.regions.next_offset()?;
         let address = self.memory.address(offset as usize) as u64;
         let first_link = self.regions.number(self.regions.newest()?.links.len())?;
         let (rip, mode) = (trace.ops.first()?.rip, trace.mode);
         let wish = self.wish(frame, rip, mode);
-        let (thunks, manner) = (&self.thunks, wish.manner());
+        let (thunks, manner) = (&self.thunks, wish.manner(mirrors));
         let region = self.regions.current()?;
         let spare = std::mem::take(&mut self.spare_code);
         let made =
@@ -330,7 +347,7 @@ impl Translator {
             made
         } else {
             let code = [self.smuggled.as_slice(), &made.code].concat();
-            block::Translated { code, relocations: None, ..made }
+            block::Translated { code, relocations: None, landings: Vec::new(), ..made }
         };
         let relocations = made.relocations.unwrap_or_default();
         let placed = Placed {
@@ -344,6 +361,7 @@ impl Translator {
             ops: u16::try_from(region.ops.count().saturating_sub(made.first_op)).ok()?,
             instructions: u16::try_from(trace.steps.len()).ok()?,
             relocations: Span::push(&mut region.relocations, &relocations),
+            landings: Span::push(&mut region.landings, &made.landings),
             frame,
             stale: false,
             manner,
@@ -382,8 +400,9 @@ impl Translator {
     ) -> Option<Entry> {
         let (offset, frame) = (placed.offset as usize, placed.frame);
         let address = self.memory.address(offset) as u64;
+        let landings = placed.landings.of(&self.regions.newest()?.landings).unwrap_or_default();
         if (self.verify || cfg!(debug_assertions))
-            && let Err(violation) = verify::verify(code, address, &self.thunks)
+            && let Err(violation) = verify::verify(code, address, &self.thunks, landings)
         {
             debug_assert!(self.verify, "{violation}");
             self.bad = Some(BadTranslation::new(placed.rip, &violation));

@@ -3,12 +3,12 @@
 
 use super::access::{Access, Place};
 use super::assembler::{Label, NotCopied};
-use super::block::{Apart, Block};
+use super::block::Block;
 use super::cold::Cold;
 use super::fields;
 use super::flags::Flags;
 use super::registers::ADDRESS;
-use super::sharing::Share;
+use super::sharing::{Group, Origin, Share};
 use crate::decode::op::Op;
 
 impl Block<'_> {
@@ -21,56 +21,94 @@ impl Block<'_> {
         access: Access,
     ) -> Result<Place, NotCopied> {
         let share = self.share_of(self.step);
-        if let Share::Follows { place, at } = share {
-            return Ok(self.follow(place, at));
+        if let Share::Follows { place, at, mirrored } = share {
+            let from = self.code.register_of(Origin::of(operand), true);
+            if mirrored && from.is_some() && self.is_weak(place) {
+                self.lose_flags()?;
+                (self.checked, self.in_address) = (Some(share), None);
+                let group = Group::alone(Origin::of(operand), operand.disp as i64, access);
+                let slow = self.interpreted_apart(op, None);
+                return self.check_mirrored(op, operand, &group, operand.disp as i64, slow);
+            }
+            let place = self.follow(share, place, at);
+            if !mirrored {
+                return Ok(place);
+            }
+            let landing = self.interpreted_apart(op, self.in_address);
+            self.landing = Some(landing);
+            let from = from.map(|(index, factor)| (index, factor, operand.disp as i64));
+            return Ok(from.map_or(place, |(index, factor, at)| Place::from(index, factor, at)));
         }
         let operand = self.mode.operand(operand);
         self.lose_flags()?;
         self.checked = Some(share);
-        let resume = self.code.label();
-        let kept = self.keep(op);
         if let Share::Leads { group, at, moves } = share {
+            let (resume, kept) = (self.code.label(), self.keep(op));
             let (next, group_behind) = (op.next_rip(), group.seen_from(moves));
             let slow = self.apart(if group.is_shared() {
                 Cold::Lead { op: kept, group: group_behind, next, resume, to_host: false }
             } else {
-                Cold::Interpret { op: kept, resume, to_host: false }
+                Cold::Interpret { op: kept, resume, to_host: false, again: None }
             });
+            self.in_address = group.is_shared().then_some(group.place);
+            self.weak &= !(1 << (group.place & 15));
+            if group.mirrored {
+                return self.check_mirrored(op, &operand, &group, at, slow);
+            }
             match group.stream {
                 Some(stream) => self.check_stream(&group, stream, slow)?,
                 None => self.code.check_group(&group, slow)?,
             }
-            self.in_address = group.is_shared().then_some(group.place);
             return Ok(Place::at(at));
         }
         self.in_address = None;
-        let slow = self.apart(Cold::Interpret { op: kept, resume, to_host: false });
+        let slow = self.interpreted_apart(op, None);
         self.code.check(&operand, access, slow)
     }
 
-    /// The step's access is at a distance from what was checked before.
-    fn follow(&mut self, place: u8, at: i64) -> Place {
+    /// Whether an instruction has been interpreted in line since what is kept at `place` was
+    /// checked. It has not changed the registers that accesses are made from, but nobody could
+    /// tell from the code.
+    fn is_weak(&self, place: u8) -> bool {
+        self.weak & 1 << (place & 15) != 0
+    }
+
+    /// Where the interpreter runs `op` and goes on behind it, with what is kept at place `again`
+    /// at hand.
+    pub(super) fn interpreted_apart(&mut self, op: &Op, again: Option<u8>) -> Label {
+        let (resume, kept) = (self.code.label(), self.keep(op));
+        self.apart(Cold::Interpret { op: kept, resume, to_host: false, again })
+    }
+
+    /// The step's access is at a distance from what was checked before, as `share` has it.
+    fn follow(&mut self, share: Share, place: u8, at: i64) -> Place {
         if self.in_address.replace(place) != Some(place) {
             self.code.load(ADDRESS, fields::shared(place));
         }
-        self.checked = Some(Share::Follows { place, at });
+        self.checked = Some(share);
         Place::at(at)
     }
 
     /// The instruction is done: what interpreted it goes on here.
     pub(super) fn resume_here(&mut self) {
-        if matches!(self.checked, Some(Share::Follows { .. })) {
+        if matches!(self.checked, Some(Share::Follows { mirrored: false, .. })) {
             return;
         }
         let in_host = matches!(self.flags, Flags::Host | Flags::Both);
-        if let Some(Apart {
-            what: Cold::Interpret { resume, to_host, .. } | Cold::Lead { resume, to_host, .. },
-            ..
-        }) = self.cold.back_mut()
-        {
+        // One that leads may have two of them, last.
+        let mut two = false;
+        for cold in self.cold.iter_mut().rev() {
+            let (Cold::Interpret { resume, to_host, .. } | Cold::Lead { resume, to_host, .. }) =
+                &mut cold.what
+            else {
+                break;
+            };
             *to_host = in_host;
-            let resume = *resume;
-            self.code.bind(resume);
+            self.code.bind(*resume);
+            if two || !matches!(self.checked, Some(Share::Leads { group, .. }) if group.mirrored) {
+                break;
+            }
+            two = true;
         }
     }
 
@@ -81,8 +119,9 @@ impl Block<'_> {
         operand: &Op,
         access: Access,
     ) -> Result<Place, NotCopied> {
-        if let Share::Follows { place, at } = self.share_of(self.step) {
-            return Ok(self.follow(place, at));
+        let share = self.share_of(self.step);
+        if let Share::Follows { place, at, .. } = share {
+            return Ok(self.follow(share, place, at));
         }
         let operand = self.mode.operand(operand);
         self.lose_flags()?;

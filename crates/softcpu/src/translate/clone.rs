@@ -15,10 +15,10 @@ use super::frames::Code;
 use super::mode::Mode;
 use super::ops::Ops;
 use super::regions::Regions;
-use super::relocate::{self, Distance, MadeWith, Relocation};
+use super::relocate::{self, Distance, MadeWith};
 use crate::memory::ram::RamFrame;
 
-/// Relocations of one translation, among all of them. None has none: its way out has some.
+/// Relocations of one translation, among all of them, or its landings.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Span {
     start: u32,
@@ -26,18 +26,17 @@ pub(super) struct Span {
 }
 
 impl Span {
-    /// Puts `relocations` behind `all`.
-    pub(super) fn push(all: &mut Vec<Relocation>, relocations: &[Relocation]) -> Self {
-        let (Ok(start), Ok(len)) = (u32::try_from(all.len()), u16::try_from(relocations.len()))
-        else {
+    /// Puts `some` behind `all`.
+    pub(super) fn push<T: Copy>(all: &mut Vec<T>, some: &[T]) -> Self {
+        let (Ok(start), Ok(len)) = (u32::try_from(all.len()), u16::try_from(some.len())) else {
             return Self::default();
         };
-        all.extend_from_slice(relocations);
+        all.extend_from_slice(some);
         Self { start, len }
     }
 
     /// Those of `all` that it stands for, if there are any.
-    fn of(self, all: &[Relocation]) -> Option<&[Relocation]> {
+    pub(super) fn of<T>(self, all: &[T]) -> Option<&[T]> {
         let start = self.start as usize;
         all.get(start..start.checked_add(usize::from(self.len))?).filter(|all| !all.is_empty())
     }
@@ -101,6 +100,8 @@ impl Translator {
     pub(super) fn clone_to(&mut self, number: u32, version: u32, rip: u64) -> Option<Entry> {
         let origin = *self.regions.block(number)?;
         let relocations = origin.relocations.of(&self.regions.of(number)?.relocations)?.to_vec();
+        let landings = origin.landings.of(&self.regions.of(number)?.landings);
+        let landings = landings.unwrap_or_default().to_vec();
         let newest = self.regions.newest()?;
         let placed = Placed {
             offset: self.regions.next_offset()?,
@@ -108,6 +109,7 @@ impl Translator {
             first_op: u32::try_from(newest.ops.count()).ok()?,
             first_link: self.regions.number(newest.links.len())?,
             relocations: Span::push(&mut self.regions.current()?.relocations, &relocations),
+            landings: Span::push(&mut self.regions.current()?.landings, &landings),
             ..origin
         };
         let distance = Distance {

@@ -5,7 +5,7 @@ use super::assembler::{Assembler, Condition, Label, NotCopied};
 use super::context::{AVX, SSE, X87};
 use super::fields;
 use super::flags::{Flags, Producer};
-use super::registers::{Homes, VALUE};
+use super::registers::{ADDRESS, Homes, VALUE};
 use super::relocate::Kind;
 use super::sharing::Group;
 use super::thunks::Thunks;
@@ -47,14 +47,18 @@ pub(super) fn keep_flags(code: &mut Assembler) {
 /// One such piece.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Cold {
-    /// Interprets an op and goes on at `resume`, with flags in host flags if asked.
-    Interpret { op: u64, resume: Label, to_host: bool },
+    /// Interprets an op and goes on at `resume`, with flags in host flags if asked, and what is
+    /// kept at place `again` at hand.
+    Interpret { op: u64, resume: Label, to_host: bool, again: Option<u8> },
     /// Interprets an op that was to check what others access too, checks `group`, which is that
     /// as seen from behind the op, and goes on at `resume`, or else leaves for `next`.
     Lead { op: u64, group: Group, next: u64, resume: Label, to_host: bool },
     /// Finds the page that `group` is in now, keeps it for `stream` and looks `again`, or goes
     /// to `slow`.
     Fill { group: Group, stream: u8, again: Label, slow: Label },
+    /// Looks into the TLB for `group`, which the mirror does not have, and goes on where that is
+    /// `found`, or to `slow`.
+    Look { group: Group, found: Label, slow: Label },
     /// Interprets the last op.
     Last { op: u64 },
     /// Leaves with RIP at `rip`.
@@ -97,10 +101,13 @@ impl Cold {
         code.homes = homes;
         code.give_back();
         match self {
-            Self::Interpret { op, resume, to_host } => {
+            Self::Interpret { op, resume, to_host, again } => {
                 code.moving_constant(VALUE, op, Kind::Op);
                 code.call(thunks.interpret);
                 code.lend_again(homes);
+                if let Some(place) = again {
+                    code.load(ADDRESS, fields::shared(place));
+                }
                 if to_host {
                     load_flags(code);
                 }
@@ -147,6 +154,7 @@ impl Cold {
             // The block writes them, which knows its edges, and where registers stay.
             Self::Exit { .. }
             | Self::Fill { .. }
+            | Self::Look { .. }
             | Self::ForgetCalls { .. }
             | Self::Unforeseen { .. } => {}
             Self::LeaveByReturn => {

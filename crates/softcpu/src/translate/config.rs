@@ -16,6 +16,9 @@ pub struct Config {
     /// One in so many turns of loops is a sample: a loop found then is likely hot, and gets a
     /// better translation. At least 1; best a prime, so that no loop around it has a turn as long.
     pub turns: u64,
+    /// How many accesses of hot user code may look for a mirror in vain ([`crate::mmu`]) until
+    /// there is one, if the memory can be mapped again; `None`: there is none.
+    pub mirror_after: Option<u32>,
     /// Code is taken for changed now and then, though it has not: for tests.
     pub invalidate: Option<Invalidate>,
 }
@@ -39,7 +42,13 @@ impl Config {
 
 impl Default for Config {
     fn default() -> Self {
-        Self { code_cache: 128 << 20, verify: false, turns: 32_749, invalidate: None }
+        Self {
+            code_cache: 128 << 20,
+            verify: false,
+            turns: 32_749,
+            mirror_after: Some(2048),
+            invalidate: None,
+        }
     }
 }
 

@@ -59,6 +59,14 @@ pub(crate) struct Context {
     pub(super) shared: [u64; PLACES as usize],
     /// The pages of a trace's streams.
     pub(super) streams: [Stream; STREAMS as usize],
+    /// The table that says of each span of addresses whether it is mirrored
+    /// ([`crate::mmu::mirror`]), and what makes addresses there of the guest's.
+    pub(super) mirror: u64,
+    pub(super) mirror_distance: u64,
+    /// How many accesses may yet look there in vain until somebody is told.
+    pub(super) mirror_misses: u64,
+    /// What they start with.
+    pub(super) mirror_patience: u64,
     /// How many turns loops that are not known to be hot may still take until the one that does
     /// then is taken to be.
     pub(super) heat: u64,
@@ -89,6 +97,10 @@ impl Context {
             taped: 0,
             shared: [0; PLACES as usize],
             streams: [Stream::default(); STREAMS as usize],
+            mirror: 0,
+            mirror_distance: 0,
+            mirror_misses: 0,
+            mirror_patience: 0,
             heat: 1,
             rooms: [0; SEG_SLOTS],
         }
@@ -119,6 +131,7 @@ impl Vcpu {
         self.context.tlb_over = self.mmu.data.tables(over) as u64;
         self.context.space_plain = self.mmu.data.space(plain);
         self.context.space_over = self.mmu.data.space(over);
+        self.sync_mirror();
         if self.code_size != CodeSize::Bits64 {
             self.sync_segments();
         }

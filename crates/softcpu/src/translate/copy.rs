@@ -93,6 +93,7 @@ pub(super) fn copy(block: &mut Block<'_>, plan: &Plan, op: &Op) -> Result<(), No
             block.code.load(temporary.host, fields::gpr(temporary.guest));
         }
     }
+    block.may_fault();
     block.code.emit(&instruction)?;
     block.note_x87(plan, op);
     for temporary in &temporaries {

@@ -28,7 +28,7 @@ impl Block<'_> {
         self.producer = None;
         let resume = self.code.label();
         let kept = self.keep(op);
-        let unusual = self.apart(Cold::Interpret { op: kept, resume, to_host: false });
+        let unusual = self.apart(Cold::Interpret { op: kept, resume, to_host: false, again: None });
         self.in_address = None;
         if instruction.op0_kind() == iced_x86::OpKind::Register {
             self.code.fetch(ADDRESS, instruction.op0_register().number() as u8);

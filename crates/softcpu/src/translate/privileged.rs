@@ -139,7 +139,7 @@ impl Block<'_> {
         self.in_address = None;
         let back = self.code.label();
         let op = self.keep(op);
-        let unusual = self.apart(Cold::Interpret { op, resume: back, to_host: false });
+        let unusual = self.apart(Cold::Interpret { op, resume: back, to_host: false, again: None });
         Ok(Detour { unusual, back })
     }
 

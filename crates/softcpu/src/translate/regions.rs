@@ -41,6 +41,14 @@ fn within(number: u32) -> usize {
     (number & ((1 << WITHIN) - 1)) as usize
 }
 
+/// An instruction that may fault, by where it is in its translation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Landing {
+    pub(super) at: u16,
+    /// Where its translation goes on then.
+    pub(super) to: u16,
+}
+
 /// A jump from another region to a translation in this one.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Incoming {
@@ -61,6 +69,8 @@ pub(super) struct Contents {
     pub(super) links: Vec<Link>,
     /// What changes in those that can be moved.
     pub(super) relocations: Vec<Relocation>,
+    /// Where those that fault go on.
+    pub(super) landings: Vec<Landing>,
     /// The addresses of those that were translated otherwise since.
     pub(super) retired: HashSet<u64>,
     /// What was to be translated in another way while this was filled.
@@ -228,6 +238,20 @@ impl Regions {
         let last = self.regions.len().checked_sub(1)?;
         let end = self.regions.get(last)?.end as u64;
         (offset < end).then(|| ((offset >> self.shift) as usize).min(last))
+    }
+
+    /// Where translated code goes on whose instruction at `address` has faulted.
+    pub(super) fn landing(&self, address: u64) -> Option<u64> {
+        let offset = address.wrapping_sub(self.base);
+        let contents = &self.regions.get(self.at(offset)?)?.contents;
+        // They are in the order of their places.
+        let behind = contents.blocks.partition_point(|placed| u64::from(placed.offset) <= offset);
+        let placed = contents.blocks.get(behind.checked_sub(1)?)?;
+        let landings = placed.landings.of(&contents.landings)?;
+        let at = offset.checked_sub(placed.offset.into())?;
+        let place = landings.binary_search_by_key(&at, |landing| landing.at.into()).ok()?;
+        let to = u64::from(landings.get(place)?.to);
+        Some(self.base.wrapping_add(placed.offset.into()).wrapping_add(to))
     }
 
     /// In which region `entry` was.

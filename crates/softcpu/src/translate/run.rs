@@ -8,6 +8,7 @@ use iced_x86::Instruction;
 
 use super::cache::{Counters, Entry, Evicted, Translator};
 use super::config::Config;
+use super::faults;
 use super::jumps;
 use super::mode::Mode;
 use super::regions::LARGEST;
@@ -71,7 +72,14 @@ impl Vcpu {
     /// What the translator did so far; `None` without one.
     #[must_use]
     pub fn translator_counters(&self) -> Option<Counters> {
-        self.translator.as_ref().map(|translator| translator.counters())
+        let mirror = &self.mmu.mirror.counters;
+        self.translator.as_ref().map(|translator| Counters {
+            mirrored: mirror.shown,
+            mirror_faults: mirror.faults,
+            mirror_refused: mirror.refused,
+            mirror_owners: mirror.owners,
+            ..translator.counters()
+        })
     }
 
     /// Has blocks translated after `runs` runs, whatever the vCPU was made with.
@@ -82,6 +90,7 @@ impl Vcpu {
     pub fn translate_after(&mut self, runs: u32, config: Config) -> io::Result<()> {
         if self.translator.is_none() {
             self.translator = Some(Translator::new(config)?);
+            self.prepare_mirror(config.mirror_after);
         }
         self.threshold = runs;
         Ok(())
@@ -269,8 +278,9 @@ impl Vcpu {
             }
         }
         self.make_room(room_for(&trace));
+        let mirrors = self.mirrors();
         let translator = self.translator.as_mut()?;
-        let entry = translator.place(&trace, head.frame, head.version, head.tail());
+        let entry = translator.place(&trace, head.frame, head.version, head.tail(), mirrors);
         translator.spare = trace;
         if entry.is_none() {
             head.runs.set(0);
@@ -309,6 +319,8 @@ impl Vcpu {
                 translator.thunks.enter,
             )
         };
+        let (start, end) = translator.bounds();
+        let _running = faults::Guard::new(self.context.vcpu as *mut Self, start, end);
         // SAFETY: the base was set to this vCPU by `Vcpu::set_base`, on this thread. Translated
         // code touches the vCPU's own fields through it, guest RAM where the TLB says that it
         // may, and calls back with the pointer that is in the context, which is derived from
@@ -352,6 +364,9 @@ impl Vcpu {
             let base = std::ptr::from_ref(self) as u64;
             // SAFETY: sets a segment base that neither the C library nor Rust's uses.
             unsafe { libc::syscall(libc::SYS_arch_prctl, ARCH_SET_GS, base) };
+            if self.mmu.mirror.is_ready() {
+                faults::prepare_thread();
+            }
         }
     }
 
@@ -398,6 +413,9 @@ impl Vcpu {
             translator.counters.interpreted = translator.counters.interpreted.wrapping_add(1);
         }
         let (allowed, mappings) = (self.context.allowed, self.mmu.version());
+        if (self.context.mirror_misses as i64) < 0 {
+            self.missed_mirror(op);
+        }
         self.execute(op)?;
         self.sync_context();
         self.invalidate_if_due();

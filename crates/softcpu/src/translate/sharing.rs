@@ -11,13 +11,14 @@
 
 use iced_x86::{Code, OpKind, Register};
 
+use super::access::Access;
 use super::block::Block;
 use super::division::is_division;
 use super::mode::Mode;
 use super::stack::{RBP, RSP, StackUse, down, stack_operand};
 use super::trace::{Step, Then, Trace};
 use crate::decode::op::Op;
-use crate::native::Traits;
+use crate::native::{Plan, Traits};
 use crate::state::{GPR_ZERO, SEG_FLAT};
 
 /// Most bytes from the first to the last of a group.
@@ -85,6 +86,8 @@ pub(super) struct Group {
     pub(super) zero: i64,
     /// Its page is kept from turn to turn, under this number.
     pub(super) stream: Option<u8>,
+    /// It is looked for in the mirror first.
+    pub(super) mirrored: bool,
     members: u32,
 }
 
@@ -101,7 +104,24 @@ impl Group {
             aligned: None,
             zero: 0,
             stream: None,
+            mirrored: false,
             members: 2,
+        }
+    }
+
+    /// One `access` at `first` from `origin`, which is looked for in the mirror.
+    pub(super) fn alone(origin: Origin, first: i64, access: Access) -> Self {
+        Self {
+            origin,
+            place: 0,
+            first,
+            last: first.wrapping_add(i64::from(access.len)).wrapping_sub(1),
+            stores: access.stores,
+            aligned: None,
+            zero: 0,
+            stream: None,
+            mirrored: true,
+            members: 1,
         }
     }
 
@@ -154,8 +174,20 @@ pub(super) enum Share {
     None,
     /// It checks this for others too; the origin is moved by `moves` behind it.
     Leads { group: Group, at: i64, moves: i64 },
-    /// It was checked, at this distance from the address that was kept then.
-    Follows { place: u8, at: i64 },
+    /// It was checked, at this distance from the address that was kept then. What is `mirrored`
+    /// may yet fault.
+    Follows { place: u8, at: i64, mirrored: bool },
+}
+
+impl Share {
+    /// Nobody follows it, whatever comes of it.
+    pub(super) fn is_alone(&self) -> bool {
+        match self {
+            Self::None => true,
+            Self::Leads { group, .. } => !group.is_shared() && group.stream.is_none(),
+            Self::Follows { .. } => false,
+        }
+    }
 }
 
 /// An access at a distance from an origin.
@@ -199,13 +231,19 @@ impl Block<'_> {
                 open.clear();
             }
             let access = simple(step, op, trace.mode);
+            let copied = step.then == Then::Next && StackUse::of(&step.instruction).is_none();
             if let Some(access) = &access
                 && self.manner.apart.has(op.next_rip())
             {
                 apart.push(access.origin);
             }
             let joins = access.map(|access| {
-                let joins = join(&mut groups, &mut open, &access);
+                let joins = join(&mut groups, &mut open, &access, self.manner.mirrored);
+                // A store from an MMX register has changed the x87 unit already when it faults.
+                let may_fault = |plan: &Plan| !plan.traits.contains(Traits::X87);
+                if let Some(group) = groups.get_mut(joins.0) {
+                    group.mirrored &= copied && step.plan().is_some_and(may_fault);
+                }
                 if apart.contains(&access.origin) {
                     open.retain(|open| open.group != joins.0);
                 }
@@ -217,6 +255,12 @@ impl Block<'_> {
                 let change = change(step, op, number);
                 open.retain_mut(|open| {
                     let Some(distance) = open.origin.follows(number, change) else { return false };
+                    // What the mirror has is reached from registers as they are, and those are
+                    // another thing for whoever does a push instead of translated code.
+                    let mirrored = groups.get(open.group).is_some_and(|group| group.mirrored);
+                    if mirrored && !copied && distance != 0 {
+                        return false;
+                    }
                     open.moved = open.moved.wrapping_add(distance);
                     if joins.is_some_and(|(group, _)| group == open.group) {
                         moves = distance.wrapping_add(moves);
@@ -232,7 +276,7 @@ impl Block<'_> {
             match (groups.get(number), led.get_mut(number)) {
                 (Some(group), Some(led)) => {
                     if std::mem::replace(led, true) {
-                        Share::Follows { place: group.place, at }
+                        Share::Follows { place: group.place, at, mirrored: false }
                     } else {
                         Share::Leads { group: *group, at, moves }
                     }
@@ -242,10 +286,25 @@ impl Block<'_> {
         };
         let mut shares: Vec<Share> = joined.into_iter().map(&mut share).collect();
         self.find_streams(trace, &mut shares);
+        let mut mirrored_at = [false; PLACES as usize];
+        for share in &mut shares {
+            match share {
+                Share::Leads { group, .. } => {
+                    if let Some(at) = mirrored_at.get_mut(usize::from(group.place)) {
+                        *at = group.mirrored;
+                    }
+                }
+                Share::Follows { place, mirrored, .. } => {
+                    *mirrored = mirrored_at.get(usize::from(*place)).is_some_and(|it| *it);
+                }
+                Share::None => {}
+            }
+        }
         for share in &mut shares {
             if let Share::Leads { group, .. } = share
                 && !group.is_shared()
                 && group.stream.is_none()
+                && !group.mirrored
             {
                 *share = Share::None;
             }
@@ -255,7 +314,12 @@ impl Block<'_> {
 }
 
 /// Puts `access` into a group that is open, or opens one for it. Says which, and the distance.
-fn join(groups: &mut Vec<Group>, open: &mut Vec<Open>, access: &Simple) -> (usize, i64) {
+fn join(
+    groups: &mut Vec<Group>,
+    open: &mut Vec<Open>,
+    access: &Simple,
+    mirrored: bool,
+) -> (usize, i64) {
     for open in open.iter().filter(|open| open.origin == access.origin) {
         let at = open.moved.wrapping_add(access.displacement);
         if let Some(begun) = groups.get_mut(open.group)
@@ -272,6 +336,7 @@ fn join(groups: &mut Vec<Group>, open: &mut Vec<Open>, access: &Simple) -> (usiz
     let place = (0..PLACES).find(|place| !taken(*place)).unwrap_or(0);
     let group = groups.len();
     let Simple { origin, displacement, len, stores, align_mask } = *access;
+    let mirrored = mirrored && !origin.narrow;
     open.push(Open { origin, group, place, moved: 0 });
     groups.push(Group {
         origin,
@@ -282,6 +347,7 @@ fn join(groups: &mut Vec<Group>, open: &mut Vec<Open>, access: &Simple) -> (usiz
         aligned: (align_mask != 0).then_some((displacement, align_mask)),
         zero: 0,
         stream: None,
+        mirrored,
         members: 1,
     });
     (group, displacement)

@@ -137,7 +137,7 @@ impl Block<'_> {
         self.lose_flags()?;
         let resume = self.code.label();
         let kept = self.keep(op);
-        let slow = self.apart(Cold::Interpret { op: kept, resume, to_host: false });
+        let slow = self.apart(Cold::Interpret { op: kept, resume, to_host: false, again: None });
         self.in_address = None;
         let from = self.code.check(&self.mode.operand(op), Access::load(word), slow)?;
         self.load_word(from, word)?;

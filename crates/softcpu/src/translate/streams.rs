@@ -66,6 +66,7 @@ impl Block<'_> {
             };
             if inner.is_some_and(|inner| inner.clone().all(walks)) {
                 group.stream = if group.stores { stores.next() } else { loads.next() };
+                group.mirrored &= group.stream.is_none();
             }
         }
     }

@@ -128,7 +128,7 @@ impl Block<'_> {
         self.in_address = None;
         let resume = self.code.label();
         let kept = self.keep(op);
-        let slow = self.apart(Cold::Interpret { op: kept, resume, to_host: false });
+        let slow = self.apart(Cold::Interpret { op: kept, resume, to_host: false, again: None });
         if it.repeated {
             self.overwrite(it.writes())?;
             self.code.call(self.thunks.strings.of(it).ok_or(NotCopied)?);

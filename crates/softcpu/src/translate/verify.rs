@@ -10,7 +10,7 @@
 //! Host addresses that are kept for later ([`pointers`]) hold over branches, and are followed
 //! along each of them.
 
-use std::collections::{HashMap, HashSet};
+use foldhash::{HashMap, HashSet};
 
 use iced_x86::{
     Code, Decoder, DecoderOptions, FlowControl, Instruction, InstructionInfoFactory, Mnemonic as M,
@@ -18,12 +18,15 @@ use iced_x86::{
 };
 
 use self::known::{Known, Shown, Sum, Term};
-use self::pointers::{Pointers, Roads};
+use self::pointers::{Kept, Pointers, Roads};
 use self::streams::Streams;
+use self::stubs::Stubs;
 use self::units::Units;
 use super::fields::{self, Field, TLB_ADDEND, TLB_STORES, TLB_TAG};
+use super::regions::Landing;
 use super::registers::{ADDRESS, VALUE};
 use super::thunks::Thunks;
+use crate::mmu::mirror::SPAN_SHIFT;
 use crate::mmu::tlb::DataTables;
 use crate::vcpu::Vcpu;
 
@@ -44,6 +47,10 @@ struct Look<'a> {
     compared: Option<Shown>,
     /// What the last TLB check has shown.
     shown: Option<Shown>,
+    /// What is shown if the entry of the mirror's table that was just looked at is not zero, and
+    /// what was shown so.
+    asked: Option<Shown>,
+    mirrored: Option<Shown>,
     thunks: &'a Thunks,
     range: std::ops::Range<u64>,
     /// Where jumps go that are made with an index into the jump cache at hand.
@@ -54,31 +61,55 @@ struct Look<'a> {
     /// What is kept, and where the two scratch registers' pointer is among it.
     pointers: Pointers,
     streams: Streams,
+    stubs: Stubs,
     /// The first half of a noted call is on the host's stack, and the second must follow.
     pushed: bool,
 }
 
-/// Looks at `code`, which is executed at `base`.
+/// Looks at `code`, which is executed at `base`, and has `landings`.
 ///
 /// # Errors
 /// The first [`Violation`].
-pub(super) fn verify(code: &[u8], base: u64, thunks: &Thunks) -> Result<(), Violation> {
+pub(super) fn verify(
+    code: &[u8],
+    base: u64,
+    thunks: &Thunks,
+    landings: &[Landing],
+) -> Result<(), Violation> {
     let decoder = Decoder::with_ip(64, code, base, DecoderOptions::NONE);
     let instructions: Vec<Instruction> = decoder.into_iter().collect();
     let near = |it: &&Instruction| {
         it.is_jcc_short_or_near() || it.is_jmp_short_or_near() || it.is_call_near()
     };
-    let mut targets: HashMap<u64, u32> = HashMap::new();
+    let mut targets: HashMap<u64, u32> = HashMap::default();
     for it in instructions.iter().filter(near) {
         let times = targets.entry(it.near_branch_target()).or_default();
+        *times = times.saturating_add(1);
+    }
+    let at = |place: u16| base.saturating_add(place.into());
+    let faults: HashMap<u64, u64> =
+        landings.iter().map(|landing| (at(landing.at), at(landing.to))).collect();
+    for landing in faults.values() {
+        let times = targets.entry(*landing).or_default();
         *times = times.saturating_add(1);
     }
     let starts: HashSet<u64> = instructions.iter().map(Instruction::ip).collect();
     let mut roads = Roads::default();
     // What was taken to be known where a jump backwards leads may turn out not to be: then all
     // is looked at again, with less.
-    while !look_at(&instructions, base, code.len(), thunks, &targets, &starts, &mut roads)? {}
+    let ways = Ways { targets, starts, faults };
+    while !look_at(&instructions, base, code.len(), thunks, &ways, &mut roads)? {}
     Ok(())
+}
+
+/// Where code can go.
+struct Ways {
+    /// How many ways lead to an instruction besides the one from before it.
+    targets: HashMap<u64, u32>,
+    /// All instructions.
+    starts: HashSet<u64>,
+    /// Where those go on that fault.
+    faults: HashMap<u64, u64>,
 }
 
 /// Looks at it once. Says whether that was enough.
@@ -87,8 +118,7 @@ fn look_at(
     base: u64,
     len: usize,
     thunks: &Thunks,
-    targets: &HashMap<u64, u32>,
-    starts: &HashSet<u64>,
+    Ways { targets, starts, faults }: &Ways,
     roads: &mut Roads,
 ) -> Result<bool, Violation> {
     let mut look = Look {
@@ -97,12 +127,15 @@ fn look_at(
         address: Known::Nothing,
         compared: None,
         shown: None,
+        asked: None,
+        mirrored: None,
         thunks,
         range: base..base.saturating_add(len as u64),
-        slots: HashSet::new(),
+        slots: HashSet::default(),
         units: Units::default(),
         pointers: Pointers::default(),
         streams: Streams::of(instructions),
+        stubs: Stubs::of(instructions),
         pushed: false,
     };
     roads.begin();
@@ -110,14 +143,19 @@ fn look_at(
     for it in instructions {
         if let Some(times) = targets.get(&it.ip()) {
             let here = falls_through.then(|| look.all_pointers());
+            let Some(known) = roads.arrive(it.ip(), here) else { continue };
             look.forget();
             look.units.joined(falls_through);
             look.streams.road().map_err(|why| violation(why, it, base))?;
-            look.take_over(roads.arrive(it.ip(), here));
+            look.take_over(known);
+            look.stubs.arrive((!falls_through).then_some(look.pointers));
             // Come to by one jump only, with an index into the jump cache.
             if !falls_through && *times == 1 && look.slots.contains(&it.ip()) {
                 look.address = Known::Slot;
             }
+        } else if !falls_through {
+            // Nobody comes here.
+            continue;
         }
         falls_through = match it.flow_control() {
             FlowControl::UnconditionalBranch
@@ -135,6 +173,12 @@ fn look_at(
             if look.range.contains(&target) {
                 roads.leave(it.ip(), target, &look.all_pointers());
             }
+        }
+        if let Some(landing) = faults.get(&it.ip()) {
+            if !starts.contains(landing) {
+                return Err(violation("a fault that goes nowhere", it, base));
+            }
+            roads.leave(it.ip(), *landing, &look.all_pointers());
         }
         let noted = look.pushed;
         look.step(it, starts).map_err(|why| violation(why, it, base))?;
@@ -156,23 +200,20 @@ impl Look<'_> {
     fn forget(&mut self) {
         (self.value, self.address) = (Known::Nothing, Known::Nothing);
         (self.compared, self.shown) = (None, None);
+        (self.asked, self.mirrored) = (None, None);
     }
 
     /// What is kept, and what is in [`ADDRESS`].
     fn all_pointers(&self) -> Pointers {
-        let here = match self.address {
-            Known::Pointer(pointer) => Some(pointer),
-            _ => None,
-        };
         let mut pointers = self.pointers;
-        pointers.here = here;
+        pointers.here = Kept::of(&self.address);
         pointers
     }
 
     fn take_over(&mut self, pointers: Pointers) {
         self.pointers = pointers;
-        if let Some(pointer) = pointers.here {
-            self.address = Known::Pointer(pointer);
+        if let Some(kept) = pointers.here {
+            self.address = kept.known();
         }
     }
 
@@ -263,6 +304,7 @@ impl Look<'_> {
                     reads && displacement >= 0 && end <= size_of::<DataTables>() as i64
                 }
                 Known::Events => reads && displacement == 0 && size == 4,
+                Known::SpanEntry(_) => reads && displacement == 0 && size == 1,
                 _ => false,
             },
             (_, R::RSP, _) => returns::of_last_call(it),
@@ -271,10 +313,9 @@ impl Look<'_> {
                     index == R::None && displacement == 0 && size <= *len && (reads || *stores)
                 }
                 Known::Addend(shown) => {
-                    let register = [Term::Register(index, 1)];
+                    let register = [Term::Register(index, it.memory_index_scale())];
                     let terms = if index == R::None { &[][..] } else { &register };
-                    let single = index == R::None || it.memory_index_scale() == 1;
-                    single && shown.covers(terms, displacement, size) && (reads || shown.stores)
+                    shown.covers(terms, displacement, size) && (reads || shown.stores)
                 }
                 Known::Pointer(pointer) => {
                     let last = displacement.saturating_add(size).saturating_sub(1);
@@ -292,7 +333,7 @@ impl Look<'_> {
     fn keeps(&self, it: &Instruction) -> bool {
         it.code() == Code::Mov_rm64_r64
             && it.op1_register() == ADDRESS
-            && matches!(self.address, Known::Pointer(_))
+            && Kept::of(&self.address).is_some()
             && Pointers::place(it.memory_displacement64()).is_some()
     }
 
@@ -335,8 +376,10 @@ impl Look<'_> {
             } else {
                 None
             };
+            self.asked = self.asks(it);
             return;
         }
+        self.changes(it);
         let of = |register: R| (first.full_register() == register).then_some(());
         if of(VALUE).is_some() {
             self.value = self.result(it, self.value.clone());
@@ -355,25 +398,25 @@ impl Look<'_> {
                 _ => {}
             }
         }
-        // A guest's register that an address was made of has changed.
-        let changed = if first != R::None && !matches!(first.full_register(), VALUE | ADDRESS) {
-            Term::Register(first.full_register(), 1)
-        } else if it.op_count() > 0 && it.op0_kind() == OpKind::Memory {
+        let field = it.op_count() > 0
+            && it.op0_kind() == OpKind::Memory
+            && it.memory_segment() == R::GS
+            && it.memory_base() == R::None;
+        if field {
             let at = it.memory_displacement64();
             if self.keeps(it)
-                && let Known::Pointer(pointer) = self.address
+                && let Some(kept) = Kept::of(&self.address)
             {
-                self.pointers.keep(at, pointer);
+                self.pointers.keep(at, kept);
             }
-            Term::Field(at as u32, 1)
-        } else {
-            return;
-        };
-        if self.shown.as_ref().is_some_and(|shown| shown.has(&changed)) {
-            self.shown = None;
-        }
-        if matches!(&self.address, Known::Addend(shown) if shown.has(&changed)) {
-            self.address = Known::Nothing;
+            // A guest's register that an address was made of has changed, if it is a field.
+            let changed = Term::Field(at as u32, 1);
+            self.pointers.field_changes(&changed);
+            self.shown.take_if(|shown| shown.has(&changed));
+            self.mirrored.take_if(|shown| shown.has(&changed));
+            if matches!(&self.address, Known::Addend(shown) if shown.has(&changed)) {
+                self.address = Known::Nothing;
+            }
         }
     }
 
@@ -427,7 +470,10 @@ impl Look<'_> {
             (M::Mov, _, Some(at)) if wide && Pointers::place(u64::from(at)).is_some() => {
                 let kept = self.pointers.kept(u64::from(at));
                 let right = it.op0_register() == ADDRESS;
-                kept.filter(|_| right).map_or(Known::Nothing, Known::Pointer)
+                kept.filter(|_| right).map_or(Known::Nothing, Kept::known)
+            }
+            (M::Mov, _, Some(at)) if wide && at == fields::MIRROR_DISTANCE.0 => {
+                self.mirrored.clone().map_or(Known::Nothing, Known::Addend)
             }
             (M::Mov, _, Some(at)) if wide => Known::Address(Sum::field(Field(at))),
             (M::Mov, _, None) => match source {
@@ -442,6 +488,11 @@ impl Look<'_> {
             },
             (M::Lea, Known::Addend(shown), _) if it.memory_base() == ADDRESS => {
                 let alone = it.memory_index_scale() == 1 && it.op0_register() == ADDRESS;
+                let part = Term::Register(it.memory_index().full_register(), 1);
+                let nothing_else = alone && it.memory_displacement64() == 0;
+                if let Some(rest) = shown.without(&part).filter(|_| nothing_else) {
+                    return Known::Addend(rest);
+                }
                 let sum = self.sum_of(it.memory_index()).filter(|_| alone);
                 let distance = it.memory_displacement64() as i64;
                 let pointer = sum.and_then(|sum| shown.from(&sum)?.moved(distance));
@@ -452,6 +503,14 @@ impl Look<'_> {
                 let mut sum = if wide { sum } else { sum.unlimited() };
                 sum.terms.push(Term::Field(at, 1));
                 Known::Address(if wide { sum } else { sum.narrow() })
+            }
+            (M::Shr, Known::Address(sum), _)
+                if wide && immediate == Some(u64::from(SPAN_SHIFT)) =>
+            {
+                Known::Span(sum)
+            }
+            (M::Add, Known::Span(sum), Some(at)) if wide && at == fields::MIRROR.0 => {
+                Known::SpanEntry(sum)
             }
             (M::Shr, Known::Address(sum), _) if second == Some(OpKind::Immediate8) => {
                 // Which bits are left is for the mask to say.
@@ -565,7 +624,8 @@ fn may_be_written(start: i64, end: i64) -> bool {
     let word = |Field(at): Field| (i64::from(at), i64::from(at).saturating_add(8));
     let (gprs, _) = word(fields::gpr(0));
     let (_, last) = word(fields::gpr(15));
-    [(gprs, last), word(fields::FLAGS), word(fields::SPARE), word(fields::HEAT)]
+    let misses = word(fields::MIRROR_MISSES);
+    [(gprs, last), word(fields::FLAGS), word(fields::SPARE), word(fields::HEAT), misses]
         .iter()
         .any(|(from, to)| start >= *from && end <= *to)
 }
@@ -577,10 +637,12 @@ fn memory_size(size: usize) -> i64 {
 
 mod branches;
 mod known;
+mod mirrored;
 mod pointers;
 mod privileged;
 mod returns;
 mod streams;
+mod stubs;
 #[cfg(test)]
 mod tests;
 mod units;

@@ -37,8 +37,10 @@ impl Wish {
         self.hot = true;
     }
 
-    pub(super) fn manner(self) -> Manner {
-        Manner { shares: !self.separate, hot: self.hot, apart: self.apart }
+    /// How what is wished for is translated; accesses could look into the `mirror`.
+    pub(super) fn manner(self, mirror: bool) -> Manner {
+        let (shares, hot, apart) = (!self.separate, self.hot, self.apart);
+        Manner { shares, hot, samples: mirror, mirrored: mirror && hot, apart }
     }
 }
 

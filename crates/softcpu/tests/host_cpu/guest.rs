@@ -226,8 +226,10 @@ impl Guest {
         vcpu.state_changed();
         self.raised.lock().unwrap_or_else(PoisonError::into_inner).take();
         for _ in 0..most {
-            if vcpu.run_one_block() == Some(Exit::Diverged) {
-                panic!("{}", vcpu.divergence().unwrap_or_default());
+            match vcpu.run_one_block() {
+                Some(Exit::Diverged) => panic!("{}", vcpu.divergence().unwrap_or_default()),
+                Some(Exit::Failed) => panic!("{}", vcpu.failure().expect("it says why")),
+                _ => {}
             }
             let raised = self.raised.lock().unwrap_or_else(PoisonError::into_inner).take();
             if let Some((exception, at)) = raised {

@@ -116,6 +116,16 @@ fn rows_that_share_checks_are_translated_as_they_are_interpreted() {
 }
 
 #[test]
+fn rows_that_look_into_the_mirror_are_translated_as_they_are_interpreted() {
+    let config = Config { turns: 1, verify: true, mirror_after: Some(1), ..Config::default() };
+    for compare in [sequences::compare_pointing, sequences::compare, sequences::compare_branching] {
+        let mut translator = guest::Guest::translating_as(0, config);
+        let rows = compare_rows(80, &mut translator, compare);
+        assert!(rows.hot > 0 && rows.mirrored > 0 && rows.mirror_refused > 0, "{rows:?}");
+    }
+}
+
+#[test]
 fn rows_in_code_memory_that_is_filled_again_and_again_are_translated_as_they_are_interpreted() {
     let config =
         Config { code_cache: Config::SMALLEST, verify: true, turns: 5, ..Config::default() };

@@ -8,11 +8,13 @@
 //! where registers are saved; the exception's vector, error code and address are kept.
 
 use std::ptr;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering::SeqCst};
 
 use iced_x86::{Code, Encoder, IcedError, Instruction, MemoryOperand, Register as R};
 use softcpu::state::VcpuState;
 use softcpu::state::fpu::{FpuState, VectorRegister};
+use softcpu::testing::pass_on_fault;
 
 use crate::layout::{
     AREA, AREA_LEN, CODE, CODE_LEN, DATA, DATA_LEN, HARNESS, LDT, Mode, USER_CS64, USER_DS,
@@ -110,7 +112,11 @@ pub(crate) struct Oracle {
     pub(crate) has_fsgsbase: bool,
 }
 
+/// Who had faults of memory before: translated code has some too.
+static FORMER: OnceLock<libc::sigaction> = OnceLock::new();
 static START: AtomicU64 = AtomicU64::new(0);
+/// The thread that runs the instruction under test.
+static THREAD: AtomicI64 = AtomicI64::new(0);
 static AT: AtomicU64 = AtomicU64::new(0);
 static RESUME: AtomicU64 = AtomicU64::new(0);
 static CLAIMED: AtomicBool = AtomicBool::new(false);
@@ -189,6 +195,7 @@ impl Oracle {
         input.gs_base = state.seg[5].base;
         RESUME.store(resume, SeqCst);
         CLAIMED.store(false, SeqCst);
+        THREAD.store(thread(), SeqCst);
         START.store(entry, SeqCst);
         // SAFETY: the harness preserves what System V wants preserved, and faults of
         // the instruction are caught.
@@ -403,14 +410,21 @@ fn install_ldt() -> bool {
     })
 }
 
+/// This thread, whatever its FS is.
+fn thread() -> i64 {
+    // SAFETY: asks for a number.
+    unsafe { libc::syscall(libc::SYS_gettid) }
+}
+
 /// Faults of the instruction under test go to the end of the harness; others keep
 /// their usual effect.
-extern "C" fn handler(signal: libc::c_int, _: *mut libc::siginfo_t, context: *mut libc::c_void) {
-    let context: *mut libc::ucontext_t = context.cast();
+extern "C" fn handler(signal: libc::c_int, info: *mut libc::siginfo_t, told: *mut libc::c_void) {
+    let context: *mut libc::ucontext_t = told.cast();
     // SAFETY: the kernel passes a valid context.
     let registers = unsafe { &mut (*context).uc_mcontext.gregs };
     let rip = registers[libc::REG_RIP as usize] as u64;
-    if START.load(SeqCst) != 0 && !CLAIMED.swap(true, SeqCst) {
+    let here = START.load(SeqCst) != 0 && THREAD.load(SeqCst) == thread();
+    if here && !CLAIMED.swap(true, SeqCst) {
         AT.store(rip, SeqCst);
         VECTOR.store(registers[libc::REG_TRAPNO as usize] as u64, SeqCst);
         ERROR.store(registers[libc::REG_ERR as usize] as u64, SeqCst);
@@ -421,8 +435,8 @@ extern "C" fn handler(signal: libc::c_int, _: *mut libc::siginfo_t, context: *mu
         STACK_SELECTOR.store(registers[libc::REG_CSGSFS as usize] as u64 >> 48, SeqCst);
         registers[libc::REG_CSGSFS as usize] = (middle | cs | ss << 48) as i64;
     } else {
-        // SAFETY: restores the default; the fault then recurs.
-        unsafe { libc::signal(signal, libc::SIG_DFL) };
+        let former = if signal == libc::SIGSEGV { FORMER.get() } else { None };
+        pass_on_fault(former, signal, info, told);
     }
 }
 
@@ -434,7 +448,11 @@ fn catch_faults() {
             let mut action: libc::sigaction = std::mem::zeroed();
             action.sa_sigaction = handler as *const () as usize;
             action.sa_flags = libc::SA_SIGINFO | libc::SA_ONSTACK | libc::SA_NODEFER;
-            assert_eq!(libc::sigaction(signal, &action, ptr::null_mut()), 0);
+            let mut former: libc::sigaction = std::mem::zeroed();
+            assert_eq!(libc::sigaction(signal, &action, &raw mut former), 0);
+            if signal == libc::SIGSEGV {
+                let _ = FORMER.set(former);
+            }
         }
     }
 }

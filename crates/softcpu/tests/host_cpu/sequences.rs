@@ -6,8 +6,8 @@
 //! taking instructions that have some.
 
 use iced_x86::{
-    Code, Encoder, FlowControl, Instruction, MemoryOperand, Mnemonic as M, OpKind, Register as R,
-    RflagsBits,
+    Code, Encoder, FlowControl, Instruction, MemoryOperand, Mnemonic as M, OpCodeOperandKind,
+    OpKind, Register as R, RflagsBits,
 };
 use softcpu::state::VcpuState;
 
@@ -140,9 +140,18 @@ fn wanted(code: Code, mode: Mode) -> bool {
         && !it.is_privileged()
         && !op_code.is_input_output()
         && it.rflags_undefined() & !RflagsBits::AF == 0
+        && !rotates_by_constant(code)
         && !matches!(it.mnemonic(), M::Rdtsc | M::Rdtscp | M::Rdrand | M::Rdseed | M::Rdpmc)
         // What masked and gathering accesses have done before they fault is up to them.
         && !matches!(it.mnemonic(), M::Maskmovq | M::Maskmovdqu | M::Vmaskmovdqu)
+}
+
+/// Whether `code` rotates by a constant: by any but one, what CPUs make of OF depends on whether
+/// the count is in the instruction or in CL.
+fn rotates_by_constant(code: Code) -> bool {
+    let op_code = code.op_code();
+    let constant = op_code.op_kinds().contains(&OpCodeOperandKind::imm8);
+    constant && matches!(code.mnemonic(), M::Rol | M::Ror | M::Rcl | M::Rcr)
 }
 
 /// Codes to choose from: all that there are in a mode, and those of [`COMMON`] and [`X87`].

@@ -37,7 +37,7 @@ pub(super) fn build(config: MachineConfig) -> Result<Built, MachineError> {
     let engine = config.engine.select()?;
     let calibration = Calibration::start();
     let cpus = NonZeroU32::new(config.cpus).ok_or(MachineError::NoCpus)?;
-    let ram = GuestRam::new(config.memory)?;
+    let ram = GuestRam::shared(config.memory)?;
     let entry = load(&config, &ram, cpus)?;
     let memory = Arc::new(ram.phys_memory()?);
 

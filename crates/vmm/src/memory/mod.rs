@@ -9,8 +9,8 @@ use std::sync::Arc;
 
 use rustix::mm::{Advice, madvise};
 use softcpu::addr::PAGE_SIZE;
-use softcpu::memory::CodeMap;
 use softcpu::memory::ram::LayoutError;
+use softcpu::memory::{CodeMap, SharedRam};
 use softcpu::{GuestPhysAddr, PhysMemory, RamRegion};
 use vm_memory::mmap::{FromRangesError, MmapRegion, MmapRegionBuilder};
 use vm_memory::{
@@ -20,8 +20,10 @@ use vm_memory::{
 
 use crate::layout::{HOLE_END, HOLE_START};
 
+mod pages;
 mod watch;
 
+use pages::Pages;
 pub use watch::{CodeWatch, CodeWatchSlice};
 
 /// Guest RAM as device models use it. Every write through it is told to the CPU, which
@@ -71,19 +73,31 @@ pub fn ram_ranges(bytes: u64) -> Vec<(GuestPhysAddr, u64)> {
     [(GuestPhysAddr(0), low), (HOLE_END, high)].into_iter().filter(|(_, len)| *len != 0).collect()
 }
 
-/// Maps RAM of `bytes` bytes, region by region, each watched from its own first frame on.
+/// Maps RAM region by region, each watched from its own first frame on: in `pages`, one for each
+/// of them, or else in private memory.
 fn map(
     ranges: &[(GuestPhysAddr, u64)],
     code: &Arc<CodeMap>,
+    pages: Vec<Pages>,
 ) -> Result<GuestMemory, FromRangesError> {
     let mut first_frame = 0_u64;
     let mut regions = Vec::new();
+    let mut pages = pages.into_iter().map(Arc::new);
     for &(start, len) in ranges {
-        let watch = CodeWatch::new(Arc::clone(code), first_frame);
-        let region: MmapRegion<CodeWatch> = MmapRegionBuilder::new_with_bitmap(len as usize, watch)
-            .with_mmap_prot(libc::PROT_READ | libc::PROT_WRITE)
-            .with_mmap_flags(libc::MAP_ANONYMOUS | libc::MAP_PRIVATE | libc::MAP_NORESERVE)
-            .build()?;
+        let pages = pages.next();
+        let watch = CodeWatch::new(Arc::clone(code), first_frame, pages.clone());
+        let builder = MmapRegionBuilder::new_with_bitmap(len as usize, watch)
+            .with_mmap_prot(libc::PROT_READ | libc::PROT_WRITE);
+        let region: MmapRegion<CodeWatch> = match pages {
+            // SAFETY: these pages are as many, and stay mapped as long as the region has its
+            // watch.
+            Some(pages) => unsafe { builder.with_raw_mmap_pointer(pages.start()) }
+                .with_mmap_flags(libc::MAP_SHARED | libc::MAP_NORESERVE)
+                .build()?,
+            None => builder
+                .with_mmap_flags(libc::MAP_ANONYMOUS | libc::MAP_PRIVATE | libc::MAP_NORESERVE)
+                .build()?,
+        };
         let region = GuestRegionMmap::new(region, GuestAddress(start.0))
             .ok_or(FromRangesError::InvalidGuestRegion)?;
         regions.push(region);
@@ -92,11 +106,22 @@ fn map(
     Ok(GuestMemory::from_regions(regions)?)
 }
 
+/// What RAM is made of.
+#[derive(Clone, Copy, Debug)]
+enum Backing {
+    /// Memory of this process alone.
+    Private,
+    /// What can be mapped again elsewhere, where the host has large pages for it.
+    Shared,
+}
+
 /// The RAM of one machine, mapped and zeroed. Clones are the same memory.
 #[derive(Clone, Debug)]
 pub struct GuestRam {
     mmap: Arc<GuestMemory>,
     code: Arc<CodeMap>,
+    /// The file that it is, if it is one.
+    shared: Option<Arc<SharedRam>>,
     bytes: u64,
     ranges: Vec<(GuestPhysAddr, u64)>,
 }
@@ -107,7 +132,16 @@ impl GuestRam {
     /// # Errors
     /// [`MemoryError`] when the size makes no sense or the host refuses it.
     pub fn new(bytes: u64) -> Result<Self, MemoryError> {
-        Self::at(bytes, ram_ranges(bytes))
+        Self::at(bytes, ram_ranges(bytes), Backing::Private)
+    }
+
+    /// The same as a file in memory, which can be mapped again elsewhere, if the host has large
+    /// pages for that: for a CPU in software that translates.
+    ///
+    /// # Errors
+    /// As for [`GuestRam::new`].
+    pub fn shared(bytes: u64) -> Result<Self, MemoryError> {
+        Self::at(bytes, ram_ranges(bytes), Backing::Shared)
     }
 
     /// The same in one stretch from 0, for machines that have no hole below 4 GiB.
@@ -115,10 +149,14 @@ impl GuestRam {
     /// # Errors
     /// As for [`GuestRam::new`].
     pub fn without_hole(bytes: u64) -> Result<Self, MemoryError> {
-        Self::at(bytes, vec![(GuestPhysAddr(0), bytes)])
+        Self::at(bytes, vec![(GuestPhysAddr(0), bytes)], Backing::Private)
     }
 
-    fn at(bytes: u64, ranges: Vec<(GuestPhysAddr, u64)>) -> Result<Self, MemoryError> {
+    fn at(
+        bytes: u64,
+        ranges: Vec<(GuestPhysAddr, u64)>,
+        backing: Backing,
+    ) -> Result<Self, MemoryError> {
         if bytes < MIN_RAM {
             return Err(MemoryError::TooSmall(bytes));
         }
@@ -130,9 +168,18 @@ impl GuestRam {
         }
         // usize is 64 bits wide on the only architecture we run on.
         let code = Arc::new(CodeMap::new((bytes / PAGE_SIZE) as usize));
-        let mmap =
-            map(&ranges, &code).map_err(|reason| MemoryError::HostRefused { bytes, reason })?;
-        let ram = Self { mmap: Arc::new(mmap), code, bytes, ranges };
+        let refused = |reason| MemoryError::HostRefused { bytes, reason };
+        let lens: Vec<u64> = ranges.iter().map(|(_, len)| *len).collect();
+        let shared = match backing {
+            Backing::Private => None,
+            Backing::Shared => Pages::shared(&lens).unwrap_or_else(|error| {
+                tracing::debug!(%error, "guest RAM is private: the host has no file for it");
+                None
+            }),
+        };
+        let (pages, shared) = shared.unzip();
+        let mmap = map(&ranges, &code, pages.unwrap_or_default()).map_err(refused)?;
+        let ram = Self { mmap: Arc::new(mmap), code, shared: shared.map(Arc::new), bytes, ranges };
         // A booting kernel touches most small pages it will ever touch once; taking them
         // 512 at a time saves tens of thousands of host page faults, and host TLB misses
         // ever after. Advice only: a host without huge pages loses nothing but speed.
@@ -178,20 +225,30 @@ impl GuestRam {
         // SAFETY: each region is exactly one of vm-memory's mappings: readable, writable,
         // disjoint from the others, and kept mapped by the Arc handed over as owner.
         // vm-memory itself only makes raw and volatile accesses to it, never references.
-        Ok(unsafe { PhysMemory::new(&regions, self.code.clone(), self.mmap.clone()) }?)
+        let memory = unsafe { PhysMemory::new(&regions, self.code.clone(), self.mmap.clone()) }?;
+        Ok(match &self.shared {
+            Some(shared) => memory.of(Arc::clone(shared)),
+            None => memory,
+        })
     }
 
     /// Makes all RAM zero again and gives its pages back to the host, for a machine that
     /// is loaded anew. No vCPU may be running (they would merely see zeroes, but so
     /// suddenly that nobody could make sense of it).
     pub fn clear(&self) {
-        self.advise(Advice::LinuxDontNeed);
+        match &self.shared {
+            Some(shared) => {
+                self.advise(Advice::LinuxRemove);
+                shared.cleared();
+            }
+            None => self.advise(Advice::LinuxDontNeed),
+        }
     }
 
     fn advise(&self, advice: Advice) {
         for (start, len, host) in self.mapped() {
-            // SAFETY: the range is one of our own private anonymous mappings. The advices
-            // used here change how pages are backed, or (DONTNEED) make them read as
+            // SAFETY: the range is one of our own mappings. The advices
+            // used here change how pages are backed, or (DONTNEED, REMOVE) make them read as
             // zero, which is a write like a guest's own: no Rust reference covers RAM.
             let done = unsafe { madvise(host.cast(), len as usize, advice) };
             if let Err(error) = done {
@@ -228,6 +285,26 @@ mod tests {
         assert_eq!(cpu.load::<u64>(GuestPhysAddr(0x1_4000_0000)), None);
         ram.clear();
         assert_eq!(cpu.load::<u64>(GuestPhysAddr(0x1_0000_0000)), Some(0));
+    }
+
+    #[test]
+    fn shared_ram_is_ram() {
+        // With a part of a large page at its end, and a part above 4 GiB.
+        for bytes in [MIN_RAM, MIN_RAM + 12_288, 3100 * MIB] {
+            let ram = GuestRam::shared(bytes).unwrap();
+            let cpu = ram.phys_memory().unwrap();
+            let last = ram.ranges().last().map(|(start, len)| start.0 + len - 8).unwrap();
+            for addr in [0, 0x1f_fff8, last] {
+                ram.mmap().write_obj(addr ^ 0x55aa, GuestAddress(addr)).unwrap();
+                assert_eq!(cpu.load::<u64>(GuestPhysAddr(addr)), Some(addr ^ 0x55aa));
+            }
+            ram.clear();
+            assert_eq!(cpu.load::<u64>(GuestPhysAddr(last)), Some(0));
+            // It lives as long as anybody has it.
+            let mmap = ram.mmap().clone();
+            drop((ram, cpu));
+            mmap.write_obj(7_u64, GuestAddress(last)).unwrap();
+        }
     }
 
     #[test]

@@ -12,11 +12,15 @@ use softcpu::memory::CodeMap;
 use softcpu::memory::ram::RamFrame;
 use vm_memory::bitmap::{Bitmap, BitmapSlice, WithBitmapSlice};
 
+use super::pages::Pages;
+
 /// The watch over one region of RAM.
 #[derive(Clone, Debug)]
 pub struct CodeWatch {
     code: Arc<CodeMap>,
     first_frame: u64,
+    /// What keeps the region mapped, where that is not the region itself.
+    _pages: Option<Arc<Pages>>,
 }
 
 /// The watch over a part of a region, which begins at `base`.
@@ -27,10 +31,14 @@ pub struct CodeWatchSlice<'a> {
 }
 
 impl CodeWatch {
-    /// For the region whose first page is that frame.
-    #[must_use]
-    pub const fn new(code: Arc<CodeMap>, first_frame: u64) -> Self {
-        Self { code, first_frame }
+    /// For the region whose first page is that frame, and which `pages` keep mapped if it does
+    /// not do so itself.
+    pub(super) const fn new(
+        code: Arc<CodeMap>,
+        first_frame: u64,
+        pages: Option<Arc<Pages>>,
+    ) -> Self {
+        Self { code, first_frame, _pages: pages }
     }
 
     /// `len` bytes at `offset` of the region have been written.

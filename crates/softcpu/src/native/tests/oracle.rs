@@ -7,13 +7,14 @@
 
 use std::ptr;
 use std::sync::atomic::{AtomicI32, AtomicU64, Ordering};
-use std::sync::{Mutex, MutexGuard, Once};
+use std::sync::{Mutex, MutexGuard, Once, OnceLock};
 
 use iced_x86::{Code, Encoder, Instruction, MemoryOperand, Register as R};
 
 use crate::state::VcpuState;
 use crate::state::fpu::{FpuState, VectorRegister};
 use crate::sync::lock;
+use crate::testing::pass_on_fault;
 
 /// Bytes of memory for operands.
 pub(super) const DATA: usize = 8192;
@@ -54,6 +55,8 @@ pub(super) struct Oracle {
 /// One at a time: the signal handler's mailbox is global.
 static TURN: Mutex<()> = Mutex::new(());
 /// The code of the instruction that runs: faults there go to [`RESUME`].
+/// Who had faults of memory before: translated code has some too.
+static FORMER: OnceLock<libc::sigaction> = OnceLock::new();
 static START: AtomicU64 = AtomicU64::new(0);
 static RESUME: AtomicU64 = AtomicU64::new(0);
 static SIGNAL: AtomicI32 = AtomicI32::new(0);
@@ -206,16 +209,16 @@ fn harness(context: *mut Context) -> (Vec<u8>, Vec<u8>) {
 
 /// Faults of the instruction under test go to the end of the harness; others keep
 /// their usual effect.
-extern "C" fn handler(signal: libc::c_int, _: *mut libc::siginfo_t, context: *mut libc::c_void) {
-    let context: *mut libc::ucontext_t = context.cast();
+extern "C" fn handler(signal: libc::c_int, info: *mut libc::siginfo_t, told: *mut libc::c_void) {
+    let context: *mut libc::ucontext_t = told.cast();
     // SAFETY: the kernel passes a valid context.
     let rip = unsafe { &mut (*context).uc_mcontext.gregs[libc::REG_RIP as usize] };
     if *rip as u64 == START.load(Ordering::SeqCst) && *rip != 0 {
         SIGNAL.store(signal, Ordering::SeqCst);
         *rip = RESUME.load(Ordering::SeqCst) as i64;
     } else {
-        // SAFETY: restores the default; the fault then recurs.
-        unsafe { libc::signal(signal, libc::SIG_DFL) };
+        let former = if signal == libc::SIGSEGV { FORMER.get() } else { None };
+        pass_on_fault(former, signal, info, told);
     }
 }
 
@@ -227,7 +230,11 @@ fn catch_faults() {
             let mut action: libc::sigaction = std::mem::zeroed();
             action.sa_sigaction = handler as *const () as usize;
             action.sa_flags = libc::SA_SIGINFO | libc::SA_ONSTACK | libc::SA_NODEFER;
-            assert_eq!(libc::sigaction(signal, &action, ptr::null_mut()), 0);
+            let mut former: libc::sigaction = std::mem::zeroed();
+            assert_eq!(libc::sigaction(signal, &action, &raw mut former), 0);
+            if signal == libc::SIGSEGV {
+                let _ = FORMER.set(former);
+            }
         }
     }
 }

@@ -1,7 +1,6 @@
 //! Where a block may go: on within itself, to a thunk, or to what the jump cache has.
 
-use std::collections::HashSet;
-
+use foldhash::HashSet;
 use iced_x86::{Instruction, Mnemonic as M, OpKind, Register as R};
 
 use super::Look;
@@ -28,6 +27,9 @@ impl Look<'_> {
             self.thunks.load_x87,
         ];
         self.forget();
+        if target == self.thunks.interpret {
+            self.pointers = self.stubs.interpreted(self.pointers);
+        }
         let known = thunks.contains(&target) || self.thunks.strings.has(target);
         if known { Ok(()) } else { Err("a call of what is no thunk") }
     }
@@ -62,6 +64,8 @@ impl Look<'_> {
         {
             self.shown = Some(shown);
         }
+        let asked = self.asked.take();
+        self.mirrored = asked.filter(|_| it.mnemonic() == M::Je);
         if jump {
             self.forget();
         }

@@ -6,7 +6,7 @@ use super::pointers::Pointer;
 use crate::translate::fields::Field;
 
 /// A part of an address, in the order in which it was added up.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Term {
     Register(R, u32),
     Field(u32, u32),
@@ -61,6 +61,10 @@ pub(super) enum Known {
     Tag(Sum),
     /// How far this address lies behind the page of a stream.
     InPage(u8, Sum),
+    /// The number of the span of addresses that this one lies in.
+    Span(Sum),
+    /// What the mirror's table says of that span.
+    SpanEntry(Sum),
     /// Where the TLB's tables are.
     Tables,
     /// Where those of another view are.
@@ -111,6 +115,36 @@ impl Shown {
             first: self.first.offset.checked_sub(sum.offset)?,
             last: self.last.offset.checked_sub(sum.offset)?,
             stores: self.stores,
+        })
+    }
+
+    /// The same if `register` changes by `distance`; `None`: by no constant. `true` if it is no
+    /// part of it.
+    pub(super) fn changes(&mut self, register: R, distance: Option<i64>) -> bool {
+        let mut moves = Some(0_i64);
+        for term in &self.first.terms {
+            if let Term::Register(part, factor) = term
+                && *part == register
+            {
+                let by = distance.and_then(|distance| distance.checked_mul(i64::from(*factor)));
+                moves = moves.and_then(|moves| moves.checked_add(by?));
+            }
+        }
+        let Some(moves) = moves else { return false };
+        let offsets = [&mut self.first.offset, &mut self.last.offset];
+        offsets
+            .into_iter()
+            .all(|offset| offset.checked_sub(moves).map(|moved| *offset = moved).is_some())
+    }
+
+    /// The same where `part`, its first of two, has been added already.
+    pub(super) fn without(&self, part: &Term) -> Option<Self> {
+        let [first, second] = self.first.terms.as_slice() else { return None };
+        let rest = |sum: &Sum| Sum { terms: vec![*second], offset: sum.offset };
+        (first == part && self.last.terms == self.first.terms).then(|| Self {
+            first: rest(&self.first),
+            last: rest(&self.last),
+            ..*self
         })
     }
 

@@ -21,7 +21,7 @@ fn judged(write: impl FnOnce(&mut Assembler)) -> Result<(), Violation> {
     let mut code = Assembler::new(base);
     write(&mut code);
     code.jump_to(thunks.leave_at);
-    verify(&code.finish().unwrap().0, base, &thunks)
+    verify(&code.finish().unwrap().0, base, &thunks, &[])
 }
 
 /// A check of `access` to `operand`, and what `then` makes where it has held.
@@ -521,4 +521,114 @@ fn the_x87_unit_is_used_where_it_is_loaded_and_never_raises_an_exception() {
     noted(&|code| code.constant(VALUE, 0x7f12_3456_7890)).unwrap();
     noted(&|code| code.fetch(VALUE, 3)).unwrap_err();
     noted(&|code| code.load(VALUE, fields::SPARE)).unwrap_err();
+}
+
+/// A look into the mirror for `[rbx + 8]`, and what `then` makes of where that is.
+fn behind_a_mirrored_check(
+    then: impl FnOnce(&mut Assembler) -> Result<(), NotCopied>,
+) -> Result<(), Violation> {
+    let group = Group::alone(Origin::register(3), 8, Access::store(8));
+    let (_, thunks) = thunks::make(BASE).unwrap();
+    judged(|code| {
+        let look = code.label();
+        code.in_mirror(&group, look).unwrap();
+        then(code).unwrap();
+        code.bind(look);
+        code.jump_to(thunks.leave_at);
+    })
+}
+
+#[test]
+fn what_the_mirror_has_is_reached_from_the_register_that_was_looked_at() {
+    let at = |index, displacement| Place::from(index, 1, displacement);
+    for distance in [8, 0, 0x100, -0x100, 0x7000, -0x7000] {
+        behind_a_mirrored_check(|code| store(code, at(R::RBX, distance))).unwrap();
+    }
+    for (index, distance) in [(R::RBX, 0x9000), (R::RBX, -0x9000), (R::RCX, 8), (R::None, 8)] {
+        behind_a_mirrored_check(|code| load(code, at(index, distance))).unwrap_err();
+    }
+    let twice = Place::from(R::RBX, 2, 8);
+    behind_a_mirrored_check(|code| load(code, twice)).unwrap_err();
+    // add rbx, 8 is followed; mov rbx, rcx and xchg rcx, rbx are not.
+    behind_a_mirrored_check(|code| {
+        code.bytes(&[0x48, 0x83, 0xc3, 0x08]);
+        load(code, at(R::RBX, 0))
+    })
+    .unwrap();
+    for bytes in [&[0x48, 0x89, 0xcb][..], &[0x48, 0x87, 0xd9], &[0x48, 0x87, 0xcb]] {
+        behind_a_mirrored_check(|code| {
+            code.bytes(bytes);
+            load(code, at(R::RBX, 8))
+        })
+        .unwrap_err();
+    }
+    // Kept, and used again; another place was not.
+    for (place, right) in [(3, true), (5, false)] {
+        let judged = behind_a_mirrored_check(|code| {
+            code.store(fields::shared(3), ADDRESS);
+            code.constant(ADDRESS, 0);
+            code.load(ADDRESS, fields::shared(place));
+            load(code, at(R::RBX, 8))
+        });
+        assert_eq!(judged.is_ok(), right, "{place}");
+    }
+}
+
+#[test]
+fn the_mirror_is_used_only_where_its_table_says_so() {
+    let group = Group::alone(Origin::register(3), 8, Access::load(8));
+    let place = Place::from(R::RBX, 1, 8);
+    // Not looked at, or with the opposite outcome.
+    judged(|code| {
+        code.load(ADDRESS, fields::MIRROR_DISTANCE);
+        load(code, place).unwrap();
+    })
+    .unwrap_err();
+    let with = |condition, field, shift: u8| {
+        judged(|code| {
+            let look = code.label();
+            code.sum(VALUE, group.origin, group.first).unwrap();
+            code.bytes(&[0x48, 0xc1, 0xe8, shift]);
+            code.add(VALUE, field);
+            code.bytes(&[0x80, 0x38, 0x00]);
+            code.jump_if(condition, look);
+            code.load(ADDRESS, fields::MIRROR_DISTANCE);
+            load(code, place).unwrap();
+            code.bind(look);
+        })
+    };
+    with(Condition::EQUAL, fields::MIRROR, SPAN_SHIFT as u8).unwrap();
+    with(Condition::NOT_EQUAL, fields::MIRROR, SPAN_SHIFT as u8).unwrap_err();
+    with(Condition::BELOW, fields::MIRROR, SPAN_SHIFT as u8).unwrap_err();
+    with(Condition::EQUAL, fields::TLB, SPAN_SHIFT as u8).unwrap_err();
+    with(Condition::EQUAL, fields::MIRROR, 39).unwrap_err();
+    // What it is for is nobody's to change.
+    judged(|code| code.store(fields::MIRROR, VALUE)).unwrap_err();
+    judged(|code| code.store(fields::MIRROR_DISTANCE, VALUE)).unwrap_err();
+}
+
+#[test]
+fn a_fault_is_followed_to_where_it_lands() {
+    let (made, thunks) = thunks::make(BASE).unwrap();
+    let base = BASE + made.len() as u64;
+    let verdict = |to: u16| {
+        let mut code = Assembler::new(base);
+        let look = code.label();
+        let group = Group::alone(Origin::register(3), 8, Access::load(8));
+        code.in_mirror(&group, look).unwrap();
+        let at = code.len() as u16;
+        load(&mut code, Place::from(R::RBX, 1, 8)).unwrap();
+        code.jump_to(thunks.leave_at);
+        let landing = code.len() as u16;
+        // What is known where it has faulted is known here.
+        load(&mut code, Place::from(R::RBX, 1, 16)).unwrap();
+        code.bind(look);
+        code.jump_to(thunks.leave_at);
+        let code = code.finish().unwrap().0;
+        let to = if to == 0 { landing } else { to };
+        verify(&code, base, &thunks, &[Landing { at, to }])
+    };
+    verdict(0).unwrap();
+    verdict(1).unwrap_err();
+    verdict(4000).unwrap_err();
 }

@@ -1,0 +1,279 @@
+//! Accesses through the mirror ([`crate::mmu::mirror`]): in hot code of user programs.
+//!
+//! Whether an address lies in a span that is mirrored says a table, and nothing waits for it:
+//! where the data is, the address alone decides. What is not there goes to the look into the
+//! TLB, behind the rest, and comes back with what makes a host address of this one. Each access
+//! may fault on the host, because the mirror has not got the page, because it may not be stored
+//! to, because there is none: where it does, it *lands* in code that has the interpreter do it,
+//! unless the page can be had after all ([`super::faults`]).
+//!
+//! Those that have looked in vain for a while say so, and the mirror may take their process.
+
+use super::access::Place;
+use super::assembler::{Assembler, Condition, Label, NotCopied};
+use super::block::{Apart, Block};
+use super::cold::{Cold, Fix};
+use super::regions::Landing;
+use super::registers::{ADDRESS, Home, VALUE};
+use super::sharing::{Group, Origin};
+use super::{faults, fields};
+use crate::addr::{PAGE_SHIFT, PAGE_SIZE};
+use crate::decode::op::{Op, OpFlags};
+use crate::mmu::mirror::{Mirror, Page, SPAN_SHIFT};
+use crate::mmu::{Access, View};
+use crate::state::{GPR_ZERO, SEG_FLAT};
+use crate::system::tsc::host_tsc;
+use crate::vcpu::Vcpu;
+
+/// How many times more accesses look in vain until it is asked again whether the mirror is for
+/// them, if it was not.
+const PATIENCE: u64 = 64;
+
+impl Origin {
+    /// What `operand` is made from.
+    pub(super) fn of(operand: &Op) -> Self {
+        let Op { base, index, scale, .. } = *operand;
+        Self { base, index, scale: scale & 3, narrow: operand.addr_mask != u64::MAX }
+    }
+}
+
+impl Block<'_> {
+    /// Checks what `group` has by the mirror; `slow`, which was put behind the rest just now, is
+    /// for what cannot be accessed in place at all.
+    pub(super) fn check_mirrored(
+        &mut self,
+        op: &Op,
+        operand: &Op,
+        group: &Group,
+        at: i64,
+        slow: Label,
+    ) -> Result<Place, NotCopied> {
+        let (look, found) = (self.code.label(), self.code.label());
+        let before = self.cold.len().saturating_sub(1);
+        let landing =
+            if group.is_shared() { self.interpreted_apart(op, Some(group.place)) } else { slow };
+        let what = Cold::Look { group: *group, found, slow };
+        let homes = self.code.homes;
+        self.cold.insert(before, Apart { at: look, fix: Fix::None, homes, note: None, what });
+        self.code.aligned(group, slow)?;
+        self.code.in_mirror(group, look)?;
+        self.code.bind(found);
+        self.code.point(group)?;
+        self.landing = Some(landing);
+        let displacement = operand.disp as i64;
+        let (origin, shared) = (group.origin, group.is_shared());
+        let from = self.code.register_of(origin, shared);
+        let place = |(index, factor)| Place::from(index, factor, displacement);
+        Ok(from.map_or(Place::at(at), place))
+    }
+
+    /// What comes next may fault, if it is an access through the mirror.
+    pub(super) fn may_fault(&mut self) {
+        if let Some(landing) = self.landing.take() {
+            self.landings.push((self.code.len(), landing));
+        }
+    }
+
+    /// Where all accesses through the mirror land. `None` if there is too much code.
+    pub(super) fn landings_by_place(&self) -> Option<Vec<Landing>> {
+        let landing = |(at, label): &(usize, Label)| {
+            let to = self.code.place_of(*label)?;
+            Some(Landing { at: u16::try_from(*at).ok()?, to: u16::try_from(to).ok()? })
+        };
+        self.landings.iter().map(landing).collect()
+    }
+}
+
+impl Assembler {
+    /// The host register, and how often, that addresses from `origin` have besides what is kept
+    /// of it: an only one if others share that.
+    pub(super) fn register_of(
+        &self,
+        origin: Origin,
+        shared: bool,
+    ) -> Option<(iced_x86::Register, u32)> {
+        let Origin { base, index, scale, narrow } = origin;
+        let (number, factor) = match (base, index) {
+            _ if narrow => return None,
+            (base, GPR_ZERO) => (base, 1),
+            (GPR_ZERO, index) => (index, 1 << scale),
+            (base, index) if !shared && matches!(self.homes.of(base), Home::Host(_)) => {
+                (index, 1 << scale)
+            }
+            _ => return None,
+        };
+        match self.homes.of(number) {
+            Home::Host(host) => Some((host, factor)),
+            Home::Memory => None,
+        }
+    }
+
+    /// As [`Assembler::point`], where a register is left for the accesses themselves. Says
+    /// whether it is.
+    pub(super) fn point_by_register(&mut self, group: &Group) -> Result<bool, NotCopied> {
+        let (origin, shared) = (group.origin, group.is_shared());
+        if self.register_of(origin, shared).is_none() {
+            return Ok(false);
+        }
+        if shared {
+            self.store(fields::shared(group.place), ADDRESS);
+        } else if origin.index != GPR_ZERO
+            && origin.base != GPR_ZERO
+            && let Home::Host(base) = self.homes.of(origin.base)
+        {
+            self.lea(ADDRESS, ADDRESS, base, 1, 0)?;
+        }
+        Ok(true)
+    }
+
+    /// Leaves in [`ADDRESS`] what makes addresses in the mirror of all addresses in `group`, or
+    /// goes to `look`. Uses [`VALUE`].
+    ///
+    /// # Errors
+    /// As [`Assembler::check_group`].
+    pub(super) fn in_mirror(&mut self, group: &Group, look: Label) -> Result<(), NotCopied> {
+        self.sum(VALUE, group.origin, group.first)?;
+        // shr rax, 40
+        self.bytes(&[0x48, 0xc1, 0xe8, SPAN_SHIFT as u8]);
+        self.add(VALUE, fields::MIRROR);
+        // cmp byte [rax], 0
+        self.bytes(&[0x80, 0x38, 0x00]);
+        self.jump_if(Condition::EQUAL, look);
+        self.load(ADDRESS, fields::MIRROR_DISTANCE);
+        Ok(())
+    }
+
+    /// Looks into the TLB for `group`, and goes on where that is `found`, or to `slow`.
+    ///
+    /// # Errors
+    /// As [`Assembler::check_group`].
+    pub(super) fn look_for(
+        &mut self,
+        group: &Group,
+        found: Label,
+        slow: Label,
+    ) -> Result<(), NotCopied> {
+        // sub qword [misses], 1
+        self.bytes(&[0x65, 0x48, 0x83, 0x2c, 0x25]);
+        self.bytes(&fields::MIRROR_MISSES.0.to_le_bytes());
+        self.bytes(&[0x01]);
+        self.jump_if(Condition::BELOW, slow);
+        self.find_group(group, slow)?;
+        self.jump(found);
+        Ok(())
+    }
+}
+
+impl Vcpu {
+    /// Has hot code look into the mirror, and the mirror serve it once so many accesses of one
+    /// process have done so in vain, if the memory can be mapped again.
+    pub(crate) fn prepare_mirror(&mut self, after: Option<u32>) {
+        let Some(after) = after.filter(|_| self.memory.shared().is_some()) else { return };
+        let Some(translator) = &self.translator else { return };
+        let (start, end) = translator.bounds();
+        self.context.mirror_patience = after.into();
+        self.context.mirror_misses = after.into();
+        self.mmu.mirror.prepare();
+        faults::handle(start, end);
+    }
+
+    /// Whether accesses of the code at hand are to look into the mirror.
+    pub(super) fn mirrors(&self) -> bool {
+        self.mmu.is_user() && self.state.long_mode() && self.mmu.mirror.is_ready()
+    }
+
+    /// Brings what translated code knows of the mirror up to date.
+    #[inline]
+    pub(super) fn sync_mirror(&mut self) {
+        let user = self.mmu.view == View::User && !self.data_breakpoints_active();
+        self.context.mirror = self.mmu.mirror.table(self.mmu.data.space(View::User), user);
+        self.context.mirror_distance = self.mmu.mirror.distance();
+    }
+
+    /// Accesses have looked into the mirror in vain, the last of them that of `op`.
+    #[cold]
+    pub(super) fn missed_mirror(&mut self, op: &Op) {
+        let plain = op.flags.contains(OpFlags::MEM) && op.seg == SEG_FLAT;
+        let possible = plain
+            && self.mmu.view == View::User
+            && self.lockstep.is_none()
+            && !self.mmu.data.low_is_global()
+            && !self.data_breakpoints_active();
+        let space = self.mmu.data.space(View::User);
+        let addr = op.effective(&self.state);
+        let will = possible && self.mmu.mirror.wanted(space, addr, host_tsc());
+        let patience = self.context.mirror_patience;
+        self.context.mirror_misses =
+            if will { patience } else { patience.saturating_mul(PATIENCE) };
+    }
+
+    /// An access of translated code to `host`, which is in the mirror if anywhere, has faulted.
+    /// Says whether it can be tried again.
+    pub(super) fn show_in_mirror(&mut self, host: u64, stores: bool) -> bool {
+        let since = host_tsc();
+        let shown = self.try_to_show(host, stores);
+        let counters = &mut self.mmu.mirror.counters;
+        counters.faults = counters.faults.wrapping_add(1);
+        counters.refused = counters.refused.wrapping_add(u64::from(!shown));
+        self.mmu.mirror.spent(since);
+        self.sync_mirror();
+        shown
+    }
+
+    fn try_to_show(&mut self, host: u64, stores: bool) -> bool {
+        let Some(addr) = self.mmu.mirror.guest_address(host) else { return false };
+        let space = self.mmu.data.space(View::User);
+        if self.mmu.view != View::User || !self.mmu.mirror.serves(space) {
+            return false;
+        }
+        let access = if stores { Access::Write } else { Access::Read };
+        let Some(reached) = self.reached_unseen(addr, access) else { return false };
+        let memory = std::sync::Arc::clone(&self.memory);
+        let Some(ram) = memory.shared() else { return false };
+        let page = addr & !(PAGE_SIZE.wrapping_sub(1));
+        let (first, count) = self.around(page, reached.frame, reached.writable, reached.size);
+        let distance = page.wrapping_sub(first) >> PAGE_SHIFT;
+        let frame = crate::memory::ram::RamFrame(reached.frame.0.wrapping_sub(distance as u32));
+        let first = Page { addr: first, frame, writable: reached.writable };
+        self.mmu.mirror.show(ram, first, count) && (reached.writable || !stores)
+    }
+
+    /// Where the pages begin that can be shown along with the one at `page`, and how many they
+    /// are: all of a large page of the guest's, or those beside it that the TLB has.
+    fn around(
+        &self,
+        page: u64,
+        frame: crate::memory::ram::RamFrame,
+        writable: bool,
+        size: crate::mmu::large_pages::PageSize,
+    ) -> (u64, u64) {
+        use crate::memory::ram::RamFrame;
+        use crate::mmu::large_pages::PageSize;
+        const LARGE: u64 = 1 << 21;
+        let frame_of = |addr: u64| {
+            let distance = addr.wrapping_sub(page) >> PAGE_SHIFT;
+            RamFrame(frame.0.wrapping_add(distance as u32))
+        };
+        if size != PageSize::Small {
+            let first = page & !(LARGE.wrapping_sub(1));
+            let count = LARGE >> PAGE_SHIFT;
+            let unmarked = |n: u64| {
+                let at = frame_of(first.wrapping_add(n << PAGE_SHIFT));
+                !self.memory.code().is_marked(at)
+            };
+            if !writable || (0..count).all(unmarked) {
+                return (first, count);
+            }
+        }
+        let same = |addr: u64| {
+            let data = &self.mmu.data;
+            let stores = data.lookup(View::User, addr, 1, Access::Write).is_some();
+            let access = if stores { Access::Write } else { Access::Read };
+            data.lookup(View::User, addr, 1, access).is_some()
+                && stores == writable
+                && data.frame(View::User, addr, access) == frame_of(addr)
+        };
+        let (before, count) = Mirror::around(page, same);
+        (page.wrapping_sub(before << PAGE_SHIFT), count.wrapping_add(before))
+    }
+}
