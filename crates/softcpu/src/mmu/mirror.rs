@@ -95,6 +95,8 @@ pub(crate) struct Mirror {
     /// the second that none has.
     tables: Option<Reserved>,
     windows: Vec<(u64, Reserved)>,
+    /// Windows that were given up, but translated code may still have ways into.
+    retired: Vec<Reserved>,
     /// Host addresses less guest addresses.
     distance: u64,
     /// The address space that is mirrored, by its number in the TLB's tags.
@@ -133,6 +135,7 @@ impl Mirror {
         Self {
             tables: None,
             windows: Vec::new(),
+            retired: Vec::new(),
             distance: 0,
             owner: None,
             paused: false,
@@ -269,13 +272,27 @@ impl Mirror {
         }
     }
 
-    /// Gives all windows up.
+    /// Gives all windows up. Code that runs must be left before it goes there again: it would
+    /// find nothing, at a distance that is no more.
     fn close_windows(&mut self) {
         for (span, _) in &self.windows {
             self.tell(*span, 0);
         }
-        self.windows.clear();
+        for (_, window) in self.windows.drain(..) {
+            window.clear();
+            self.retired.push(window);
+        }
         self.forget_pages();
+    }
+
+    /// Whether windows were given up since translated code was entered.
+    pub(crate) fn has_retired(&self) -> bool {
+        !self.retired.is_empty()
+    }
+
+    /// No translated code runs: nobody has ways into windows that were given up.
+    pub(crate) fn settle(&mut self) {
+        self.retired.clear();
     }
 
     fn forget_pages(&mut self) {
@@ -430,7 +447,12 @@ unsafe fn map(at: u64, len: usize, writable: bool, ram: &SharedRam, offset: u64)
     let file = ram.file().as_raw_fd();
     // SAFETY: takes the place of what is the caller's.
     let mapped = unsafe { libc::mmap(at as *mut _, len, protection, flags, file, offset) };
-    mapped != libc::MAP_FAILED
+    let done = mapped != libc::MAP_FAILED;
+    if done {
+        // SAFETY: the mapping just made. What a guest has in memory is not for core dumps.
+        unsafe { libc::madvise(mapped, len, libc::MADV_DONTDUMP) };
+    }
+    done
 }
 
 /// Makes `len` bytes at `at` inaccessible, whatever was there. Says whether the host did.
@@ -487,7 +509,10 @@ impl Reserved {
     /// It has nothing any more.
     fn clear(&self) -> bool {
         // SAFETY: all of this mapping.
-        unsafe { reserve(self.start, self.len) }
+        unsafe {
+            reserve(self.start, self.len)
+                || libc::mprotect(self.start.cast(), self.len, libc::PROT_NONE) == 0
+        }
     }
 }
 

@@ -67,6 +67,8 @@ pub(crate) struct Context {
     pub(super) mirror_misses: u64,
     /// What they start with.
     pub(super) mirror_patience: u64,
+    /// The instruction that a page was shown to last, and where it accesses that.
+    pub(super) mirror_fault: (u64, u64),
     /// How many turns loops that are not known to be hot may still take until the one that does
     /// then is taken to be.
     pub(super) heat: u64,
@@ -101,6 +103,7 @@ impl Context {
             mirror_distance: 0,
             mirror_misses: 0,
             mirror_patience: 0,
+            mirror_fault: (0, 0),
             heat: 1,
             rooms: [0; SEG_SLOTS],
         }

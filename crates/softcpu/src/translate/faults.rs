@@ -167,6 +167,12 @@ impl Vcpu {
     /// on: there once more, or where it lands. `None` for one that never faults.
     fn faulted_in_translated(&mut self, at: u64, address: u64, stores: bool) -> Option<u64> {
         let landing = self.translator.as_ref()?.regions.landing(at)?;
-        Some(if self.show_in_mirror(address, stores) { at } else { landing })
+        // What faults again where it has just been shown a page does so for another reason.
+        let again = std::mem::replace(&mut self.context.mirror_fault, (at, address));
+        let retry = again != (at, address) && self.show_in_mirror(address, stores);
+        if !retry {
+            self.context.mirror_fault = (0, 0);
+        }
+        Some(if retry { at } else { landing })
     }
 }

@@ -202,16 +202,24 @@ impl Vcpu {
         let space = self.mmu.data.space(View::User);
         let addr = op.effective(&self.state);
         let will = possible && self.mmu.mirror.wanted(space, addr, host_tsc());
+        self.leave_if_retired();
         let patience = self.context.mirror_patience;
         self.context.mirror_misses =
             if will { patience } else { patience.saturating_mul(PATIENCE) };
+    }
+
+    /// Windows may have been given up: translated code that has ways into them is left behind
+    /// the instruction that is interpreted now or next.
+    fn leave_if_retired(&mut self) {
+        self.code_hit |= self.mmu.mirror.has_retired();
     }
 
     /// An access of translated code to `host`, which is in the mirror if anywhere, has faulted.
     /// Says whether it can be tried again.
     pub(super) fn show_in_mirror(&mut self, host: u64, stores: bool) -> bool {
         let since = host_tsc();
-        let shown = self.try_to_show(host, stores);
+        let shown = self.try_to_show(host, stores) && !self.mmu.mirror.has_retired();
+        self.leave_if_retired();
         let counters = &mut self.mmu.mirror.counters;
         counters.faults = counters.faults.wrapping_add(1);
         counters.refused = counters.refused.wrapping_add(u64::from(!shown));
@@ -261,7 +269,13 @@ impl Vcpu {
                 let at = frame_of(first.wrapping_add(n << PAGE_SHIFT));
                 !self.memory.code().is_marked(at)
             };
-            if !writable || (0..count).all(unmarked) {
+            // A guest may map more than there is.
+            let [begin, end] = [first, first.wrapping_add(LARGE).wrapping_sub(PAGE_SIZE)]
+                .map(|page| self.memory.address_of(frame_of(page)));
+            let all_there = begin.zip(end).is_some_and(|(begin, end)| {
+                end.0.wrapping_sub(begin.0) == LARGE.wrapping_sub(PAGE_SIZE)
+            });
+            if all_there && (!writable || (0..count).all(unmarked)) {
                 return (first, count);
             }
         }

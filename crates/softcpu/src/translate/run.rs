@@ -302,6 +302,7 @@ impl Vcpu {
         if !self.alone {
             self.mmu.jumps.insert(rip, entry.address, second, user, shared);
         }
+        self.mmu.mirror.settle();
         self.flags_to_context();
         self.sync_context();
         self.context.vcpu = std::ptr::from_mut(self) as u64;
