@@ -181,9 +181,6 @@ fn attempt(
     if manner.shares {
         block.share(trace);
     }
-    if manner.samples {
-        block.count_turn(rip);
-    }
     let need = trace
         .steps
         .iter()

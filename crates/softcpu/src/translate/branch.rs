@@ -234,7 +234,7 @@ impl Block<'_> {
 
     /// Counts a turn of the loop at `rip`, unless it is known to be hot: one in so many is a
     /// sample, and what is found then is likely hot. Flags are lost.
-    pub(super) fn count_turn(&mut self, rip: u64) {
+    fn count_turn(&mut self, rip: u64) {
         if self.manner.hot {
             return;
         }

@@ -9,8 +9,6 @@ pub(super) struct Manner {
     pub(super) shares: bool,
     /// It is known to be hot: it need not find out.
     pub(super) hot: bool,
-    /// Each time it is entered counts as a turn of a loop.
-    pub(super) samples: bool,
     /// Accesses look into the mirror first ([`super::mirrored`]).
     pub(super) mirrored: bool,
     /// Accesses from where these make theirs are to be checked each for itself.

@@ -40,7 +40,7 @@ impl Wish {
     /// How what is wished for is translated; accesses could look into the `mirror`.
     pub(super) fn manner(self, mirror: bool) -> Manner {
         let (shares, hot, apart) = (!self.separate, self.hot, self.apart);
-        Manner { shares, hot, samples: mirror, mirrored: mirror && hot, apart }
+        Manner { shares, hot, mirrored: mirror && hot, apart }
     }
 }
 
