@@ -168,7 +168,9 @@ impl Vcpu {
     /// Has hot code look into the mirror, and the mirror serve it once so many accesses of one
     /// process have done so in vain, if the memory can be mapped again.
     pub(crate) fn prepare_mirror(&mut self, after: Option<u32>) {
-        let Some(after) = after.filter(|_| self.memory.shared().is_some()) else { return };
+        // Who is followed has its stores watched page by page, and its TLB emptied all the time.
+        let possible = self.memory.shared().is_some() && self.lockstep.is_none();
+        let Some(after) = after.filter(|_| possible) else { return };
         let Some(translator) = &self.translator else { return };
         let (start, end) = translator.bounds();
         self.context.mirror_patience = after.into();
