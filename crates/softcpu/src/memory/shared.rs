@@ -61,12 +61,13 @@ impl SharedRam {
     }
 }
 
-/// Asks the host to make a large page of the stretch around `page`. Says whether it did.
+/// Asks the host to make a large page of the stretch around `page`. Says whether it did: where it
+/// cannot, RAM had better be of another kind.
 ///
 /// # Safety
 /// `page` is mapped memory, shared with others.
 #[cold]
-unsafe fn collapse(page: *mut u8) -> bool {
+pub unsafe fn collapse(page: *mut u8) -> bool {
     // A stretch without any page is none to Linux.
     // SAFETY: mapped, says the caller; reading a byte changes nothing.
     unsafe { page.read_volatile() };
@@ -74,15 +75,4 @@ unsafe fn collapse(page: *mut u8) -> bool {
     // SAFETY: how the host maps what is there changes, never what it is. What of the stretch is
     // not memory of this kind makes it refuse.
     unsafe { libc::madvise(start.cast(), LARGE, MADV_COLLAPSE) == 0 }
-}
-
-/// Makes a large page of the first stretch of RAM, which is mapped at `start`. Says whether the
-/// host could: one that cannot had better have RAM of another kind.
-///
-/// # Safety
-/// A large page's worth of memory is mapped at `start`, shared.
-#[must_use]
-pub unsafe fn has_large_pages(start: *mut u8) -> bool {
-    // SAFETY: as the caller says.
-    unsafe { collapse(start) }
 }

@@ -14,17 +14,19 @@
 //! microseconds a page, is kept below a share of the time since it began, so that programs that
 //! do not come back to their pages lose little ([`Budget`]).
 
-use std::ptr;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
 use foldhash::HashMap;
 
+use self::reserved::{Reserved, map, reserve};
 use super::frame_filter::FrameFilter;
 use crate::addr::{PAGE_OFFSET, PAGE_SHIFT, PAGE_SIZE};
 use crate::memory::SharedRam;
 use crate::memory::ram::RamFrame;
 use crate::system::tsc::host_tsc;
 
+mod asked;
+mod reserved;
 #[cfg(test)]
 mod tests;
 
@@ -44,8 +46,6 @@ const MOST_WINDOWS: usize = 4;
 /// Changes that all mirrors of the process may have made to what is mapped since they were
 /// empty. Each makes two mappings at most out of one, and Linux allows 65530 in all.
 const MOST_CHANGES: usize = 24 << 10;
-/// Pages to each side of one that was asked for, at most, that are mapped along with it.
-const AROUND: u64 = 16;
 /// Distances that are tried between the guest's addresses and the windows. The first ones are
 /// for hosts with five levels of page tables, where everything fits.
 const FAR: u64 = 1 << 47;
@@ -169,8 +169,8 @@ impl Mirror {
     #[inline]
     pub(crate) fn table(&self, number: u64, user: bool) -> u64 {
         let Some(tables) = &self.tables else { return 0 };
-        let serves = user && !self.paused && self.owner == Some(number);
-        tables.start.wrapping_add(if serves { 0 } else { TABLE }) as u64
+        let serves = user && self.serves(number);
+        tables.start().wrapping_add(if serves { 0 } else { TABLE }) as u64
     }
 
     /// What makes addresses in windows of guest addresses.
@@ -188,6 +188,7 @@ impl Mirror {
     }
 
     /// Whether address space `number` is served.
+    #[inline]
     pub(crate) fn serves(&self, number: u64) -> bool {
         !self.paused && self.owner == Some(number)
     }
@@ -268,7 +269,7 @@ impl Mirror {
         {
             // SAFETY: the first page of the tables is writable, and the byte is in it. No Rust
             // reference is made to any of it.
-            unsafe { tables.start.add(span as usize).write_volatile(shown) };
+            unsafe { tables.start().add(span as usize).write_volatile(shown) };
         }
     }
 
@@ -339,16 +340,6 @@ impl Mirror {
         }
         self.counters.shown = self.counters.shown.wrapping_add(count);
         true
-    }
-
-    /// How many pages there are around the one at `addr`, before it and from it on, of which
-    /// `same` says that they are like it.
-    pub(crate) fn around(addr: u64, same: impl Fn(u64) -> bool) -> (u64, u64) {
-        let page = addr & !PAGE_OFFSET;
-        let inside = |other: u64| other >> SPAN_SHIFT == page >> SPAN_SHIFT && same(other);
-        let before = (1..AROUND).take_while(|n| inside(page.wrapping_sub(n << PAGE_SHIFT))).count();
-        let behind = (1..AROUND).take_while(|n| inside(page.wrapping_add(n << PAGE_SHIFT))).count();
-        (before as u64, behind.saturating_add(1) as u64)
     }
 
     /// Forgets all, and serves nobody.
@@ -432,93 +423,5 @@ impl Mirror {
 impl Drop for Mirror {
     fn drop(&mut self) {
         self.forget_pages();
-    }
-}
-
-/// Maps `len` bytes of `ram` from `offset` at `at`, in place of what is there.
-///
-/// # Safety
-/// The range belongs to a window.
-unsafe fn map(at: u64, len: usize, writable: bool, ram: &SharedRam, offset: u64) -> bool {
-    use std::os::fd::AsRawFd;
-    let protection = libc::PROT_READ | if writable { libc::PROT_WRITE } else { 0 };
-    let flags = libc::MAP_SHARED | libc::MAP_FIXED | libc::MAP_POPULATE;
-    let Ok(offset) = libc::off_t::try_from(offset) else { return false };
-    let file = ram.file().as_raw_fd();
-    // SAFETY: takes the place of what is the caller's.
-    let mapped = unsafe { libc::mmap(at as *mut _, len, protection, flags, file, offset) };
-    let done = mapped != libc::MAP_FAILED;
-    if done {
-        // SAFETY: the mapping just made. What a guest has in memory is not for core dumps.
-        unsafe { libc::madvise(mapped, len, libc::MADV_DONTDUMP) };
-    }
-    done
-}
-
-/// Makes `len` bytes at `at` inaccessible, whatever was there. Says whether the host did.
-///
-/// # Safety
-/// The range belongs to a window.
-unsafe fn reserve(at: *mut u8, len: usize) -> bool {
-    let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE | libc::MAP_FIXED;
-    // SAFETY: takes the place of what is the caller's.
-    unsafe { libc::mmap(at.cast(), len, libc::PROT_NONE, flags, -1, 0) != libc::MAP_FAILED }
-}
-
-/// Address space of the host's that nothing else is put into.
-#[derive(Debug)]
-struct Reserved {
-    start: *mut u8,
-    len: usize,
-}
-
-// SAFETY: a mapping that belongs to this value and is not tied to a thread.
-unsafe impl Send for Reserved {}
-
-impl Reserved {
-    fn anywhere(len: usize, protection: libc::c_int) -> Option<Self> {
-        Self::mapped(ptr::null_mut(), len, protection, 0)
-    }
-
-    /// At `start` and nowhere else, inaccessible.
-    fn at(start: u64, len: usize) -> Option<Self> {
-        let wanted = start as *mut u8;
-        let there = Self::mapped(wanted, len, libc::PROT_NONE, libc::MAP_FIXED_NOREPLACE)?;
-        // A kernel before 4.17 takes the address for a hint.
-        (there.start == wanted).then_some(there)
-    }
-
-    fn mapped(at: *mut u8, len: usize, protection: libc::c_int, how: libc::c_int) -> Option<Self> {
-        let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE | how;
-        // SAFETY: a fresh mapping where nothing is.
-        let start = unsafe { libc::mmap(at.cast(), len, protection, flags, -1, 0) };
-        (start != libc::MAP_FAILED).then(|| {
-            // SAFETY: the mapping just made. It is not for core dumps, which would look at all.
-            unsafe { libc::madvise(start, len, libc::MADV_DONTDUMP) };
-            Self { start: start.cast(), len }
-        })
-    }
-
-    /// Its first `len` bytes can be written to.
-    fn make_writable(&self, len: usize) -> bool {
-        let access = libc::PROT_READ | libc::PROT_WRITE;
-        // SAFETY: a part of this mapping.
-        unsafe { libc::mprotect(self.start.cast(), len, access) == 0 }
-    }
-
-    /// It has nothing any more.
-    fn clear(&self) -> bool {
-        // SAFETY: all of this mapping.
-        unsafe {
-            reserve(self.start, self.len)
-                || libc::mprotect(self.start.cast(), self.len, libc::PROT_NONE) == 0
-        }
-    }
-}
-
-impl Drop for Reserved {
-    fn drop(&mut self) {
-        // SAFETY: the mapping of this value, and whoever used it is gone.
-        unsafe { libc::munmap(self.start.cast(), self.len) };
     }
 }

@@ -17,10 +17,9 @@ use super::regions::Landing;
 use super::registers::{ADDRESS, Home, VALUE};
 use super::sharing::{Group, Origin};
 use super::{faults, fields};
-use crate::addr::{PAGE_SHIFT, PAGE_SIZE};
 use crate::decode::op::{Op, OpFlags};
-use crate::mmu::mirror::{Mirror, Page, SPAN_SHIFT};
-use crate::mmu::{Access, View};
+use crate::mmu::View;
+use crate::mmu::mirror::SPAN_SHIFT;
 use crate::state::{GPR_ZERO, SEG_FLAT};
 use crate::system::tsc::host_tsc;
 use crate::vcpu::Vcpu;
@@ -220,7 +219,7 @@ impl Vcpu {
     /// Says whether it can be tried again.
     pub(super) fn show_in_mirror(&mut self, host: u64, stores: bool) -> bool {
         let since = host_tsc();
-        let shown = self.try_to_show(host, stores) && !self.mmu.mirror.has_retired();
+        let shown = self.show_page(host, stores) && !self.mmu.mirror.has_retired();
         self.leave_if_retired();
         let counters = &mut self.mmu.mirror.counters;
         counters.faults = counters.faults.wrapping_add(1);
@@ -228,68 +227,5 @@ impl Vcpu {
         self.mmu.mirror.spent(since);
         self.sync_mirror();
         shown
-    }
-
-    fn try_to_show(&mut self, host: u64, stores: bool) -> bool {
-        let Some(addr) = self.mmu.mirror.guest_address(host) else { return false };
-        let space = self.mmu.data.space(View::User);
-        if self.mmu.view != View::User || !self.mmu.mirror.serves(space) {
-            return false;
-        }
-        let access = if stores { Access::Write } else { Access::Read };
-        let Some(reached) = self.reached_unseen(addr, access) else { return false };
-        let memory = std::sync::Arc::clone(&self.memory);
-        let Some(ram) = memory.shared() else { return false };
-        let page = addr & !(PAGE_SIZE.wrapping_sub(1));
-        let (first, count) = self.around(page, reached.frame, reached.writable, reached.size);
-        let distance = page.wrapping_sub(first) >> PAGE_SHIFT;
-        let frame = crate::memory::ram::RamFrame(reached.frame.0.wrapping_sub(distance as u32));
-        let first = Page { addr: first, frame, writable: reached.writable };
-        self.mmu.mirror.show(ram, first, count) && (reached.writable || !stores)
-    }
-
-    /// Where the pages begin that can be shown along with the one at `page`, and how many they
-    /// are: all of a large page of the guest's, or those beside it that the TLB has.
-    fn around(
-        &self,
-        page: u64,
-        frame: crate::memory::ram::RamFrame,
-        writable: bool,
-        size: crate::mmu::large_pages::PageSize,
-    ) -> (u64, u64) {
-        use crate::memory::ram::RamFrame;
-        use crate::mmu::large_pages::PageSize;
-        const LARGE: u64 = 1 << 21;
-        let frame_of = |addr: u64| {
-            let distance = addr.wrapping_sub(page) >> PAGE_SHIFT;
-            RamFrame(frame.0.wrapping_add(distance as u32))
-        };
-        if size != PageSize::Small {
-            let first = page & !(LARGE.wrapping_sub(1));
-            let count = LARGE >> PAGE_SHIFT;
-            let unmarked = |n: u64| {
-                let at = frame_of(first.wrapping_add(n << PAGE_SHIFT));
-                !self.memory.code().is_marked(at)
-            };
-            // A guest may map more than there is.
-            let [begin, end] = [first, first.wrapping_add(LARGE).wrapping_sub(PAGE_SIZE)]
-                .map(|page| self.memory.address_of(frame_of(page)));
-            let all_there = begin.zip(end).is_some_and(|(begin, end)| {
-                end.0.wrapping_sub(begin.0) == LARGE.wrapping_sub(PAGE_SIZE)
-            });
-            if all_there && (!writable || (0..count).all(unmarked)) {
-                return (first, count);
-            }
-        }
-        let same = |addr: u64| {
-            let data = &self.mmu.data;
-            let stores = data.lookup(View::User, addr, 1, Access::Write).is_some();
-            let access = if stores { Access::Write } else { Access::Read };
-            data.lookup(View::User, addr, 1, access).is_some()
-                && stores == writable
-                && data.frame(View::User, addr, access) == frame_of(addr)
-        };
-        let (before, count) = Mirror::around(page, same);
-        (page.wrapping_sub(before << PAGE_SHIFT), count.wrapping_add(before))
     }
 }

@@ -49,9 +49,9 @@ impl Pages {
         }
         // SAFETY: the first stretch begins where a large page can, and no machine has less RAM
         // than one.
-        let large = mapped.first().is_some_and(|first| unsafe {
-            first.len >= LARGE && shared::has_large_pages(first.start)
-        });
+        let large = mapped
+            .first()
+            .is_some_and(|first| unsafe { first.len >= LARGE && shared::collapse(first.start) });
         let frames = usize::try_from(bytes >> PAGE_SHIFT).unwrap_or(usize::MAX);
         Ok(large.then(|| (mapped, SharedRam::new(file, frames))))
     }

@@ -1,6 +1,8 @@
 use std::os::fd::{FromRawFd, OwnedFd};
 
+use super::asked::{AROUND, neighbours};
 use super::*;
+use std::ptr;
 
 const FRAMES: u64 = 64;
 const ADDR: u64 = 0x5555_0000_0000;
@@ -119,6 +121,6 @@ fn what_costs_too_much_pauses() {
 #[test]
 fn neighbours_are_counted_within_the_span() {
     let all = |addr: u64| addr >> PAGE_SHIFT != 0x20;
-    assert_eq!(Mirror::around(0x2_2000, all), (1, AROUND));
-    assert_eq!(Mirror::around(SPAN, |_| true), (0, AROUND));
+    assert_eq!(neighbours(0x2_2000, all), (1, AROUND));
+    assert_eq!(neighbours(SPAN, |_| true), (0, AROUND));
 }

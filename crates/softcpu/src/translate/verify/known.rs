@@ -118,8 +118,8 @@ impl Shown {
         })
     }
 
-    /// The same if `register` changes by `distance`; `None`: by no constant. `true` if it is no
-    /// part of it.
+    /// `register` changes by `distance`; `None`: by no constant. Says whether this still holds,
+    /// for what the register is then.
     pub(super) fn changes(&mut self, register: R, distance: Option<i64>) -> bool {
         let mut moves = Some(0_i64);
         for term in &self.first.terms {
