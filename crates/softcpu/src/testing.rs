@@ -60,7 +60,7 @@ impl TestMachine {
         let memory = unsafe { PhysMemory::new(&[region], code, Arc::clone(&owner) as _) };
         let memory = memory.expect("one aligned region is a valid layout");
         let shared = SharedRam::new(owner.file(), (RAM >> PAGE_SHIFT) as usize);
-        let memory = Arc::new(memory.of(Arc::new(shared)));
+        let memory = Arc::new(memory.backed_by(Arc::new(shared)));
         Self::on(memory, Engine::Interpreter)
     }
 

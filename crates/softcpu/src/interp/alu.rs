@@ -33,7 +33,7 @@ pub(crate) trait Alu: Scalar {
     fn inc(a: Self) -> (Self, u64);
     fn dec(a: Self) -> (Self, u64);
     fn neg(a: Self) -> (Self, u64);
-    /// From there on, with what was in RFLAGS before.
+    /// Shifts and rotates are given RFLAGS as they find them.
     fn shl(a: Self, count: u8, flags: u64) -> (Self, u64);
     fn shr(a: Self, count: u8, flags: u64) -> (Self, u64);
     fn sar(a: Self, count: u8, flags: u64) -> (Self, u64);

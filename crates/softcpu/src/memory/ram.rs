@@ -114,7 +114,7 @@ impl PhysMemory {
 
     /// The same memory, which is `shared`.
     #[must_use]
-    pub fn of(self, shared: Arc<SharedRam>) -> Self {
+    pub fn backed_by(self, shared: Arc<SharedRam>) -> Self {
         Self { shared: Some(shared), ..self }
     }
 

@@ -323,7 +323,7 @@ impl Bench {
             }
             _ => {}
         }
-        let vendors = faulted.then(|| Vendors::of(&it.instruction));
+        let half_done = faulted.then(|| HalfDone::of(&it.instruction));
         let cuts = cuts_addresses(&it.instruction);
         // Ours leaves them all, as the manual suggests; some CPUs have popped a few.
         let popped = faulted && matches!(it.instruction.mnemonic(), M::Popa | M::Popad);
@@ -337,7 +337,7 @@ impl Bench {
                     state.gpr[i], expected.gpr[i]
                 ));
             }
-            let alike = vendors.is_some_and(|vendors| vendors.has_gathered);
+            let alike = half_done.is_some_and(|half_done| half_done.has_gathered);
             if state.vec[i] != expected.vec[i] && !alike {
                 return Some(format!(
                     "vector register {i}: {:x?}, should be {:x?}",
@@ -348,10 +348,10 @@ impl Bench {
         let undefined = if faulted { 0 } else { undefined_flags(&it.instruction) };
         let compared = (RFlags::STATUS | RFlags::DF | RFlags::ID | RFlags::NT).bits() & !undefined;
         let flags = (state.rflags.bits() ^ expected.rflags.bits()) & compared;
-        if flags != 0 && !vendors.is_some_and(|vendors| vendors.takes_flags_back) {
+        if flags != 0 && !half_done.is_some_and(|half_done| half_done.takes_flags_back) {
             return Some(format!("flags {:?}, should be {:?}", state.rflags, expected.rflags));
         }
-        let noted = vendors.is_some_and(|vendors| vendors.has_noted_exceptions);
+        let noted = half_done.is_some_and(|half_done| half_done.has_noted_exceptions);
         if state.mxcsr != expected.mxcsr && !noted {
             return Some(format!("MXCSR {:#x}, should be {:#x}", state.mxcsr, expected.mxcsr));
         }
@@ -377,11 +377,11 @@ impl Bench {
                 ));
             }
         }
-        let entered = vendors.is_some_and(|vendors| vendors.has_entered_mmx);
+        let entered = half_done.is_some_and(|half_done| half_done.has_entered_mmx);
         if !entered && let Some(difference) = x87(state, expected) {
             return Some(difference);
         }
-        if vendors.is_some_and(|vendors| vendors.has_stored) {
+        if half_done.is_some_and(|half_done| half_done.has_stored) {
             return None;
         }
         // Half a word may be all that is pushed of a selector: the rest stays what it was, or is
@@ -425,7 +425,7 @@ fn cuts_addresses(it: &Instruction) -> bool {
 
 /// What CPUs that are not ours may have done of an instruction by the time it faults.
 #[derive(Clone, Copy, Debug)]
-struct Vendors {
+struct HalfDone {
     /// Taken flags back to what they were before a repetition that compares.
     takes_flags_back: bool,
     /// Made MMX registers of the x87 unit's.
@@ -438,7 +438,7 @@ struct Vendors {
     has_stored: bool,
 }
 
-impl Vendors {
+impl HalfDone {
     fn of(it: &Instruction) -> Self {
         let strings = it.is_string_instruction();
         let compares = matches!(

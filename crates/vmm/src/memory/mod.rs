@@ -227,7 +227,7 @@ impl GuestRam {
         // vm-memory itself only makes raw and volatile accesses to it, never references.
         let memory = unsafe { PhysMemory::new(&regions, self.code.clone(), self.mmap.clone()) }?;
         Ok(match &self.shared {
-            Some(shared) => memory.of(Arc::clone(shared)),
+            Some(shared) => memory.backed_by(Arc::clone(shared)),
             None => memory,
         })
     }
