@@ -1,10 +1,15 @@
 //! Debian's User-mode Linux, for comparison: a kernel that is an ordinary process, too, but a
 //! kernel made for that. The machine's if it has one, else unpacked privately.
 
+use crate::bounded;
 use crate::private_tree::Program;
 use anyhow::{Result, bail};
 use std::path::Path;
 use std::process::{Command, Stdio};
+use std::time::Duration;
+
+/// How long it may take to boot and power off.
+const BOOT: Duration = Duration::from_secs(60);
 
 /// A User-mode Linux that can be started.
 #[derive(Debug)]
@@ -25,6 +30,20 @@ impl Uml {
             bail!("User-mode Linux does not start");
         }
         Ok(String::from_utf8_lossy(&output.stdout).trim().to_owned())
+    }
+
+    /// Makes sure that it boots `initrd` here: kernels of its age know nothing of what later CPUs
+    /// keep for a process.
+    pub(crate) fn boots(&self, initrd: &Path) -> Result<()> {
+        let command = self.booting(initrd, 256, None, "quiet lguest.mode=uname");
+        let log = std::env::temp_dir().join(format!("lguest-uml-{}.log", std::process::id()));
+        let status = bounded::run(command, BOOT, &log);
+        std::fs::remove_file(&log).ok();
+        match status? {
+            Some(status) if status.success() => Ok(()),
+            Some(status) => bail!("it does not boot on this host ({status})"),
+            None => bail!("it does not boot on this host within {} s", BOOT.as_secs()),
+        }
     }
 
     /// A guest of one CPU (it has no more) with its console on stdout and, if there is a

@@ -313,24 +313,22 @@ impl Finished {
     /// Asserts the exit status.
     #[track_caller]
     pub(crate) fn assert_status(&self, status: i32) {
-        assert_eq!(
-            self.status,
-            Some(status),
-            "stderr: {}\nconsole:\n{}",
-            self.messages,
-            self.console
-        );
+        assert_eq!(self.status, Some(status), "{}", self.story());
     }
 
     /// Asserts that the console shows `wanted`.
     #[track_caller]
     pub(crate) fn assert_console(&self, wanted: &str) {
-        assert!(
-            self.console.contains(wanted),
-            "no {wanted:?}; stderr: {}\nconsole:\n{}",
-            self.messages,
-            self.console
-        );
+        assert!(self.console.contains(wanted), "no {wanted:?}; {}", self.story());
+    }
+
+    /// What there is to know of a run that went wrong; what its guest found amiss comes first,
+    /// as reports are cut short.
+    fn story(&self) -> String {
+        let amiss = |line: &&str| ["FAIL", "panic"].iter().any(|word| line.contains(word));
+        let amiss: Vec<&str> = self.console.lines().filter(amiss).collect();
+        let Self { messages, console, .. } = self;
+        format!("amiss: {amiss:#?}\nstderr: {messages}\nconsole:\n{console}")
     }
 
     /// Asserts that the guest's own checks went well, and the run with them.

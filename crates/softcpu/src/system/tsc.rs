@@ -66,6 +66,9 @@ pub(crate) fn rdtsc(cpu: &mut Vcpu, _op: &Op) -> Step {
 /// `rdtscp`: with IA32_TSC_AUX in ECX.
 pub(crate) fn rdtscp(cpu: &mut Vcpu, _op: &Op) -> Step {
     cpu.require_time()?;
+    // What comes before it has happened by then, which `rdtsc` alone does not wait for.
+    // SAFETY: every x86-64 CPU has LFENCE.
+    unsafe { core::arch::x86_64::_mm_lfence() };
     cpu.set_edx_eax(cpu.tsc());
     cpu.state.set_reg32(Gpr::Rcx, cpu.state.msr.tsc_aux as u32);
     Ok(())

@@ -130,6 +130,10 @@ impl Assembler {
 
     /// The guest's time in its EDX:EAX, and, if `aux`, IA32_TSC_AUX in its ECX.
     fn time(&mut self, aux: bool) {
+        if aux {
+            // lfence: `rdtscp` waits for all that comes before it, loads too.
+            self.bytes(&[0x0f, 0xae, 0xe8]);
+        }
         // rdtsc; shl rdx, 32; or rax, rdx
         self.bytes(&[0x0f, 0x31, 0x48, 0xc1, 0xe2, 32, 0x48, 0x09, 0xd0]);
         self.add(VALUE, fields::TSC_OFFSET);
@@ -140,5 +144,22 @@ impl Assembler {
             self.bytes(&[0x65, 0x8b, 0x0c, 0x25]);
             self.bytes(&fields::TSC_AUX.0.to_le_bytes());
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rdtscp_waits_for_what_comes_before_it() {
+        let bytes = |aux| {
+            let mut code = Assembler::new(0);
+            code.time(aux);
+            code.finish().unwrap().0
+        };
+        // rdtsc alone does not; lfence does.
+        assert!(bytes(false).starts_with(&[0x0f, 0x31]));
+        assert!(bytes(true).starts_with(&[0x0f, 0xae, 0xe8, 0x0f, 0x31]));
     }
 }

@@ -62,13 +62,15 @@ impl Place {
         }
         let debian = programs && obstacle.is_none();
         let luajit = debian.then(|| Program::find("luajit", "-v", "luajit"));
+        let initrd = initramfs::with_rows(&kernel)?;
+        let uml = Uml::find().and_then(|uml| uml.boots(&initrd).map(|()| uml));
         Ok(Self {
             rows: initramfs::rows()?,
-            initrd: initramfs::with_rows(&kernel)?,
+            initrd,
             kernel,
             lguest: paths::release_lguest()?,
             qemu: Qemu::find()?,
-            uml: without("User-mode Linux", Uml::find()),
+            uml: without("User-mode Linux", uml),
             debian: debian.then(debian_image::for_programs).transpose()?,
             luajit: luajit.and_then(|found| without("LuaJIT on the host", found)),
             mem_mib,
