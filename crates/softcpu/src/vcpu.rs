@@ -26,6 +26,7 @@ use crate::state::{CodeSize, VcpuState};
 use crate::stats::Meter;
 use crate::trace::Tracer;
 use crate::translate::context::Context;
+use crate::translate::mode::CodeSegments;
 use crate::translate::{self, BadTranslation, Translator};
 
 /// Why [`Vcpu::run`] returned.
@@ -146,6 +147,7 @@ pub struct Vcpu {
     pub(crate) mmu: Mmu,
     /// What CS makes of code, looked up once per change.
     pub(crate) code_size: CodeSize,
+    pub(crate) code_segments: CodeSegments,
     /// Decoded blocks; elsewhere while guest code runs.
     pub(crate) blocks: BlockCache,
     /// Generated stubs.
@@ -227,6 +229,7 @@ impl Vcpu {
             state: VcpuState::at_reset(),
             mmu: Mmu::new(),
             code_size: CodeSize::Bits16,
+            code_segments: CodeSegments::default(),
             blocks: BlockCache::new(),
             native: NativeCache::new()?,
             fault: Exception::invalid_opcode(),
@@ -380,6 +383,7 @@ impl Vcpu {
     pub(crate) fn mode_changed(&mut self) {
         let user = self.state.cpl() == 3;
         self.code_size = self.state.code_size();
+        self.code_segment_changed();
         self.mmu.set_mode(&self.state, user);
     }
 }

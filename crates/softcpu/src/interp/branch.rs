@@ -13,7 +13,7 @@ impl Vcpu {
     /// Checks a branch target before anything is committed: canonical in 64-bit code,
     /// inside CS elsewhere.
     #[inline(always)]
-    fn check_target(&mut self, target: u64) -> Result<(), Abort> {
+    pub(super) fn check_target(&mut self, target: u64) -> Result<(), Abort> {
         let good = if self.code_size == CodeSize::Bits64 {
             GuestVirtAddr(target).is_canonical()
         } else {

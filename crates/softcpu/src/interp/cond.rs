@@ -26,7 +26,11 @@ pub(crate) fn holds<const CC: u8>(flags: RFlags) -> bool {
 
 /// `jcc`: ends the block.
 pub(crate) fn jump<const CC: u8>(cpu: &mut Vcpu, op: &Op) -> Step {
-    cpu.state.rip = if holds::<CC>(cpu.state.rflags) { op.imm } else { op.next_rip() };
+    let taken = holds::<CC>(cpu.state.rflags);
+    if taken {
+        cpu.check_target(op.imm)?;
+    }
+    cpu.state.rip = if taken { op.imm } else { op.next_rip() };
     Ok(())
 }
 

@@ -162,6 +162,12 @@ fn move_segments(state: &mut VcpuState, habits: u8, bytes: &mut Bytes<'_>) {
     if habits & 64 != 0 {
         state.segment_mut(SegReg::Ss).access.toggle(Access::BIG);
     }
+    if habits & 128 != 0 {
+        // The same code, in a segment that begins somewhere before it.
+        let base = bytes.number() % state.rip.saturating_add(1);
+        state.segment_mut(SegReg::Cs).base = base;
+        state.rip -= base;
+    }
 }
 
 /// The sane part of the GDT; what follows comes from the input.
@@ -277,7 +283,8 @@ fn guest(mut bytes: Bytes<'_>) -> (TestMachine, u8) {
         state.gpr[..16].iter_mut().for_each(|register| *register &= 0xffff_ffff);
     }
     let [place, habits] = bytes.take();
-    state.rip = CODE + u64::from(place);
+    let start = CODE + u64::from(place);
+    state.rip = start;
     if state.code_size() != CodeSize::Bits64 {
         move_segments(state, habits, &mut bytes);
     }
@@ -285,8 +292,7 @@ fn guest(mut bytes: Bytes<'_>) -> (TestMachine, u8) {
     tables(&machine, &mut bytes);
     let code = &bytes.0[..bytes.0.len().min(512)];
     descriptors(&machine, long, protected, code);
-    let rip = machine.vcpu.state.rip;
-    machine.put(rip, code);
+    machine.put(start, code);
     machine.put(HANDLER, &code[code.len() / 2..]);
     machine.put(0x8000, code);
     for i in 0..4 {

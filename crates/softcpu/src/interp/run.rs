@@ -264,9 +264,11 @@ impl Vcpu {
         Ok((block, blocks.ops(block)))
     }
 
-    /// A block of nothing but a translation, if the code was translated before.
+    /// A block of nothing but a translation, if the code was translated before. RIP must be a
+    /// linear address for it.
     fn hollow(&mut self, linear: u64, frame: RamFrame) -> Result<Option<Block>, Abort> {
-        let Some(mode) = self.translation_mode() else { return Ok(None) };
+        let mode = self.translation_mode().filter(|mode| mode.is_movable());
+        let Some(mode) = mode else { return Ok(None) };
         let since = host_tsc();
         let version = self.memory.code().version(frame);
         let entry = self.translated_before(linear, frame, version, mode);

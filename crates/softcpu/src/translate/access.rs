@@ -299,7 +299,7 @@ impl Assembler {
         }
     }
 
-    /// `mov [place], register`, of 64 or 32 bits.
+    /// `mov [place], register`, of 64, 32 or 16 bits.
     ///
     /// # Errors
     /// As [`Assembler::with_memory_operand`].
@@ -314,7 +314,7 @@ impl Assembler {
         )
     }
 
-    /// `mov register, [place]`, of 64 or 32 bits.
+    /// `mov register, [place]`, of 64, 32 or 16 bits.
     ///
     /// # Errors
     /// As [`Assembler::with_memory_operand`].

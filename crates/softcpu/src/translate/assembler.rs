@@ -320,7 +320,15 @@ impl Assembler {
         self.bytes(&[0x40 | b >> 3 & 1 | (a >> 3 & 1) << 2, 0x8b, 0xc0 | (a & 7) << 3 | b & 7]);
     }
 
-    /// `lea to, [base + index * factor + displacement]`, `to` of 64 or 32 bits.
+    /// Leaves the lowest 16 bits of the 64-bit register `of`, and zeroes above them.
+    pub(super) fn copy_lowest(&mut self, of: R) {
+        // movzx of, of
+        let number = of.number() as u8;
+        let (high, low) = (number >> 3 & 1, number & 7);
+        self.bytes(&[0x40 | high << 2 | high, 0x0f, 0xb7, 0xc0 | low << 3 | low]);
+    }
+
+    /// `lea to, [base + index * factor + displacement]`, `to` of 64, 32 or 16 bits.
     ///
     /// # Errors
     /// As [`Assembler::with_memory_operand`].
@@ -344,7 +352,7 @@ impl Assembler {
         self.with_memory_operand(0x8d, to, base, index, factor, displacement)
     }
 
-    /// The instruction `opcode` on `register`, of 64 or 32 bits, and what is at
+    /// The instruction `opcode` on `register`, of 64, 32 or 16 bits, and what is at
     /// `[base + index * factor + displacement]`, either of which may be missing. What accesses are
     /// made of most, so it does not come by the encoder.
     ///
@@ -361,6 +369,9 @@ impl Assembler {
     ) -> Result<(), NotCopied> {
         let displacement = i32::try_from(displacement).map_err(|_| NotCopied)?;
         let number = |register: R| register.number() as u8;
+        if register.size() == 2 {
+            self.bytes(&[0x66]);
+        }
         let wide = if register.size() == 8 { 0x48 } else { 0x40 };
         let rex = wide | (number(register) >> 3 & 1) << 2;
         let rex = if index == R::None { rex } else { rex | (number(index) >> 3 & 1) << 1 };
@@ -481,7 +492,7 @@ impl Assembler {
     pub(super) fn effective(&mut self, to: R, op: &Op, extra: u64) -> Result<(), NotCopied> {
         let narrow = match op.addr_mask {
             u64::MAX => false,
-            0xffff_ffff => true,
+            0xffff_ffff | 0xffff => true,
             _ => return Err(NotCopied),
         };
         let displacement = op.disp.wrapping_add(extra);
@@ -497,7 +508,15 @@ impl Assembler {
             return Ok(());
         }
         let origin = Origin { base: op.base, index: op.index, scale: op.scale, narrow };
-        self.sum(to, origin, if narrow { displacement as i32 as i64 } else { displacement as i64 })
+        self.sum(
+            to,
+            origin,
+            if narrow { displacement as i32 as i64 } else { displacement as i64 },
+        )?;
+        if op.addr_mask == 0xffff {
+            self.copy_lowest(to);
+        }
+        Ok(())
     }
 
     /// `displacement` from `origin`, in `to`. Leaves flags alone as [`Assembler::effective`] does.

@@ -7,7 +7,7 @@
 
 use std::collections::VecDeque;
 
-use iced_x86::{Code, Register as R};
+use iced_x86::{Code, Instruction, Register as R};
 
 use super::assembler::{Assembler, Condition, Label, NotCopied};
 use super::cold::{Cold, Fix, keep_flags, load_flags, require};
@@ -18,11 +18,11 @@ use super::fields;
 use super::flags::{Flags, Producer};
 use super::heads::Heads;
 use super::manner::Manner;
-use super::mode::Mode;
+use super::mode::{CodeSegment, Mode};
 use super::ops::Ops;
 use super::privileged;
 use super::regions::Landing;
-use super::registers::{Home, Homes, VALUE};
+use super::registers::{Home, Homes, VALUE, of_word};
 use super::relocate::{Kind, Relocation};
 use super::sharing::Share;
 use super::stack::StackUse;
@@ -87,9 +87,10 @@ pub(super) struct Block<'a> {
     pub(super) links: Vec<Link>,
     pub(super) first_link: u32,
     pub(super) manner: Manner,
-    /// Where it begins, and the mode that it is for.
+    /// Where it begins, the mode that it is for, and where its code is.
     pub(super) rip: u64,
     pub(super) mode: Mode,
+    pub(super) segment: CodeSegment,
     /// The step that is being translated, and where it is in the guest's code.
     pub(super) step: usize,
     pub(super) here: u64,
@@ -164,6 +165,7 @@ fn attempt(
         manner,
         rip,
         mode: trace.mode,
+        segment: trace.segment,
         step: 0,
         here: rip,
         effects: Effects::of_all(trace),
@@ -281,20 +283,29 @@ impl Block<'_> {
             _ if let Some((what, word)) = StackUse::of(instruction) => {
                 self.stack(instruction, op, what, word)
             }
-            Code::Lea_r64_m | Code::Lea_r32_m => {
+            Code::Lea_r64_m | Code::Lea_r32_m | Code::Lea_r16_m => {
                 let to = instruction.op0_register();
                 self.keep_flags_for_address(op)?;
                 let number = to.number() as u8;
                 self.overwrite(1 << (number & 15))?;
                 if let Some(host) = direct(self.code.homes, number, op)
+                    && to.size() != 2
                     && (to.size() == 8 || op.addr_mask == u64::from(u32::MAX))
                 {
                     return self.code.effective(host, op, 0);
                 }
                 self.code.effective(VALUE, op, 0)?;
-                if to.size() == 4 {
+                match (to.size(), self.code.homes.of(number)) {
+                    (2, Home::Host(host)) => {
+                        let from = of_word(VALUE, 2);
+                        let copy = Instruction::with2(Code::Mov_r16_rm16, of_word(host, 2), from);
+                        return self.code.emit(&copy.map_err(|_| NotCopied)?);
+                    }
+                    // The rest of the register would have to stay.
+                    (2, Home::Memory) => return Err(NotCopied),
                     // mov eax, eax
-                    self.code.bytes(&[0x89, 0xc0]);
+                    (4, _) => self.code.bytes(&[0x89, 0xc0]),
+                    _ => {}
                 }
                 self.code.put(number, VALUE);
                 Ok(())
@@ -494,10 +505,10 @@ impl Block<'_> {
                     self.code.forget_calls();
                     self.code.jump(resume);
                 }
-                Cold::Unforeseen { op, by, word } => {
+                Cold::Unforeseen { op, by } => {
                     (self.flags, self.producer) = (Flags::Context, None);
                     self.code.homes = homes;
-                    self.go_back_anyhow(op, by, word)?;
+                    self.go_back_anyhow(op, by)?;
                 }
                 what => what.write(&mut self.code, self.thunks, self.rip, homes)?,
             }

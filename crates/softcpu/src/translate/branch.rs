@@ -13,7 +13,6 @@ use super::relocate::Kind;
 use super::returns::Way;
 use super::stack::{RSP, StackUse, down, stack_operand};
 use super::{copy, fields, jumps};
-use crate::addr::{GuestVirtAddr, PAGE_SHIFT};
 use crate::decode::op::Op;
 
 impl Block<'_> {
@@ -62,28 +61,30 @@ impl Block<'_> {
     pub(super) fn branch(&mut self, instruction: &Instruction, op: &Op) -> Result<(), NotCopied> {
         self.save_flags()?;
         self.code.give_back();
+        let segment = self.segment;
+        let reaches = |rip| segment.reaches(rip);
         match (instruction.code(), StackUse::of(instruction)) {
-            (_, Some((StackUse::Call, word))) if canonical(op.imm) => {
-                let to = stack_operand(self.mode, op, RSP, down(word))?;
+            (_, Some((StackUse::Call, word))) if reaches(op.imm) && reaches(op.next_rip()) => {
+                let to = stack_operand(self.mode, op, RSP, down(word));
                 let place = self.check_last(op, &to, Access::store(word))?;
                 self.push_return(op, place, word)?;
                 self.edge_by(op.imm, Way::Call(op.next_rip()))
             }
             (_, Some((StackUse::Return, word))) => {
-                let from = stack_operand(self.mode, op, RSP, 0)?;
+                let from = stack_operand(self.mode, op, RSP, 0);
                 let place = self.check_last(op, &from, Access::load(word))?;
                 self.load_word(place, word)?;
-                self.go_back(op, i64::from(word).wrapping_add(op.imm as i64), word)
+                self.go_back(op, i64::from(word).wrapping_add(op.imm as i64))
             }
-            (Code::Jmp_rm64 | Code::Jmp_rm32, _) => {
+            (Code::Jmp_rm64 | Code::Jmp_rm32 | Code::Jmp_rm16, _) => {
                 self.target(instruction, op)?;
                 let miss = self.last(op);
                 self.find(miss);
                 self.go(Way::Jump)
             }
-            (Code::Call_rm64 | Code::Call_rm32, _) => {
+            (Code::Call_rm64 | Code::Call_rm32 | Code::Call_rm16, _) if reaches(op.next_rip()) => {
                 let word = op.size;
-                let to = stack_operand(self.mode, op, RSP, down(word))?;
+                let to = stack_operand(self.mode, op, RSP, down(word));
                 self.target(instruction, op)?;
                 let unusual = self.last(op);
                 if word == 8 {
@@ -107,7 +108,7 @@ impl Block<'_> {
     fn push_return(&mut self, op: &Op, place: Place, word: u8) -> Result<(), NotCopied> {
         self.code.guest_address(VALUE, op.next_rip());
         self.code.store_at(place, of_word(VALUE, word))?;
-        self.move_stack(down(word), word)
+        self.move_stack(down(word))
     }
 
     /// The target of an indirect branch in [`VALUE`].
@@ -115,8 +116,10 @@ impl Block<'_> {
         if instruction.op0_kind() == iced_x86::OpKind::Register {
             self.lose_flags()?;
             self.code.fetch(VALUE, instruction.op0_register().number() as u8);
-            if op.size == 4 {
-                self.code.copy_low(VALUE, VALUE);
+            match op.size {
+                2 => self.code.copy_lowest(VALUE),
+                4 => self.code.copy_low(VALUE, VALUE),
+                _ => {}
             }
             Ok(())
         } else {
@@ -186,7 +189,9 @@ impl Block<'_> {
 
     /// Goes on at `target` in a block of its own: flags are in the context, and registers at home.
     pub(super) fn outwards(&mut self, target: u64, way: Way) -> Result<(), NotCopied> {
-        if target >> PAGE_SHIFT == self.rip >> PAGE_SHIFT && jumps::second_page(target).is_none() {
+        if self.segment.in_one_page(target, self.rip)
+            && jumps::second_page(self.segment.linear(target)).is_none()
+        {
             // The mapping under this block is all of the target's too.
             let number = self.first_link.wrapping_add(self.links.len() as u32);
             let at = self.code.label();
@@ -224,7 +229,7 @@ impl Block<'_> {
             self.flags = Flags::Deferred;
         }
         self.lose_flags()?;
-        if rip >> PAGE_SHIFT == self.rip >> PAGE_SHIFT {
+        if self.segment.in_one_page(rip, self.rip) {
             self.count_turn(rip);
         }
         let at = self.apart(Cold::Leave { rip });
@@ -253,8 +258,4 @@ impl Block<'_> {
         self.code.bytes(&fields::EVENT_MASK.0.to_le_bytes());
         self.code.jump_if(Condition::NOT_EQUAL, at);
     }
-}
-
-fn canonical(target: u64) -> bool {
-    GuestVirtAddr(target).is_canonical()
 }

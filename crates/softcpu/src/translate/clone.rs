@@ -92,7 +92,8 @@ impl Translator {
         // What is to have a check for each access here has something better to come.
         let wish = self.wish(origin.frame, rip, origin.mode);
         let better = origin.manner.shares && wish.separate || !origin.manner.hot && wish.hot;
-        (!better && relocate::is_movable(rip)).then_some(origin.len as usize)
+        (!better && origin.mode.is_movable() && relocate::is_movable(rip))
+            .then_some(origin.len as usize)
     }
 
     /// Makes a clone of the translation `number`, for its code at `rip`. `None` if it cannot

@@ -74,8 +74,8 @@ pub(super) enum Cold {
     /// Forgets all calls that were noted, and goes on at `resume`.
     ForgetCalls { resume: Label },
     /// Returns, as `op` does, to the address in RAX, for which no call was noted. The stack
-    /// pointer, of so many bytes, is moved by `by`.
-    Unforeseen { op: u64, by: i64, word: u8 },
+    /// pointer is moved by `by`.
+    Unforeseen { op: u64, by: i64 },
     /// Leaves the trace for `target`, from the branch at `from`, with flags as they were there.
     Exit { target: u64, from: u64, flags: Flags, producer: Option<Producer> },
     /// Leaves with RIP at `rip`: the trace is hot.

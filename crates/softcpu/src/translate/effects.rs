@@ -64,7 +64,7 @@ impl Effects {
             (Then::Next, _) if let Some(string) = StringUse::of(it) => {
                 Self { makes: string.makes_flags(), writes: string.writes(), ..leaves }
             }
-            (Then::Next, Code::Lea_r64_m | Code::Lea_r32_m) => {
+            (Then::Next, Code::Lea_r64_m | Code::Lea_r32_m | Code::Lea_r16_m) => {
                 Self { wants: false, writes: bit(it.op0_register()), ..leaves }
             }
             (Then::Next, Code::VEX_Vzeroupper) => Self { wants: false, writes: 0, ..leaves },

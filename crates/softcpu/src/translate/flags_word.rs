@@ -23,14 +23,14 @@ impl Block<'_> {
     /// `pushfq`.
     pub(super) fn push_flags(&mut self, op: &Op) -> Result<(), NotCopied> {
         self.save_flags()?;
-        let to = stack_operand(self.mode, op, RSP, -8)?;
+        let to = stack_operand(self.mode, op, RSP, -8);
         let place = self.check(op, &to, Access::store(8))?;
         self.flags = Flags::Context;
         self.producer = None;
         self.code.flags_word();
         self.code.store_at(place, VALUE)?;
         self.overwrite(1 << RSP)?;
-        self.move_stack(-8, 8)?;
+        self.move_stack(-8)?;
         self.resume_here();
         Ok(())
     }
@@ -38,7 +38,7 @@ impl Block<'_> {
     /// `popfq`.
     pub(super) fn pop_flags(&mut self, op: &Op) -> Result<(), NotCopied> {
         let detour = self.detour(op)?;
-        let from = stack_operand(self.mode, op, RSP, 0)?;
+        let from = stack_operand(self.mode, op, RSP, 0);
         let place = self.check(op, &from, Access::load(8))?;
         self.code.load_at(VALUE, place)?;
         self.code.store(fields::SPARE, VALUE);
@@ -51,7 +51,7 @@ impl Block<'_> {
         self.flags = Flags::Context;
         self.producer = None;
         self.overwrite(1 << RSP)?;
-        self.move_stack(8, 8)?;
+        self.move_stack(8)?;
         self.resume_here();
         self.rejoin(detour);
         Ok(())

@@ -12,12 +12,12 @@ use crate::memory::ram::RamFrame;
 
 /// Code in a frame: where it begins, and the mode it is in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) struct Code(u16, u8);
+pub(super) struct Code(u16, Mode);
 
 impl Code {
     /// The code at `rip`, in `mode`.
     pub(super) fn at(rip: u64, mode: Mode) -> Self {
-        Self((rip & PAGE_OFFSET) as u16, mode.bits())
+        Self((rip & PAGE_OFFSET) as u16, mode)
     }
 }
 
@@ -133,7 +133,7 @@ mod tests {
             assert!(frames.add(frame, 7, number, Some(code(rip))).is_some());
         }
         assert_eq!(frames.newest(frame, code(0x9010)), Some(number(1, 0)), "at another address");
-        assert_eq!(frames.newest(frame, Code::at(0x10, Mode::LEGACY)), None);
+        assert_eq!(frames.newest(frame, Code::at(0x10, Mode::FLAT32)), None);
         assert_eq!((frames.version(frame), frames.version(RamFrame(4))), (Some(7), None));
         for rip in [0x5010, 0x5000] {
             frames.evict(frame, 0, Some(code(rip)));

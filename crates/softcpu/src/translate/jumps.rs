@@ -72,10 +72,11 @@ pub(crate) struct JumpCache {
     random: RandomState,
 }
 
-/// The next page, if an instruction at `rip` may go on there: it depends on the mapping of both.
-pub(super) fn second_page(rip: u64) -> Option<u64> {
-    let room = room_in_page(rip);
-    (room < MAX_INSTRUCTION as u64).then(|| rip.wrapping_add(room))
+/// The next page, if an instruction at `linear` may go on there: it depends on the mapping of
+/// both.
+pub(super) fn second_page(linear: u64) -> Option<u64> {
+    let room = room_in_page(linear);
+    (room < MAX_INSTRUCTION as u64).then(|| linear.wrapping_add(room))
 }
 
 /// Where an address has its entry.
@@ -177,12 +178,13 @@ impl JumpCache {
     }
 
     /// Translated code for `rip` in the current context is at `host`, and depends on the page
-    /// `second` too, if there is one. `shared` says that all of it is global.
+    /// of the first linear address and on that of the second, if there is one. `shared` says
+    /// that all of it is global.
     pub(crate) fn insert(
         &mut self,
         rip: u64,
         host: u64,
-        second: Option<u64>,
+        (linear, second): (u64, Option<u64>),
         user: bool,
         shared: bool,
     ) {
@@ -196,7 +198,7 @@ impl JumpCache {
         self.kernel_of_one_space |= !user && !shared;
         let held = self.held(user);
         held.filled = true;
-        for page in [Some(rip), second].into_iter().flatten() {
+        for page in [Some(linear), second].into_iter().flatten() {
             let (word, bit) = filter(page);
             if let Some(word) = held.pages.get_mut(word) {
                 *word |= bit;
@@ -230,10 +232,10 @@ mod tests {
     fn entries_hold_in_their_context_only() {
         let mut cache = JumpCache::new();
         cache.enter_context(3, true, Mode::LONG);
-        cache.insert(0x1234, 7, None, true, false);
+        cache.insert(0x1234, 7, (0x1234, None), true, false);
         assert_eq!(cache.find(0x1234), Some(7));
         for (space, user, mode) in
-            [(4, true, Mode::LONG), (3, false, Mode::LONG), (3, true, Mode::LEGACY)]
+            [(4, true, Mode::LONG), (3, false, Mode::LONG), (3, true, Mode::FLAT32)]
         {
             cache.enter_context(space, user, mode);
             assert_eq!(cache.find(0x1234), None);
@@ -255,7 +257,7 @@ mod tests {
         let fill = |cache: &mut JumpCache| {
             for (user, rip, host) in [(false, 0x5000, 7), (true, 0x6000, 8)] {
                 cache.enter_context(3, user, Mode::LONG);
-                cache.insert(rip, host, None, user, true);
+                cache.insert(rip, host, (rip, None), user, true);
             }
         };
         for (page, left) in
@@ -275,8 +277,8 @@ mod tests {
         cache.enter_context(3, true, Mode::LONG);
         let (a, b) = (0x1000, 0x1000 ^ 1 << 25);
         assert_eq!(slot(a), slot(b));
-        cache.insert(a, 7, None, true, false);
-        cache.insert(b, 8, None, true, false);
+        cache.insert(a, 7, (a, None), true, false);
+        cache.insert(b, 8, (b, None), true, false);
         assert_eq!([a, b, a].map(|rip| cache.find(rip)), [Some(7), Some(8), Some(7)]);
         cache.clear();
         assert_eq!([a, b].map(|rip| cache.find(rip)), [None, None]);
@@ -286,11 +288,11 @@ mod tests {
     fn a_kernel_mapped_in_one_address_space_only_is_not_kept_for_others() {
         let mut cache = JumpCache::new();
         cache.enter_context(1, false, Mode::LONG);
-        cache.insert(0x5000, 7, None, false, true);
+        cache.insert(0x5000, 7, (0x5000, None), false, true);
         cache.space_changed();
         cache.enter_context(2, false, Mode::LONG);
         assert_eq!(cache.find(0x5000), Some(7), "a global page");
-        cache.insert(0x6000, 8, None, false, false);
+        cache.insert(0x6000, 8, (0x6000, None), false, false);
         cache.space_changed();
         assert_eq!(cache.find(0x6000), None);
     }

@@ -38,7 +38,7 @@ mod lending;
 mod machine_state;
 pub(crate) mod manner;
 mod mirrored;
-mod mode;
+pub(crate) mod mode;
 mod ops;
 mod patience;
 mod plans;

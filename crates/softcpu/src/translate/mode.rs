@@ -1,31 +1,37 @@
 //! What a translation takes for granted of the mode that its code runs in.
 //!
-//! 64-bit code is alike wherever it runs. 32-bit code is not: how wide the stack is, and
-//! whether a segment is all of the linear address space (*flat*) or must be added and checked,
-//! is up to descriptors. What hardly ever changes is part of a translation's [`Mode`], and is
-//! looked at once, when it is made; whoever looks for a translation asks for the present mode's
-//! only. What changes with each thread (where FS and GS are, and other segments that are not
-//! flat) is looked up in the vCPU as the code runs. Only instructions that end a trace load
-//! segment registers, so a mode holds from the entry of a trace to its end.
+//! 64-bit code is alike wherever it runs. 32- and 16-bit code is not: where its segment is, how
+//! wide the stack is, and whether a segment is all of the linear address space (*flat*) or must
+//! be added and checked, is up to descriptors. What hardly ever changes is part of a
+//! translation's [`Mode`], and is looked at once, when it is made; whoever looks for a translation
+//! asks for the present mode's only. What changes with each thread (where FS and GS are, and
+//! other segments that are not flat) is looked up in the vCPU as the code runs. Only
+//! instructions that end a trace load segment registers, so a mode holds from the entry of a
+//! trace to its end.
+//!
+//! Nobody comes to code beyond its segment's limit: jumps there that a trace knows of are the
+//! interpreter's, and all others find what the run loop has found before, which has looked.
 
 #[cfg(test)]
 mod tests;
 
+use foldhash::HashMap;
 use iced_x86::Register as R;
 
 use super::assembler::{Assembler, Condition, Label, NotCopied};
 use super::fields::{self, Field};
 use super::registers::{ADDRESS, VALUE};
+use crate::addr::{GuestVirtAddr, PAGE_SHIFT};
 use crate::decode::op::{Op, OpFlags};
 use crate::state::segment::{Access, SegReg, Segment};
 use crate::state::{CodeSize, GPR_ZERO, SEG_FLAT};
 use crate::vcpu::Vcpu;
 
 bitflags::bitflags! {
-    /// A mode. None of the flags is 64-bit code.
-    #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
-    pub(crate) struct Mode: u8 {
-        /// 32-bit code, in a segment that is flat.
+    /// What is the case in a [`Mode`]; nothing of it in 64-bit code.
+    #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+    struct Facts: u8 {
+        /// Segments matter.
         const LEGACY = 1 << 0;
         /// The stack pointer is ESP, not SP.
         const BIG_STACK = 1 << 1;
@@ -35,22 +41,115 @@ bitflags::bitflags! {
         const FLAT_SS = 1 << 3;
         /// DS is.
         const FLAT_DS = 1 << 4;
+        /// 16-bit code.
+        const SMALL = 1 << 5;
     }
+}
+
+/// A mode.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(crate) struct Mode {
+    facts: Facts,
+    /// The number of the code segment, of [`CodeSegments`]: bytes, for which there is room in
+    /// what blocks remember of their translations.
+    segment: [u8; 2],
 }
 
 impl Mode {
     /// 64-bit code.
-    pub(crate) const LONG: Self = Self::empty();
+    pub(crate) const LONG: Self = Self { facts: Facts::empty(), segment: [0; 2] };
+
+    /// 32-bit code in a flat segment, all others not.
+    #[cfg(test)]
+    pub(crate) const FLAT32: Self = Self { facts: Facts::LEGACY, ..Self::LONG };
+
+    /// Whether code is the same at another address: 16-bit code wraps elsewhere, and where a
+    /// segment begins, pages do not.
+    pub(crate) fn is_movable(self) -> bool {
+        self.segment == [0; 2] && !self.is_small()
+    }
+
+    /// Whether it is 16-bit code.
+    pub(super) fn is_small(self) -> bool {
+        self.facts.contains(Facts::SMALL)
+    }
+
+    /// How wide the stack pointer is, bytes.
+    pub(super) fn pointer(self) -> u8 {
+        match (self.facts.contains(Facts::LEGACY), self.facts.contains(Facts::BIG_STACK)) {
+            (false, _) => 8,
+            (true, true) => 4,
+            (true, false) => 2,
+        }
+    }
 
     /// `op` with the segment of its memory operand left out if that is flat.
     pub(super) fn operand(self, op: &Op) -> Op {
         let flat = match op.seg {
-            0 => self.contains(Self::FLAT_ES),
-            2 => self.contains(Self::FLAT_SS),
-            3 => self.contains(Self::FLAT_DS),
+            0 => self.facts.contains(Facts::FLAT_ES),
+            2 => self.facts.contains(Facts::FLAT_SS),
+            3 => self.facts.contains(Facts::FLAT_DS),
             _ => false,
         };
         Op { seg: if flat { SEG_FLAT } else { op.seg }, ..*op }
+    }
+}
+
+/// Where code is: what RIP counts from.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub(crate) enum CodeSegment {
+    /// In 64-bit code, nothing.
+    #[default]
+    Long,
+    /// The base of a segment, whose last byte is that far from there.
+    Legacy { base: u32, limit: u32 },
+}
+
+impl CodeSegment {
+    /// All of the address space.
+    const FLAT: Self = Self::Legacy { base: 0, limit: u32::MAX };
+
+    /// The linear address of the code at `rip`.
+    pub(super) fn linear(self, rip: u64) -> u64 {
+        match self {
+            Self::Long => rip,
+            Self::Legacy { base, .. } => u64::from(base).wrapping_add(rip) & 0xffff_ffff,
+        }
+    }
+
+    /// Whether the code at `a` and at `b` is in one page.
+    pub(super) fn in_one_page(self, a: u64, b: u64) -> bool {
+        self.linear(a) >> PAGE_SHIFT == self.linear(b) >> PAGE_SHIFT
+    }
+
+    /// Whether code may jump to `target`.
+    pub(super) fn reaches(self, target: u64) -> bool {
+        match self {
+            Self::Long => GuestVirtAddr(target).is_canonical(),
+            Self::Legacy { limit, .. } => target <= u64::from(limit),
+        }
+    }
+}
+
+/// The code segments that code was run in, by their numbers.
+#[derive(Debug, Default)]
+pub(crate) struct CodeSegments {
+    numbers: HashMap<CodeSegment, u16>,
+    /// The present one; none if there are no more numbers.
+    number: Option<u16>,
+}
+
+impl CodeSegments {
+    /// Code is in `segment` from now on.
+    fn enter(&mut self, segment: CodeSegment) {
+        self.number = match segment {
+            CodeSegment::Long | CodeSegment::FLAT => Some(0),
+            segment => self.numbers.get(&segment).copied().or_else(|| {
+                let number = u16::try_from(self.numbers.len().saturating_add(1)).ok()?;
+                self.numbers.insert(segment, number);
+                Some(number)
+            }),
+        };
     }
 }
 
@@ -72,29 +171,42 @@ impl Vcpu {
     pub(crate) fn translation_mode(&self) -> Option<Mode> {
         match self.code_size {
             CodeSize::Bits64 => Some(Mode::LONG),
-            CodeSize::Bits32 => self.legacy_mode(),
-            CodeSize::Bits16 => None,
+            CodeSize::Bits32 => self.legacy_mode(Facts::LEGACY),
+            CodeSize::Bits16 => self.legacy_mode(Facts::LEGACY | Facts::SMALL),
         }
     }
 
-    fn legacy_mode(&self) -> Option<Mode> {
-        let code = self.state.segment(SegReg::Cs);
-        if code.base != 0 || code.limit != u32::MAX {
-            return None;
-        }
+    fn legacy_mode(&self, mut facts: Facts) -> Option<Mode> {
         let protected = self.state.protected_mode();
-        let mut mode = Mode::LEGACY;
-        mode.set(Mode::BIG_STACK, self.state.segment(SegReg::Ss).is_big());
-        let segments =
-            [(SegReg::Es, Mode::FLAT_ES), (SegReg::Ss, Mode::FLAT_SS), (SegReg::Ds, Mode::FLAT_DS)];
+        facts.set(Facts::BIG_STACK, self.state.segment(SegReg::Ss).is_big());
+        let segments = [
+            (SegReg::Es, Facts::FLAT_ES),
+            (SegReg::Ss, Facts::FLAT_SS),
+            (SegReg::Ds, Facts::FLAT_DS),
+        ];
         for (register, flat) in segments {
             let segment = self.state.segment(register);
-            mode.set(flat, segment.base == 0 && room(segment, protected) == ALL);
+            facts.set(flat, segment.base == 0 && room(segment, protected) == ALL);
         }
-        Some(mode)
+        Some(Mode { facts, segment: self.code_segments.number?.to_le_bytes() })
     }
 
-    /// Brings what translated 32-bit code reads of segments up to date.
+    /// Where code is now.
+    #[inline]
+    pub(super) fn code_segment(&self) -> CodeSegment {
+        if self.code_size == CodeSize::Bits64 {
+            return CodeSegment::Long;
+        }
+        let code = self.state.segment(SegReg::Cs);
+        CodeSegment::Legacy { base: code.base as u32, limit: code.limit }
+    }
+
+    /// The code segment may be another one from now on.
+    pub(crate) fn code_segment_changed(&mut self) {
+        self.code_segments.enter(self.code_segment());
+    }
+
+    /// Brings what translated code reads of segments up to date.
     pub(super) fn sync_segments(&mut self) {
         let protected = self.state.protected_mode();
         for (known, segment) in self.context.rooms.iter_mut().zip(&self.state.seg) {

@@ -104,12 +104,12 @@ impl Block<'_> {
     }
 
     /// Returns, as `op` does, to the address in [`VALUE`]. The stack pointer is moved by `by`.
-    pub(super) fn go_back(&mut self, op: &Op, by: i64, word: u8) -> Result<(), NotCopied> {
+    pub(super) fn go_back(&mut self, op: &Op, by: i64) -> Result<(), NotCopied> {
         let kept = self.keep(op);
-        let unknown = self.apart(Cold::Unforeseen { op: kept, by, word });
+        let unknown = self.apart(Cold::Unforeseen { op: kept, by });
         self.code.compare_with_last_call();
         self.code.jump_if(Condition::NOT_EQUAL, unknown);
-        self.move_stack(by, word)?;
+        self.move_stack(by)?;
         let event = self.apart(Cold::LeaveByReturn);
         self.look_for_events(event);
         self.code.return_from_last_call();
@@ -117,11 +117,11 @@ impl Block<'_> {
     }
 
     /// The same for an address that no call was noted for.
-    pub(super) fn go_back_anyhow(&mut self, op: u64, by: i64, word: u8) -> Result<(), NotCopied> {
+    pub(super) fn go_back_anyhow(&mut self, op: u64, by: i64) -> Result<(), NotCopied> {
         self.code.forget_calls();
         let miss = self.apart(Cold::Last { op });
         self.find(miss);
-        self.move_stack(by, word)?;
+        self.move_stack(by)?;
         self.go(Way::Jump)
     }
 

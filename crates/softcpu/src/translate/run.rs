@@ -243,6 +243,7 @@ impl Vcpu {
             None => None,
         };
         let version = self.memory.code().version(head.frame);
+        let segment = self.code_segment();
         let memory = &self.memory;
         let translator = self.translator.as_mut()?;
         let spare = std::mem::take(&mut translator.spare);
@@ -253,6 +254,7 @@ impl Vcpu {
             hot: translator.wish(head.frame, head.rip, mode).hot,
             vectors: if self.mmu.is_user() { self.context.allowed as u8 } else { 0 },
             mode,
+            segment,
             plans: &mut translator.plans,
             features: self.cpuid.features(),
             is_there: &|entry| translator.regions.has(entry),
@@ -295,12 +297,13 @@ impl Vcpu {
     pub(crate) fn run_translated(&mut self, entry: Entry) -> Result<(), Abort> {
         let rip = self.state.rip;
         let user = self.mmu.is_user();
-        let second = jumps::second_page(rip).filter(|_| entry.crosses);
-        let shared = self.mmu.code.is_global(user, rip)
+        let linear = self.code_segment().linear(rip);
+        let second = jumps::second_page(linear).filter(|_| entry.crosses);
+        let shared = self.mmu.code.is_global(user, linear)
             && second.is_none_or(|page| self.mmu.code.is_global(user, page));
         self.mmu.jumps.enter_context(self.mmu.data.space(View::User), user, entry.mode);
         if !self.alone {
-            self.mmu.jumps.insert(rip, entry.address, second, user, shared);
+            self.mmu.jumps.insert(rip, entry.address, (linear, second), user, shared);
         }
         self.mmu.mirror.settle();
         self.flags_to_context();
@@ -432,8 +435,9 @@ impl Vcpu {
     /// the frame, where it begins, and RIP.
     fn left_trace(&mut self, tell: impl FnOnce(&mut Translator, (RamFrame, Mode), u64, u64)) {
         let (from, here) = (self.context.spare, self.state.rip);
-        if let Some(frame) = self.mmu.code.lookup(self.mmu.is_user(), from).map(|it| it.frame)
-            // It is still the mode that the trace was made for.
+        // It is still the mode that the trace was made for.
+        let known = self.mmu.code.lookup(self.mmu.is_user(), self.code_segment().linear(from));
+        if let Some(frame) = known.map(|it| it.frame)
             && let Some(mode) = self.translation_mode()
             && let Some(translator) = &mut self.translator
         {

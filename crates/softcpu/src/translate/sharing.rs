@@ -252,7 +252,7 @@ impl Block<'_> {
             let writes = self.writes_of(n);
             let mut moves = 0;
             for number in (0..16_u8).filter(|number| writes & 1 << number != 0) {
-                let change = change(step, op, number);
+                let change = change(step, op, number, trace.mode);
                 open.retain_mut(|open| {
                     let Some(distance) = open.origin.follows(number, change) else { return false };
                     // What the mirror has is reached from registers as they are, and those are
@@ -357,7 +357,7 @@ fn join(
 fn simple(step: &Step, op: &Op, mode: Mode) -> Option<Simple> {
     let code = step.instruction.code();
     let stack = |base, displacement, word, stores| {
-        let operand = stack_operand(mode, op, base, displacement).ok()?;
+        let operand = stack_operand(mode, op, base, displacement);
         Simple::to(&operand, i64::from(word), stores, 0)
     };
     match (step.then, StackUse::of(&step.instruction), step.plan()) {
@@ -397,13 +397,13 @@ impl Simple {
 }
 
 /// Whether `step` changes each of `registers`, a bit each, by a constant: it may change them.
-pub(super) fn walks(step: &Step, op: &Op, registers: u16) -> bool {
+pub(super) fn walks(step: &Step, op: &Op, registers: u16, mode: Mode) -> bool {
     let mut changed = (0..16).filter(|number| registers & 1 << number != 0);
-    changed.all(|number| matches!(change(step, op, number), Change::By(_)))
+    changed.all(|number| matches!(change(step, op, number, mode), Change::By(_)))
 }
 
-/// How `step` changes register `number`, which it may change.
-fn change(step: &Step, op: &Op, number: u8) -> Change {
+/// How `step` changes register `number`, which it may change, in `mode`.
+fn change(step: &Step, op: &Op, number: u8, mode: Mode) -> Change {
     let it = &step.instruction;
     let first = if it.op_count() > 0 && it.op0_kind() == OpKind::Register {
         it.op0_register()
@@ -421,9 +421,9 @@ fn change(step: &Step, op: &Op, number: u8) -> Change {
     let immediate = || it.try_immediate(1).unwrap_or(0) as i64;
     match (it.code(), StackUse::of(it)) {
         (_, Some((StackUse::Push | StackUse::PushMemory, word))) if number == RSP => {
-            moved_by_words(-1, word)
+            moved(mode, down(word))
         }
-        (_, Some((StackUse::Pop, word))) if number == RSP && !same => moved_by_words(1, word),
+        (_, Some((StackUse::Pop, word))) if number == RSP && !same => moved(mode, i64::from(word)),
         (Code::Pushfq, _) if number == RSP => Change::By(-8),
         (Code::Popfq, _) if number == RSP => Change::By(8),
         _ if !same => Change::Anyhow,
@@ -458,8 +458,11 @@ fn change(step: &Step, op: &Op, number: u8) -> Change {
     }
 }
 
-/// A stack pointer that is as wide as `word` moves by so many of them.
-fn moved_by_words(words: i64, word: u8) -> Change {
-    let distance = words.wrapping_mul(i64::from(word));
-    if word == 8 { Change::By(distance) } else { Change::Narrowly(distance) }
+/// The stack pointer moves by `distance`.
+fn moved(mode: Mode, distance: i64) -> Change {
+    match mode.pointer() {
+        8 => Change::By(distance),
+        4 => Change::Narrowly(distance),
+        _ => Change::Anyhow,
+    }
 }

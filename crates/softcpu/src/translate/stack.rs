@@ -35,27 +35,34 @@ pub(super) enum StackUse {
 }
 
 impl StackUse {
-    /// What `instruction` does, and the size of the word that it does it with, if that is as
-    /// large as addresses in code that has it.
+    /// What `instruction` does, and the size of the word that it does it with.
     pub(super) fn of(instruction: &Instruction) -> Option<(Self, u8)> {
         let memory = instruction.op0_kind() == OpKind::Memory;
         Some(match instruction.code() {
             Code::Push_rm64 if memory => (Self::PushMemory, 8),
             Code::Push_rm32 if memory => (Self::PushMemory, 4),
+            Code::Push_rm16 if memory => (Self::PushMemory, 2),
             Code::Push_rm64 | Code::Push_r64 | Code::Pushq_imm8 | Code::Pushq_imm32 => {
                 (Self::Push, 8)
             }
             Code::Push_rm32 | Code::Push_r32 | Code::Pushd_imm8 | Code::Pushd_imm32 => {
                 (Self::Push, 4)
             }
+            Code::Push_rm16 | Code::Push_r16 | Code::Pushw_imm8 | Code::Push_imm16 => {
+                (Self::Push, 2)
+            }
             Code::Pop_r64 => (Self::Pop, 8),
             Code::Pop_r32 => (Self::Pop, 4),
+            Code::Pop_r16 => (Self::Pop, 2),
             Code::Leaveq => (Self::Leave, 8),
             Code::Leaved => (Self::Leave, 4),
+            Code::Leavew => (Self::Leave, 2),
             Code::Call_rel32_64 => (Self::Call, 8),
             Code::Call_rel32_32 => (Self::Call, 4),
+            Code::Call_rel16 => (Self::Call, 2),
             Code::Retnq | Code::Retnq_imm16 => (Self::Return, 8),
             Code::Retnd | Code::Retnd_imm16 => (Self::Return, 4),
+            Code::Retnw | Code::Retnw_imm16 => (Self::Return, 2),
             _ => return None,
         })
     }
@@ -67,27 +74,20 @@ pub(super) fn down(word: u8) -> i64 {
 }
 
 /// The word at `displacement` from `register`, as what `op` does on the stack addresses it.
-///
-/// # Errors
-/// For a stack pointer of 16 bits.
-pub(super) fn stack_operand(
-    mode: Mode,
-    op: &Op,
-    register: u8,
-    displacement: i64,
-) -> Result<Op, NotCopied> {
+pub(super) fn stack_operand(mode: Mode, op: &Op, register: u8, displacement: i64) -> Op {
     let legacy = op.flags.contains(OpFlags::LEGACY);
-    if legacy && !mode.contains(Mode::BIG_STACK) {
-        return Err(NotCopied);
-    }
-    Ok(mode.operand(&Op {
+    mode.operand(&Op {
         base: register,
         index: GPR_ZERO,
         disp: displacement as u64,
-        addr_mask: if legacy { 0xffff_ffff } else { u64::MAX },
+        addr_mask: match mode.pointer() {
+            8 => u64::MAX,
+            4 => 0xffff_ffff,
+            _ => 0xffff,
+        },
         seg: if legacy { SegReg::Ss as u8 } else { SEG_FLAT },
         ..*op
-    }))
+    })
 }
 
 impl Block<'_> {
@@ -109,7 +109,7 @@ impl Block<'_> {
     }
 
     fn push(&mut self, instruction: &Instruction, op: &Op, word: u8) -> Result<(), NotCopied> {
-        let to = stack_operand(self.mode, op, RSP, down(word))?;
+        let to = stack_operand(self.mode, op, RSP, down(word));
         let place = self.check(op, &to, Access::store(word))?;
         let from = if instruction.op0_kind() == OpKind::Register {
             let number = instruction.op0_register().number() as u8;
@@ -126,14 +126,14 @@ impl Block<'_> {
         };
         self.code.store_at(place, of_word(from, word))?;
         self.overwrite(1 << RSP)?;
-        self.move_stack(down(word), word)?;
+        self.move_stack(down(word))?;
         self.resume_here();
         Ok(())
     }
 
     /// Two accesses, and the interpreter does both where one of them is not in place.
     fn push_memory(&mut self, op: &Op, word: u8) -> Result<(), NotCopied> {
-        let to = stack_operand(self.mode, op, RSP, down(word))?;
+        let to = stack_operand(self.mode, op, RSP, down(word));
         self.lose_flags()?;
         let resume = self.code.label();
         let kept = self.keep(op);
@@ -146,20 +146,22 @@ impl Block<'_> {
         self.code.load(VALUE, fields::SPARE);
         self.code.store_at(place, of_word(VALUE, word))?;
         self.overwrite(1 << RSP)?;
-        self.move_stack(down(word), word)?;
+        self.move_stack(down(word))?;
         self.resume_here();
         Ok(())
     }
 
     fn pop(&mut self, op: &Op, register: u8, word: u8) -> Result<(), NotCopied> {
-        let from = stack_operand(self.mode, op, RSP, 0)?;
+        let from = stack_operand(self.mode, op, RSP, 0);
         let place = self.check(op, &from, Access::load(word))?;
         self.overwrite(1 << RSP | 1 << (register & 15))?;
         match self.code.homes.of(register) {
             Home::Host(host) if host != STACK => self.code.load_at(of_word(host, word), place)?,
+            // The rest of the register would have to stay.
+            _ if word == 2 => return Err(NotCopied),
             _ => self.code.load_at(of_word(VALUE, word), place)?,
         }
-        self.move_stack(i64::from(word), word)?;
+        self.move_stack(i64::from(word))?;
         if register == RSP || self.code.homes.of(register) == Home::Memory {
             self.code.put(register, VALUE);
         }
@@ -168,22 +170,27 @@ impl Block<'_> {
     }
 
     fn leave(&mut self, op: &Op, word: u8) -> Result<(), NotCopied> {
-        let from = stack_operand(self.mode, op, RBP, 0)?;
+        let from = stack_operand(self.mode, op, RBP, 0);
         let place = self.check(op, &from, Access::load(word))?;
         self.overwrite(1 << RSP | 1 << RBP)?;
-        self.code.lea(of_word(STACK, word), R::RBP, R::None, 1, i64::from(word))?;
+        let stack = of_word(STACK, self.mode.pointer());
+        self.code.lea(stack, R::RBP, R::None, 1, i64::from(word))?;
         self.code.load_at(of_word(R::RBP, word), place)?;
         self.resume_here();
         Ok(())
     }
 
-    /// The stack pointer, which is as wide as `word`, moves by `by`.
-    pub(super) fn move_stack(&mut self, by: i64, word: u8) -> Result<(), NotCopied> {
-        self.code.lea(of_word(STACK, word), STACK, R::None, 1, by)
+    /// The stack pointer moves by `by`.
+    pub(super) fn move_stack(&mut self, by: i64) -> Result<(), NotCopied> {
+        self.code.lea(of_word(STACK, self.mode.pointer()), STACK, R::None, 1, by)
     }
 
-    /// The word of `word` bytes in `place` comes to [`VALUE`].
+    /// The word of `word` bytes in `place` comes to [`VALUE`], and nothing else is there.
     pub(super) fn load_word(&mut self, place: Place, word: u8) -> Result<(), NotCopied> {
+        if word == 2 {
+            let load = Instruction::with2(Code::Movzx_r32_rm16, R::EAX, place.operand());
+            return self.code.emit(&load.map_err(|_| NotCopied)?);
+        }
         self.code.load_at(of_word(VALUE, word), place)
     }
 }

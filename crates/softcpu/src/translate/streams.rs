@@ -60,7 +60,7 @@ impl Block<'_> {
                 .min_by_key(|steps| steps.end().saturating_sub(*steps.start()));
             let walks = |m: usize| match (trace.steps.get(m), trace.ops.get(m)) {
                 (Some(step), Some(op)) => {
-                    walks(step, op, group.origin.registers() & self.writes_of(m))
+                    walks(step, op, group.origin.registers() & self.writes_of(m), trace.mode)
                 }
                 _ => false,
             };

@@ -13,9 +13,8 @@ use iced_x86::{Code, Instruction};
 
 use super::cache::Entry;
 use super::copy::vector_need;
-use super::mode::Mode;
+use super::mode::{CodeSegment, Mode};
 use super::plans::{Known, Plans};
-use crate::addr::{GuestVirtAddr, PAGE_SHIFT};
 use crate::decode::cache::{Block, BlockCache};
 use crate::decode::op::Op;
 use crate::native::Plan;
@@ -83,8 +82,9 @@ pub(super) struct Trace {
     pub(super) steps: Vec<Step>,
     /// The ops of the steps.
     pub(super) ops: Vec<Op>,
-    /// The mode that it is for.
+    /// The mode that it is for, and where its code is.
     pub(super) mode: Mode,
+    pub(super) segment: CodeSegment,
 }
 
 impl Trace {
@@ -113,8 +113,9 @@ pub(super) struct Tracer<'a> {
     pub(super) hot: bool,
     /// What of the vector unit may be used anyway.
     pub(super) vectors: u8,
-    /// The mode that code is in.
+    /// The mode that code is in, and where it is.
     pub(super) mode: Mode,
+    pub(super) segment: CodeSegment,
     pub(super) plans: &'a mut Plans,
     pub(super) features: &'a FeatureSet,
     /// Whether a translation is still there.
@@ -185,7 +186,7 @@ impl<'a> Tracer<'a> {
         for (step, next) in steps.iter_mut().zip(ops.iter().skip(1)) {
             step.onwards = step.onwards.filter(|onwards| *onwards != next.rip);
         }
-        (!steps.is_empty()).then_some(Trace { steps, ops, mode: self.mode })
+        (!steps.is_empty()).then_some(Trace { steps, ops, mode: self.mode, segment: self.segment })
     }
 
     /// The blocks that the guest takes from `head` on: first those that it mostly does.
@@ -263,7 +264,7 @@ impl<'a> Tracer<'a> {
         if it.code() == Code::Sti {
             return (Then::Next, Some(op.next_rip()));
         }
-        if !GuestVirtAddr(op.imm).is_canonical() {
+        if !self.segment.reaches(op.imm) {
             return (Then::Last, None);
         }
         if it.is_jmp_short_or_near() {
@@ -289,11 +290,12 @@ impl<'a> Tracer<'a> {
 
     /// The block at `rip`, if it has run a few times and can be translated with `head`.
     fn warm(&self, head: &Block, rip: u64) -> Option<&'a Block> {
-        if rip >> PAGE_SHIFT != head.rip >> PAGE_SHIFT {
+        if !self.segment.in_one_page(rip, head.rip) || !self.segment.reaches(rip) {
             return None;
         }
-        let block = self.blocks.get(BlockCache::slot(rip))?;
-        let alike = block.linear == rip
+        let linear = self.segment.linear(rip);
+        let block = self.blocks.get(BlockCache::slot(linear))?;
+        let alike = block.linear == linear
             && block.rip == rip
             && block.size == head.size
             && block.frame == head.frame

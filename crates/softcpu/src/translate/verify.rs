@@ -447,6 +447,10 @@ impl Look<'_> {
         if let Some(known) = self.streams.result(it, &before) {
             return known;
         }
+        if it.op0_register().size() == 2 {
+            // Of the rest nobody keeps account.
+            return Known::Nothing;
+        }
         let second = (it.op_count() > 1).then(|| it.op1_kind());
         let immediate = it.try_immediate(1).ok();
         let field = (second == Some(OpKind::Memory)
@@ -486,6 +490,9 @@ impl Look<'_> {
                 }),
                 _ => Known::Nothing,
             },
+            (M::Movzx, _, None) if it.code() == Code::Movzx_r32_rm16 => source
+                .and_then(|source| self.sum_of(source)?.lowest())
+                .map_or(Known::Nothing, Known::Address),
             (M::Lea, Known::Addend(shown), _) if it.memory_base() == ADDRESS => {
                 let alone = it.memory_index_scale() == 1 && it.op0_register() == ADDRESS;
                 let part = Term::Register(it.memory_index().full_register(), 1);
@@ -612,6 +619,9 @@ impl Look<'_> {
                     _ => return None,
                 });
             }
+        }
+        if sum.is_fixed() && it.memory_displacement64() != 0 {
+            return None;
         }
         sum.offset = sum.offset.wrapping_add(it.memory_displacement64() as i64);
         Some(if wide { sum } else { sum.narrow() })

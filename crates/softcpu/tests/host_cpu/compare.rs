@@ -163,10 +163,7 @@ impl Bench {
                 );
                 Verdict::Different(describe(&it, seed, &detail))
             }
-            (None, _)
-                if matches!(mode, Mode::Long | Mode::Flat32)
-                    && self.translator_differs(&it, &before, &ours, end) =>
-            {
+            (None, _) if self.translator_differs(&it, &before, &ours, end) => {
                 Verdict::Different(describe(&it, seed, &self.translation))
             }
             (None, Some(End::Fault { vector, .. })) => Verdict::SameFault(vector),

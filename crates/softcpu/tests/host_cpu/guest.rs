@@ -115,12 +115,12 @@ impl Guest {
         Self { machine, raised, memory: vec![0; DATA_LEN], translates: false }
     }
 
-    /// The same with all 64- and 32-bit code translated.
+    /// The same with all code translated.
     pub(crate) fn translating() -> Self {
         Self::translating_as(0, Config::default())
     }
 
-    /// The same with such code translated that has run so often, by a translator with
+    /// The same with code translated that has run so often, by a translator with
     /// this configuration.
     pub(crate) fn translating_as(runs: u32, config: Config) -> Self {
         let Self { machine, raised, memory, .. } = Self::new();
@@ -208,17 +208,15 @@ impl Guest {
         row == bytes
     }
 
-    /// Runs a row of `len` bytes, `distance` from where it was put, to its end or to the
-    /// first fault, or gives up after `most` blocks.
+    /// Runs a row of `len` bytes, which RIP has at `start`, to its end or to the first fault,
+    /// or gives up after `most` blocks.
     pub(crate) fn run_row(
         &mut self,
-        distance: u64,
-        offset: u64,
+        start: u64,
         len: usize,
         state: &mut VcpuState,
         most: usize,
     ) -> RowEnd {
-        let start = CODE + distance + offset;
         let end = start + len as u64;
         state.rip = start;
         let vcpu = &mut self.machine.vcpu;

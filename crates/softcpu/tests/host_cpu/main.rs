@@ -151,6 +151,19 @@ fn rows_of_32_bit_code_are_translated_as_they_are_interpreted() {
 }
 
 #[test]
+fn rows_of_code_in_segments_of_its_own_are_translated_as_they_are_interpreted() {
+    for mode in [Mode::Based32, Mode::Bits16] {
+        let config = Config { verify: true, turns: 2, ..Config::default() };
+        let mut translator = guest::Guest::translating_as(0, config);
+        let rows = compare_rows_in(mode, 60, &mut translator, sequences::compare);
+        assert!(rows.interpreted < 8 * rows.translated, "{rows:?}");
+        let mut translator = guest::Guest::translating_as(3, config);
+        let rows = compare_rows_in(mode, 60, &mut translator, sequences::compare_branching);
+        assert!(rows.hot > 0, "{rows:?}");
+    }
+}
+
+#[test]
 fn rows_whose_code_is_taken_for_changed_are_translated_as_they_are_interpreted() {
     let invalidate = Invalidate { every: NonZeroU32::new(7).expect("not zero"), seed: 1 };
     let config = Config { invalidate: Some(invalidate), ..Config::default() };
@@ -185,7 +198,7 @@ fn rows_of_x87_code_are_translated_as_they_are_interpreted() {
 /// differ for another reason than a bug.
 #[test]
 fn rows_of_instructions_agree_in_lockstep() {
-    for mode in [Mode::Long, Mode::Flat32] {
+    for mode in [Mode::Long, Mode::Flat32, Mode::Based32, Mode::Bits16] {
         let mut lockstep = guest::Guest::in_lockstep();
         compare_rows_in(mode, 20, &mut lockstep, sequences::compare);
         let counters = lockstep.lockstep_counters();

@@ -135,7 +135,11 @@ fn wanted(code: Code, mode: Mode) -> bool {
     let mut it = Instruction::new();
     it.set_code(code);
     op_code.is_instruction()
-        && if mode == Mode::Long { op_code.mode64() } else { op_code.mode32() }
+        && match mode {
+            Mode::Long => op_code.mode64(),
+            Mode::Flat32 | Mode::Based32 => op_code.mode32(),
+            Mode::Bits16 => op_code.mode16(),
+        }
         && it.flow_control() == FlowControl::Next
         && !it.is_privileged()
         && !op_code.is_input_output()
@@ -203,19 +207,26 @@ enum Piece {
 }
 
 impl Piece {
-    fn len(&self) -> usize {
+    /// Bytes of a distance or an address.
+    fn word(mode: Mode) -> usize {
+        if mode == Mode::Bits16 { 2 } else { 4 }
+    }
+
+    fn len(&self, mode: Mode) -> usize {
+        let word = Self::word(mode);
         match self {
             Self::Instruction(it) => it.bytes.len(),
-            Self::Jump { condition: None, .. } | Self::Call(_) => 5,
-            Self::Jump { condition: Some(_), .. } | Self::Return(_) => 6,
+            Self::Jump { condition: None, .. } | Self::Call(_) => 1 + word,
+            Self::Jump { condition: Some(_), .. } | Self::Return(_) => 2 + word,
         }
     }
 }
 
 /// The bytes of a row that begins at `address`.
-fn assemble(row: &[Piece], address: u64) -> Vec<u8> {
+fn assemble(row: &[Piece], mode: Mode, address: u64) -> Vec<u8> {
     let starts: Vec<usize> =
-        (0..=row.len()).map(|n| row[..n].iter().map(Piece::len).sum()).collect();
+        (0..=row.len()).map(|n| row[..n].iter().map(|piece| piece.len(mode)).sum()).collect();
+    let word = Piece::word(mode);
     let mut bytes = Vec::new();
     for (n, piece) in row.iter().enumerate() {
         match piece {
@@ -229,11 +240,11 @@ fn assemble(row: &[Piece], address: u64) -> Vec<u8> {
                     _ => bytes.push(0xe9),
                 }
                 let distance = starts[*to] as i32 - starts[n + 1] as i32;
-                bytes.extend(distance.to_le_bytes());
+                bytes.extend(&distance.to_le_bytes()[..word]);
             }
             Piece::Return(to) => {
                 bytes.push(0x68);
-                bytes.extend((address as u32 + starts[*to] as u32).to_le_bytes());
+                bytes.extend(&(address as u32 + starts[*to] as u32).to_le_bytes()[..word]);
                 bytes.push(0xc3);
             }
         }
@@ -324,7 +335,7 @@ fn pointing(codes: &Codes, random: &mut Random, jumps: bool) -> Vec<Piece> {
         };
         become_other(it, made);
     }
-    let page = DATA + 0x1000 * (1 + random.below(3));
+    let page = DATA - codes.mode.base() + 0x1000 * (1 + random.below(3));
     let at = if random.one_in(2) { page - random.below(0x100) } else { page + random.below(0x800) };
     if let Some(first) = row.iter_mut().find_map(|piece| match piece {
         Piece::Instruction(it) => Some(it),
@@ -431,7 +442,14 @@ fn compare_row(
     random: &mut Random,
 ) -> Result<(), String> {
     let offset = 0x400 + random.below(0x800);
-    let bytes = assemble(row, CODE + offset);
+    let mode = row
+        .iter()
+        .find_map(|piece| match piece {
+            Piece::Instruction(it) => Some(it.placed.mode),
+            _ => None,
+        })
+        .expect("a row has an instruction");
+    let bytes = assemble(row, mode, CODE - mode.base() + offset);
     for guest in &mut guests {
         guest.put_row(offset, &bytes);
     }
@@ -445,7 +463,6 @@ fn compare_row(
     for distance in distances {
         let mut data = Box::new([0; DATA_LEN]);
         random::memory(&mut data[..], random);
-        let mode = encoded[0].placed.mode;
         let mut before = guests[0].state(mode);
         prepare(encoded[0], false, &mut before, &mut data, random);
         for (register, value, mask) in encoded.iter().rev().flat_map(|it| &it.pins) {
@@ -457,14 +474,21 @@ fn compare_row(
             if random.one_in(2) {
                 Guest::legacy(&mut before);
             }
-            segments::vary(&mut before, random);
+            if mode == Mode::Flat32 {
+                segments::vary(&mut before, random);
+            }
         }
         let mut ends: Vec<(VcpuState, RowEnd, Vec<u8>)> = Vec::new();
         // Translated code may look for events more often than blocks end.
         for (guest, most) in guests.iter_mut().zip([64, 256]) {
             guest.put_data(&data);
             let mut state = before.clone();
-            let end = guest.run_row(*distance, offset, bytes.len(), &mut state, most);
+            let end = guest.run_row(
+                CODE - mode.base() + *distance + offset,
+                bytes.len(),
+                &mut state,
+                most,
+            );
             ends.push((state, end, guest.data().to_vec()));
         }
         let [(ours, our_end, our_data), (theirs, their_end, their_data)] = &ends[..] else {

@@ -31,6 +31,7 @@ fn moved(trace: &Trace, distance: u64) -> Trace {
         steps: trace.steps.iter().map(step).collect(),
         ops: trace.ops.iter().map(|op| op.moved(distance)).collect(),
         mode: trace.mode,
+        segment: trace.segment,
     }
 }
 

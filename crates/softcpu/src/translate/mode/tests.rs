@@ -81,23 +81,6 @@ fn segments_that_are_not_flat_are_added_and_checked() {
 }
 
 #[test]
-fn what_code_is_not_translated() {
-    let mut machine = TestMachine::protected_mode();
-    let modes = [
-        (CODE32, true),
-        // A base, a limit, 16-bit code.
-        (0x00cf_9b00_1000_ffff, false),
-        (0x00c1_9b00_0000_ffff, false),
-        (0x008f_9b00_0000_ffff, false),
-    ];
-    for (code, known) in modes {
-        *machine.vcpu.state.segment_mut(SegReg::Cs) = Segment::from_descriptor(0x10, code);
-        machine.vcpu.segments_changed();
-        assert_eq!(machine.vcpu.translation_mode().is_some(), known, "{code:#x}");
-    }
-}
-
-#[test]
 fn a_segment_register_that_is_loaded_makes_another_mode() {
     // mov ds, ecx; mov eax, [ebx]; mov ds, edx; add eax, [ebx]; dec esi; jnz to the start; hlt
     let code = [0x8e, 0xd9, 0x8b, 0x03, 0x8e, 0xda, 0x03, 0x03, 0x4e, 0x75, 0xf5, 0xf4];
@@ -116,4 +99,170 @@ fn a_segment_register_that_is_loaded_makes_another_mode() {
     assert_eq!(machine.vcpu.state.gpr[0], 57);
     let counters = machine.vcpu.translator_counters().unwrap();
     assert!(counters.entered < 20, "it goes from mode to mode by itself: {counters:?}");
+}
+
+/// 16-bit code from `base` on, of which RIP counts.
+fn code16(base: u64) -> u64 {
+    0x0000_9b00_0000_ffff | (base & 0xff_ffff) << 16 | (base >> 24) << 56
+}
+
+/// Loads CX with `turns`, calls what pushes and pops as often, and halts. The call is to behind
+/// `gap` bytes.
+fn calls(turns: u16, gap: u16) -> Vec<u8> {
+    let [low, high] = turns.to_le_bytes();
+    let [near, far] = (gap + 4).to_le_bytes();
+    // mov cx, turns; again: call there; dec cx; jnz again; hlt
+    let mut code = vec![0xb9, low, high, 0xe8, near, far, 0x49, 0x75, 0xfa, 0xf4];
+    code.resize(code.len() + usize::from(gap), 0xf4);
+    // there: add ax, [bx + si + 2]; push ax; pop dx; ret
+    code.extend([0x03, 0x40, 0x02, 0x50, 0x5a, 0xc3]);
+    code
+}
+
+/// Runs `calls` in a segment that begins at `base`, and says what AX, DX and SP are.
+fn run_calls(machine: &mut TestMachine, base: u64) -> [u64; 3] {
+    let stack = Segment { base: 0x8000, ..Segment::from_descriptor(0x20, 0x0000_9300_0000_ffff) };
+    let state = &mut machine.vcpu.state;
+    *state.segment_mut(SegReg::Ss) = stack;
+    *state.segment_mut(SegReg::Ds) = Segment { base: 0x6000, ..stack };
+    state.gpr[..8].copy_from_slice(&[0x7777_0000, 0, 0x8888_0000, 0x3ffe, 0x2_0000, 0, 4, 0]);
+    assert_eq!(run(machine, code16(base)), Exit::Halt);
+    let gpr = &machine.vcpu.state.gpr;
+    [gpr[0], gpr[2], gpr[4]]
+}
+
+#[test]
+fn code_of_16_bits_is_translated_wherever_its_segment_is() {
+    // Where pages of the segment are pages; where they are not; and where the call goes to the
+    // next page.
+    for (base, gap) in [(0x2000, 0), (0x2340, 0), (0x2f10, 0), (0x1ff0, 0x300), (0x2345, 0x900)] {
+        let mut machine = TestMachine::protected_mode().translating(3);
+        machine.put(base + START, &calls(2000, gap));
+        // At DS:BX + SI + 2, of which nobody takes more than 16 bits.
+        machine.put(0x6000 + 0x4004, &3_u16.to_le_bytes());
+        let done = [0x7777_0000 + 6000, 0x8888_0000 + 6000, 0x2_0000];
+        assert_eq!(run_calls(&mut machine, base), done, "{base:#x}");
+        let counters = machine.vcpu.translator_counters().unwrap();
+        assert!(counters.translated > 0 && counters.interpreted < 40, "{base:#x} {counters:?}");
+        assert!(counters.entered < 80, "it goes on by itself: {base:#x} {counters:?}");
+        // What is written there is seen.
+        let there = base + START + 10 + u64::from(gap);
+        machine.put(there, &[0x2b]);
+        let less = [0x7777_0000 + 0x10000 - 6000, 0x8888_0000 + 0x10000 - 6000, 0x2_0000];
+        assert_eq!(run_calls(&mut machine, base), less, "sub ax, [bx + si + 2] at {base:#x}");
+    }
+}
+
+#[test]
+fn the_same_offset_is_other_code_in_another_segment() {
+    let mut machine = TestMachine::protected_mode().translating(0);
+    machine.put(0x6000 + 0x4004, &3_u16.to_le_bytes());
+    for (n, base) in [0x2000_u64, 0x2100, 0x3000].into_iter().enumerate() {
+        machine.put(base + START, &calls(100 * (n as u16 + 1), 0));
+    }
+    for _ in 0..3 {
+        for (n, base) in [0x2000_u64, 0x2100, 0x3000].into_iter().enumerate() {
+            let sum = 300 * (n as u64 + 1);
+            assert_eq!(
+                run_calls(&mut machine, base),
+                [0x7777_0000, 0x8888_0000, 0x2_0000].map(|before| if before == 0x2_0000 {
+                    before
+                } else {
+                    before + sum
+                })
+            );
+        }
+    }
+}
+
+/// The RIP that the code at [`START`] faults at when its segment ends at `limit`; `None` if it
+/// comes to a `hlt`.
+fn faults_at(machine: &mut TestMachine, limit: u32) -> Option<u64> {
+    let faulted = std::sync::Arc::new(std::sync::Mutex::new(None));
+    machine.vcpu.set_tracer(Some(Box::new(Faults(std::sync::Arc::clone(&faulted)))));
+    machine.vcpu.state.idtr.limit = 0;
+    let state = &mut machine.vcpu.state;
+    *state.segment_mut(SegReg::Cs) = Segment { limit, ..Segment::from_descriptor(0x10, CODE32) };
+    state.rip = START;
+    machine.vcpu.segments_changed();
+    let halted = machine.vcpu.run() == Exit::Halt;
+    let faulted = faulted.lock().unwrap().take();
+    assert_eq!(halted, faulted.is_none());
+    faulted
+}
+
+struct Faults(std::sync::Arc<std::sync::Mutex<Option<u64>>>);
+
+impl crate::trace::Tracer for Faults {
+    fn event(&mut self, event: crate::trace::Event<'_>) {
+        if let crate::trace::Event::Exception { state, .. } = event {
+            self.0.lock().unwrap().get_or_insert(state.rip);
+        }
+    }
+
+    fn wants_blocks(&self) -> bool {
+        false
+    }
+}
+
+#[test]
+fn jumps_beyond_the_limit_fault_where_they_are() {
+    let beyond = START + 0x20;
+    // jmp beyond; jz beyond, taken; call beyond; push beyond, ret; mov eax, beyond, jmp eax
+    let ways: [&[u8]; 5] = [
+        &[0xeb, 0x1e],
+        &[0x31, 0xc0, 0x74, 0x1c],
+        &[0xe8, 0x1b, 0, 0, 0],
+        &[0x68, 0x20, 0x10, 0, 0, 0xc3],
+        &[0xb8, 0x20, 0x10, 0, 0, 0xff, 0xe0],
+    ];
+    let at = [0, 2, 0, 5, 5];
+    for (way, at) in ways.iter().zip(at) {
+        let mut machine = TestMachine::protected_mode().translating(0);
+        machine.put(START, way);
+        machine.put(beyond, &[0xf4]);
+        for _ in 0..3 {
+            machine.vcpu.state.gpr[4] = 0x5000;
+            assert_eq!(faults_at(&mut machine, beyond as u32), None, "{way:x?}");
+            machine.vcpu.state.gpr[4] = 0x5000;
+            let fault = faults_at(&mut machine, beyond as u32 - 1);
+            assert_eq!(fault, Some(START + at), "{way:x?}");
+        }
+    }
+}
+
+/// Real mode, and virtual-8086 mode: segments are where their selectors say.
+#[test]
+fn code_of_the_8086_is_translated() {
+    for virtual_8086 in [false, true] {
+        let mut machine = TestMachine::protected_mode().translating(3);
+        machine.put(0x2340 + 0x100, &calls(2000, 0));
+        machine.put(0x6000 + 0x4004, &3_u16.to_le_bytes());
+        let state = &mut machine.vcpu.state;
+        let segment = |selector: u16| {
+            let real = Segment::real_mode(selector);
+            if virtual_8086 { Segment::virtual_8086(selector) } else { real }
+        };
+        for (register, selector) in
+            [(SegReg::Cs, 0x234), (SegReg::Ss, 0x800), (SegReg::Ds, 0x600), (SegReg::Es, 0)]
+        {
+            *state.segment_mut(register) = segment(selector);
+        }
+        if virtual_8086 {
+            state.rflags |= crate::state::rflags::RFlags::VM;
+        } else {
+            state.cr0 -= crate::state::control::Cr0::PE;
+        }
+        state.gpr[..8].copy_from_slice(&[0, 0, 0, 0x3ffe, 0x1000, 0, 4, 0]);
+        state.rip = 0x100;
+        state.idtr.limit = 0;
+        machine.vcpu.state_changed();
+        // `hlt` is not for users: nobody takes what it raises.
+        let end = machine.vcpu.run();
+        assert_eq!(end == Exit::Halt, !virtual_8086, "{end:?}");
+        let state = &machine.vcpu.state;
+        assert_eq!([state.gpr[0], state.gpr[2], state.gpr[4]], [6000, 6000, 0x1000]);
+        let counters = machine.vcpu.translator_counters().unwrap();
+        assert!(counters.translated > 0 && counters.interpreted < 40, "{counters:?}");
+    }
 }

@@ -12,6 +12,8 @@ pub(super) enum Term {
     Field(u32, u32),
     /// The upper half was cut off.
     Narrow,
+    /// All but the lowest 16 bits was.
+    Lowest,
 }
 
 /// An address: its parts and what is added to them.
@@ -35,9 +37,29 @@ impl Sum {
         self
     }
 
-    /// Whether it is only the lower half of what it is made of.
+    /// Whether it has nothing in its upper half.
     pub(super) fn is_narrow(&self) -> bool {
-        self.terms.last() == Some(&Term::Narrow)
+        matches!(self.terms.last(), Some(Term::Narrow | Term::Lowest))
+    }
+
+    /// Its lowest 16 bits. Nothing can be added to what is known of their distance from others,
+    /// and so they are not had of themselves.
+    pub(super) fn lowest(mut self) -> Option<Self> {
+        if self.is_fixed() {
+            return None;
+        }
+        self.terms.push(Term::Lowest);
+        Some(self)
+    }
+
+    /// Whether no distance may be added to it any more.
+    pub(super) fn is_fixed(&self) -> bool {
+        self.terms.contains(&Term::Lowest)
+    }
+
+    /// Whether it may have wrapped on the way.
+    fn may_have_wrapped(&self) -> bool {
+        self.terms.iter().any(|term| matches!(term, Term::Narrow | Term::Lowest))
     }
 
     /// What has the same lower half, and may have anything as its upper one.
@@ -111,7 +133,7 @@ impl Shown {
         let same = self.first.terms == sum.terms && self.last.terms == sum.terms;
         // One that may have wrapped is as far from the others as it seems only between them.
         let between = (self.first.offset..=self.last.offset).contains(&sum.offset);
-        (same && (between || !sum.is_narrow())).then_some(Pointer {
+        (same && (between || !sum.may_have_wrapped())).then_some(Pointer {
             first: self.first.offset.checked_sub(sum.offset)?,
             last: self.last.offset.checked_sub(sum.offset)?,
             stores: self.stores,

@@ -49,10 +49,11 @@ fn store(code: &mut Assembler, place: Place) -> Result<(), NotCopied> {
 }
 
 /// `[rbx + 8]`, `[rbx + rcx + 8]`, two fixed addresses, and `[ebx + ecx + 8]` in a segment that
-/// is flat and in one that is not.
-fn operands() -> [Op; 6] {
+/// is flat and in one that is not, and the same with addresses of 16 bits.
+fn operands() -> [Op; 8] {
     let fixed = |disp| Op { base: GPR_ZERO, disp, ..operand() };
     let narrow = narrow();
+    let small = Op { addr_mask: 0xffff, ..narrow };
     [
         operand(),
         Op { index: 1, ..operand() },
@@ -60,6 +61,8 @@ fn operands() -> [Op; 6] {
         fixed(0x7fff_0123_4568),
         narrow,
         Op { seg: 3, ..narrow },
+        small,
+        Op { seg: 3, ..small },
     ]
 }
 
