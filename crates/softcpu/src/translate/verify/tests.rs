@@ -4,6 +4,7 @@ use super::super::sharing::{Group, Origin};
 use super::super::thunks;
 use super::*;
 use crate::decode::op::{Op, OpFlags};
+use crate::mmu::mirror::SPAN_SHIFT;
 use crate::state::GPR_ZERO;
 use crate::translate::context::X87;
 
