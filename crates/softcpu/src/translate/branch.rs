@@ -1,7 +1,7 @@
 //! Control flow: jumps inside a trace and out of it, calls and returns, and the looks for
 //! events that every cycle of them has.
 
-use iced_x86::{Code, Instruction};
+use iced_x86::{Code, Instruction, Mnemonic as M, Register as R};
 
 use super::access::{Access, Place};
 use super::assembler::{Condition, Label, NotCopied};
@@ -100,8 +100,38 @@ impl Block<'_> {
                 self.find(miss);
                 self.go(way)
             }
+            _ if matches!(instruction.mnemonic(), M::Loop | M::Jcxz | M::Jecxz | M::Jrcxz)
+                && reaches(op.imm) =>
+            {
+                self.by_counter(instruction.mnemonic() == M::Loop, op)
+            }
             _ => Err(NotCopied),
         }
+    }
+
+    /// Jumps where RCX, or as much of it as `op` has for a counter, is zero; or, if it `counts`,
+    /// takes one off and jumps where it is not.
+    fn by_counter(&mut self, counts: bool, op: &Op) -> Result<(), NotCopied> {
+        self.lose_flags()?;
+        let (word, test) = match op.addr_mask {
+            0xffff => (2, Code::Test_rm16_r16),
+            0xffff_ffff => (4, Code::Test_rm32_r32),
+            _ => (8, Code::Test_rm64_r64),
+        };
+        let counter = of_word(R::RCX, word);
+        let stays = if counts { Condition::EQUAL } else { Condition::NOT_EQUAL };
+        if counts {
+            self.code.lea(counter, R::RCX, R::None, 1, -1)?;
+        }
+        let test = Instruction::with2(test, counter, counter);
+        self.code.emit(&test.map_err(|_| NotCopied)?)?;
+        let onwards = self.code.label();
+        self.code.jump_if(stays, onwards);
+        let before = (self.flags, self.producer, self.code.homes);
+        self.edge(op.imm)?;
+        (self.flags, self.producer, self.code.homes) = before;
+        self.code.bind(onwards);
+        self.edge(op.next_rip())
     }
 
     /// `op`, a call, puts where it is returned to at `place`, which has been checked.

@@ -452,3 +452,25 @@ fn an_instruction_in_two_pages_is_translated_and_looked_at_in_both() {
         }
     }
 }
+
+#[test]
+fn loops_by_the_counter_go_on_by_themselves() {
+    // again: add rax, 3; jrcxz out; loop again; out: hlt; with RCX, and with ECX.
+    let ways: [(&[u8], u64); 2] = [
+        (&[0x48, 0x83, 0xc0, 3, 0xe3, 2, 0xe2, 0xf8, 0xf4], 1000),
+        (&[0x48, 0x83, 0xc0, 3, 0x67, 0xe3, 3, 0x67, 0xe2, 0xf6, 0xf4], 0x7_0000_0000 | 1000),
+    ];
+    for (code, turns) in ways {
+        for (counter, adds) in [(turns, 3000), (turns & !0xffff, 3)] {
+            let mut machine = TestMachine::long_mode().translating(3);
+            machine.put(START, code);
+            machine.vcpu.state.gpr[..2].copy_from_slice(&[0, counter]);
+            machine.vcpu.state.rip = START;
+            assert_eq!(machine.vcpu.run(), Exit::Halt);
+            let stays = if adds == 3 { counter } else { 0 };
+            assert_eq!(machine.vcpu.state.gpr[..2], [adds, stays]);
+            let counters = machine.vcpu.translator_counters().unwrap();
+            assert!(counters.interpreted < 20 && counters.entered < 20, "{counters:?}");
+        }
+    }
+}
