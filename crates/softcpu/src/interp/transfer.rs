@@ -7,6 +7,7 @@ use crate::memory::access::Scalar;
 use crate::mmu::Access;
 use crate::state::regs::Gpr;
 use crate::state::rflags::RFlags;
+use crate::system::tsc::wait_for_earlier;
 use crate::vcpu::{Step, Vcpu};
 
 /// `mov`.
@@ -125,8 +126,7 @@ pub(crate) fn touch(cpu: &mut Vcpu, op: &Op) -> Step {
 /// Fences: a full one serves them all, with one more for what is no access (`rdtsc`).
 pub(crate) fn fence(_: &mut Vcpu, _: &Op) -> Step {
     std::sync::atomic::fence(std::sync::atomic::Ordering::SeqCst);
-    // SAFETY: every x86-64 CPU has LFENCE.
-    unsafe { core::arch::x86_64::_mm_lfence() };
+    wait_for_earlier();
     Ok(())
 }
 

@@ -15,6 +15,14 @@ pub(crate) fn host_tsc() -> u64 {
     unsafe { core::arch::x86_64::_rdtsc() }
 }
 
+/// Has all that comes before, loads too, happen before anything behind it: `rdtsc` alone does not
+/// wait.
+#[inline]
+pub(crate) fn wait_for_earlier() {
+    // SAFETY: LFENCE is part of SSE2, which every x86-64 CPU has, and does nothing but wait.
+    unsafe { core::arch::x86_64::_mm_lfence() };
+}
+
 impl Vcpu {
     /// The guest's time-stamp counter now.
     #[must_use]
@@ -66,9 +74,7 @@ pub(crate) fn rdtsc(cpu: &mut Vcpu, _op: &Op) -> Step {
 /// `rdtscp`: with IA32_TSC_AUX in ECX.
 pub(crate) fn rdtscp(cpu: &mut Vcpu, _op: &Op) -> Step {
     cpu.require_time()?;
-    // What comes before it has happened by then, which `rdtsc` alone does not wait for.
-    // SAFETY: every x86-64 CPU has LFENCE.
-    unsafe { core::arch::x86_64::_mm_lfence() };
+    wait_for_earlier();
     cpu.set_edx_eax(cpu.tsc());
     cpu.state.set_reg32(Gpr::Rcx, cpu.state.msr.tsc_aux as u32);
     Ok(())
