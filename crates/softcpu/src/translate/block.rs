@@ -283,33 +283,7 @@ impl Block<'_> {
             _ if let Some((what, word)) = StackUse::of(instruction) => {
                 self.stack(instruction, op, what, word)
             }
-            Code::Lea_r64_m | Code::Lea_r32_m | Code::Lea_r16_m => {
-                let to = instruction.op0_register();
-                self.keep_flags_for_address(op)?;
-                let number = to.number() as u8;
-                self.overwrite(1 << (number & 15))?;
-                if let Some(host) = direct(self.code.homes, number, op)
-                    && to.size() != 2
-                    && (to.size() == 8 || op.addr_mask == u64::from(u32::MAX))
-                {
-                    return self.code.effective(host, op, 0);
-                }
-                self.code.effective(VALUE, op, 0)?;
-                match (to.size(), self.code.homes.of(number)) {
-                    (2, Home::Host(host)) => {
-                        let from = of_word(VALUE, 2);
-                        let copy = Instruction::with2(Code::Mov_r16_rm16, of_word(host, 2), from);
-                        return self.code.emit(&copy.map_err(|_| NotCopied)?);
-                    }
-                    // The rest of the register would have to stay.
-                    (2, Home::Memory) => return Err(NotCopied),
-                    // mov eax, eax
-                    (4, _) => self.code.bytes(&[0x89, 0xc0]),
-                    _ => {}
-                }
-                self.code.put(number, VALUE);
-                Ok(())
-            }
+            Code::Lea_r64_m | Code::Lea_r32_m | Code::Lea_r16_m => self.lea(instruction, op),
             _ if let Some(string) = StringUse::of(instruction) => self.string(string, op),
             // Outside 64-bit mode it knows half of the registers only.
             Code::VEX_Vzeroupper if self.mode == Mode::LONG => self.code.emit(instruction),
@@ -319,6 +293,32 @@ impl Block<'_> {
             _ if privileged::touches(instruction).is_some() => self.privileged(instruction, op),
             _ => copy::copy(self, step.plan().ok_or(NotCopied)?, op),
         }
+    }
+
+    /// `lea`
+    fn lea(&mut self, instruction: &Instruction, op: &Op) -> Result<(), NotCopied> {
+        let to = instruction.op0_register();
+        let (number, size) = (to.number() as u8, to.size());
+        self.keep_flags_for_address(op)?;
+        self.overwrite(1 << (number & 15))?;
+        if let Some(host) = direct(self.code.homes, number, op)
+            && matches!((size, op.addr_mask), (8, _) | (4, 0xffff_ffff))
+        {
+            return self.code.effective(host, op, 0);
+        }
+        self.code.effective(VALUE, op, 0)?;
+        if size == 2 {
+            // The rest of the register stays: one in memory would have to be put together.
+            let Home::Host(host) = self.code.homes.of(number) else { return Err(NotCopied) };
+            let [to, from] = [host, VALUE].map(|register| of_word(register, 2));
+            let copy = Instruction::with2(Code::Mov_r16_rm16, to, from);
+            return self.code.emit(&copy.map_err(|_| NotCopied)?);
+        }
+        if size == 4 {
+            self.code.copy_low(VALUE, VALUE);
+        }
+        self.code.put(number, VALUE);
+        Ok(())
     }
 
     /// Addresses may take an addition, which changes flags.
