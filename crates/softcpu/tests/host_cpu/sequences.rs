@@ -442,17 +442,6 @@ fn compare_row(
     random: &mut Random,
 ) -> Result<(), String> {
     let offset = 0x400 + random.below(0x800);
-    let mode = row
-        .iter()
-        .find_map(|piece| match piece {
-            Piece::Instruction(it) => Some(it.placed.mode),
-            _ => None,
-        })
-        .expect("a row has an instruction");
-    let bytes = assemble(row, mode, CODE - mode.base() + offset);
-    for guest in &mut guests {
-        guest.put_row(offset, &bytes);
-    }
     let encoded: Vec<&Encoded> = row
         .iter()
         .filter_map(|piece| match piece {
@@ -460,6 +449,11 @@ fn compare_row(
             _ => None,
         })
         .collect();
+    let mode = encoded[0].placed.mode;
+    let bytes = assemble(row, mode, CODE - mode.base() + offset);
+    for guest in &mut guests {
+        guest.put_row(offset, &bytes);
+    }
     for distance in distances {
         let mut data = Box::new([0; DATA_LEN]);
         random::memory(&mut data[..], random);
