@@ -2,6 +2,7 @@
 //! kernel made for that. The machine's if it has one, else unpacked privately.
 
 use crate::bounded;
+use crate::paths;
 use crate::private_tree::Program;
 use anyhow::{Result, bail};
 use std::path::Path;
@@ -36,14 +37,13 @@ impl Uml {
     /// keep for a process.
     pub(crate) fn boots(&self, initrd: &Path) -> Result<()> {
         let command = self.booting(initrd, 256, None, "quiet lguest.mode=uname");
-        let log = std::env::temp_dir().join(format!("lguest-uml-{}.log", std::process::id()));
-        let status = bounded::run(command, BOOT, &log);
-        std::fs::remove_file(&log).ok();
-        match status? {
-            Some(status) if status.success() => Ok(()),
-            Some(status) => bail!("it does not boot on this host ({status})"),
-            None => bail!("it does not boot on this host within {} s", BOOT.as_secs()),
-        }
+        let log = paths::guests().join("user-mode-linux.log");
+        let what = match bounded::run(command, BOOT, &log)? {
+            Some(status) if status.success() => return Ok(()),
+            Some(status) => status.to_string(),
+            None => format!("not within {} s", BOOT.as_secs()),
+        };
+        bail!("it does not boot on this host ({what}): see {}", log.display())
     }
 
     /// A guest of one CPU (it has no more) with its console on stdout and, if there is a

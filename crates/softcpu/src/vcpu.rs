@@ -147,6 +147,7 @@ pub struct Vcpu {
     pub(crate) mmu: Mmu,
     /// What CS makes of code, looked up once per change.
     pub(crate) code_size: CodeSize,
+    /// Where code was run, by number: what translations are made for.
     pub(crate) code_segments: CodeSegments,
     /// Decoded blocks; elsewhere while guest code runs.
     pub(crate) blocks: BlockCache,

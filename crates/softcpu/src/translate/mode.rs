@@ -63,15 +63,10 @@ impl Mode {
     #[cfg(test)]
     pub(crate) const FLAT32: Self = Self { facts: Facts::LEGACY, ..Self::LONG };
 
-    /// Whether code is the same at another address: 16-bit code wraps elsewhere, and where a
-    /// segment begins, pages do not.
+    /// Whether the same code at another address can have the same translation: 16-bit code would
+    /// wrap elsewhere, and in a segment with a base, RIP counts from there.
     pub(crate) fn is_movable(self) -> bool {
-        self.segment == [0; 2] && !self.is_small()
-    }
-
-    /// Whether it is 16-bit code.
-    pub(super) fn is_small(self) -> bool {
-        self.facts.contains(Facts::SMALL)
+        self.segment == [0; 2] && !self.facts.contains(Facts::SMALL)
     }
 
     /// How wide the stack pointer is, bytes.

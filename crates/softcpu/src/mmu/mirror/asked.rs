@@ -37,7 +37,8 @@ impl Vcpu {
     }
 
     /// Where the pages begin that can be shown along with the one at `page`, which is itself one of
-    /// them, and how many they are: all of a large page of the guest's, or those beside it that the TLB has.
+    /// them, and how many they are: all of a large page of the guest's, or those beside it that
+    /// the TLB has.
     fn pages_like(&self, page: u64, &Reached { frame, writable, size }: &Reached) -> (u64, u64) {
         let frame_of = |addr: u64| {
             let distance = addr.wrapping_sub(page) >> PAGE_SHIFT;

@@ -42,8 +42,8 @@ impl Sum {
         matches!(self.terms.last(), Some(Term::Narrow | Term::Lowest))
     }
 
-    /// Its lowest 16 bits. Nothing can be added to what is known of their distance from others,
-    /// and so they are not had of themselves.
+    /// Its lowest 16 bits; none that are known of what is cut off already. What was added before is
+    /// part of [`Sum::offset`] still, so nothing may be added behind.
     pub(super) fn lowest(mut self) -> Option<Self> {
         if self.is_fixed() {
             return None;
@@ -52,7 +52,7 @@ impl Sum {
         Some(self)
     }
 
-    /// Whether no distance may be added to it any more.
+    /// Whether it has been cut off like that, so that no distance may be added to it any more.
     pub(super) fn is_fixed(&self) -> bool {
         self.terms.contains(&Term::Lowest)
     }
