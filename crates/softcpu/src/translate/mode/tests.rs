@@ -1,6 +1,10 @@
+use std::sync::{Arc, Mutex};
+
 use super::*;
-use crate::state::control::Efer;
+use crate::state::control::{Cr0, Efer};
+use crate::state::rflags::RFlags;
 use crate::testing::TestMachine;
+use crate::trace::{Event, Tracer};
 use crate::vcpu::Exit;
 
 const START: u64 = 0x1000;
@@ -157,29 +161,22 @@ fn code_of_16_bits_is_translated_wherever_its_segment_is() {
 fn the_same_offset_is_other_code_in_another_segment() {
     let mut machine = TestMachine::protected_mode().translating(0);
     machine.put(0x6000 + 0x4004, &3_u16.to_le_bytes());
-    for (n, base) in [0x2000_u64, 0x2100, 0x3000].into_iter().enumerate() {
-        machine.put(base + START, &calls(100 * (n as u16 + 1), 0));
+    let segments = [(0x2000, 100), (0x2100, 200), (0x3000, 300)];
+    for (base, turns) in segments {
+        machine.put(base + START, &calls(turns, 0));
     }
-    for _ in 0..3 {
-        for (n, base) in [0x2000_u64, 0x2100, 0x3000].into_iter().enumerate() {
-            let sum = 300 * (n as u64 + 1);
-            assert_eq!(
-                run_calls(&mut machine, base),
-                [0x7777_0000, 0x8888_0000, 0x2_0000].map(|before| if before == 0x2_0000 {
-                    before
-                } else {
-                    before + sum
-                })
-            );
-        }
+    for (base, turns) in segments.repeat(3) {
+        let sum = 3 * u64::from(turns);
+        let done = [0x7777_0000 + sum, 0x8888_0000 + sum, 0x2_0000];
+        assert_eq!(run_calls(&mut machine, base), done, "{base:#x}");
     }
 }
 
 /// The RIP that the code at [`START`] faults at when its segment ends at `limit`; `None` if it
 /// comes to a `hlt`.
 fn faults_at(machine: &mut TestMachine, limit: u32) -> Option<u64> {
-    let faulted = std::sync::Arc::new(std::sync::Mutex::new(None));
-    machine.vcpu.set_tracer(Some(Box::new(Faults(std::sync::Arc::clone(&faulted)))));
+    let faulted = Arc::new(Mutex::new(None));
+    machine.vcpu.set_tracer(Some(Box::new(Faults(Arc::clone(&faulted)))));
     machine.vcpu.state.idtr.limit = 0;
     let state = &mut machine.vcpu.state;
     *state.segment_mut(SegReg::Cs) = Segment { limit, ..Segment::from_descriptor(0x10, CODE32) };
@@ -191,11 +188,11 @@ fn faults_at(machine: &mut TestMachine, limit: u32) -> Option<u64> {
     faulted
 }
 
-struct Faults(std::sync::Arc<std::sync::Mutex<Option<u64>>>);
+struct Faults(Arc<Mutex<Option<u64>>>);
 
-impl crate::trace::Tracer for Faults {
-    fn event(&mut self, event: crate::trace::Event<'_>) {
-        if let crate::trace::Event::Exception { state, .. } = event {
+impl Tracer for Faults {
+    fn event(&mut self, event: Event<'_>) {
+        if let Event::Exception { state, .. } = event {
             self.0.lock().unwrap().get_or_insert(state.rip);
         }
     }
@@ -239,19 +236,16 @@ fn code_of_the_8086_is_translated() {
         machine.put(0x2340 + 0x100, &calls(2000, 0));
         machine.put(0x6000 + 0x4004, &3_u16.to_le_bytes());
         let state = &mut machine.vcpu.state;
-        let segment = |selector: u16| {
-            let real = Segment::real_mode(selector);
-            if virtual_8086 { Segment::virtual_8086(selector) } else { real }
-        };
+        let segment = if virtual_8086 { Segment::virtual_8086 } else { Segment::real_mode };
         for (register, selector) in
             [(SegReg::Cs, 0x234), (SegReg::Ss, 0x800), (SegReg::Ds, 0x600), (SegReg::Es, 0)]
         {
             *state.segment_mut(register) = segment(selector);
         }
         if virtual_8086 {
-            state.rflags |= crate::state::rflags::RFlags::VM;
+            state.rflags |= RFlags::VM;
         } else {
-            state.cr0 -= crate::state::control::Cr0::PE;
+            state.cr0 -= Cr0::PE;
         }
         state.gpr[..8].copy_from_slice(&[0, 0, 0, 0x3ffe, 0x1000, 0, 4, 0]);
         state.rip = 0x100;
