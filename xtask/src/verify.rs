@@ -114,11 +114,11 @@ fn format() -> Result<()> {
     OUTLYING.iter().try_for_each(|manifest| pass(outlying("fmt", manifest).arg("--check")))
 }
 
+/// What a lock file lacks is an error, too: it would be changed by whoever builds first.
 fn lint() -> Result<()> {
-    pass(paths::cargo().args(["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"]))?;
-    OUTLYING
-        .iter()
-        .try_for_each(|manifest| pass(outlying("clippy", manifest).args(["--", "-D", "warnings"])))
+    const STRICTLY: [&str; 4] = ["--locked", "--", "-D", "warnings"];
+    pass(paths::cargo().args(["clippy", "--workspace", "--all-targets"]).args(STRICTLY))?;
+    OUTLYING.iter().try_for_each(|manifest| pass(outlying("clippy", manifest).args(STRICTLY)))
 }
 
 fn document() -> Result<()> {
