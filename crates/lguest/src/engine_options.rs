@@ -45,6 +45,9 @@ pub(crate) struct EngineOptions {
     /// Code memory per vCPU, 256K to 1G
     #[arg(long, value_name = "SIZE", hide = true, default_value = "128M", value_parser = size::parse)]
     pub(crate) code_cache: u64,
+    /// Translate on the vCPUs' own threads only
+    #[arg(long, hide = true)]
+    pub(crate) translate_inline: bool,
     /// Look at every translation before it may run
     #[arg(long, hide = true)]
     pub(crate) verify_translations: bool,
@@ -90,7 +93,8 @@ impl EngineOptions {
                 ))
             })?;
         let (verify, invalidate) = (self.verify_translations, self.invalidate);
-        Ok(Config { code_cache, verify, invalidate, ..Config::default() })
+        let beside = !self.translate_inline;
+        Ok(Config { code_cache, verify, beside, invalidate, ..Config::default() })
     }
 }
 

@@ -89,6 +89,8 @@ fn a_boot_in_little_code_memory_is_reported() {
     let (translated, decoded) = (all("translated "), all("blocks decoded"));
     assert!(translated > 10_000.0 && decoded > translated / 10.0, "{report}");
     assert!(all("translated code entered") > translated, "{report}");
+    let spare = std::thread::available_parallelism().is_ok_and(|all| all.get() > 1);
+    assert_eq!(all("beside the vCPU") > 1000.0, spare, "{report}");
     assert!(all("interrupts") > 10.0 && all("exceptions") > 100.0, "{report}");
     let times = ["in translated code", "interpreter, for it", "interpreter, cold code", "decoding"];
     let times = times.into_iter().chain(["translating", "halted", "outside"]);
@@ -99,17 +101,18 @@ fn a_boot_in_little_code_memory_is_reported() {
     assert!(names.lines().skip(2).all(|line| line.contains(" guest:0x")));
 }
 
-/// A boot whose code is taken for changed all the time.
+/// A boot whose code is taken for changed all the time, and translated by whoever runs it.
 #[test]
 #[ignore = "boots a kernel; run by cargo verify"]
 fn a_boot_whose_translations_become_stale_again_and_again_is_as_any_other() {
     let run = Run::of("debian12-cloud", "test").append("lguest.cpus=2 lguest.mem=512");
     let words = ["--cpus", "2", "--stats", "--invalidate", "1000,3", "--verify-translations"];
-    let finished = run.arguments(&words).finish();
+    let finished = run.arguments(&words).arguments(&["--translate-inline"]).finish();
     finished.assert_status(0);
     finished.assert_console("init: all checks passed");
     finished.assert_quiet_log();
     let all = |name| cells(&finished.messages, name)[2];
     let (dropped, translated) = (all("dropped: code changed"), all("translated "));
     assert!(dropped > 10_000.0 && dropped > translated / 3.0, "{}", finished.messages);
+    assert_eq!(all("beside the vCPU"), 0.0, "{}", finished.messages);
 }

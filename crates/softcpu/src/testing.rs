@@ -102,6 +102,13 @@ impl TestMachine {
         self
     }
 
+    /// The same machine, which translates, with what has run so often translated in `workshop`.
+    #[must_use]
+    pub fn ordering(mut self, workshop: &Arc<translate::Workshop>) -> Self {
+        self.vcpu.order_from(workshop);
+        self
+    }
+
     /// The same machine in lockstep, with all code translated that can be.
     #[must_use]
     pub fn in_lockstep(self) -> Self {

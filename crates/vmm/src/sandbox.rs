@@ -16,6 +16,8 @@ pub enum ThreadKind {
     Vcpu,
     /// Waits for the time of timers.
     Timer,
+    /// Translates guest code for vCPUs.
+    Translator,
     /// Does devices' work: an I/O thread, or one that waits for a disk.
     Device,
 }

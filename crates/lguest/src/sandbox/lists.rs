@@ -180,6 +180,11 @@ pub(super) fn timer() -> Vec<Rule> {
     everyone().into_iter().chain(iter::once(on_time)).collect()
 }
 
+/// The thread that translates for vCPUs: it has memory, locks and sleep, and needs no more.
+pub(super) fn translator() -> Vec<Rule> {
+    everyone()
+}
+
 /// A thread that does devices' work.
 pub(super) fn device(needs: &Needs) -> Vec<Rule> {
     let own = [
@@ -212,7 +217,9 @@ pub(super) fn process(needs: &Needs) -> Vec<Rule> {
         allow(Sysno::seccomp, entering).only(0, SET_MODE_FILTER),
     ];
     let mut rules: Vec<Rule> = Vec::new();
-    for rule in [vcpu(needs), timer(), device(needs), own.into()].into_iter().flatten() {
+    for rule in
+        [vcpu(needs), timer(), translator(), device(needs), own.into()].into_iter().flatten()
+    {
         if !rules.contains(&rule) {
             rules.push(rule);
         }

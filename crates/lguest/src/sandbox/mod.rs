@@ -49,6 +49,7 @@ struct Filters {
     process: Vec<BpfProgram>,
     vcpu: BpfProgram,
     timer: BpfProgram,
+    translator: BpfProgram,
     device: BpfProgram,
 }
 
@@ -91,6 +92,7 @@ impl Filters {
             process,
             vcpu: compile(lists::vcpu(needs))?,
             timer: compile(lists::timer())?,
+            translator: compile(lists::translator())?,
             device: compile(lists::device(needs))?,
         })
     }
@@ -146,6 +148,7 @@ impl Sandbox for Filters {
         let program = match kind {
             ThreadKind::Vcpu => &self.vcpu,
             ThreadKind::Timer => &self.timer,
+            ThreadKind::Translator => &self.translator,
             ThreadKind::Device => &self.device,
         };
         if let Err(error) = apply_filter(program) {

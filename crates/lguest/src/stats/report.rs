@@ -27,10 +27,13 @@ const TIMES: [(&str, Part); 7] = [
     ("  outside", |stats| stats.time.outside),
 ];
 
-const BLOCKS: [(&str, Number); 6] = [
+const BLOCKS: [(&str, Number); 9] = [
     ("blocks decoded", |stats| stats.engine.decoded),
     ("  run by the interpreter", |stats| stats.engine.blocks),
     ("  translated", |stats| stats.translator.translated),
+    ("    beside the vCPU", |stats| stats.translator.beside),
+    ("    taken back for that", |stats| stats.translator.taken_back),
+    ("  found hot", |stats| stats.translator.hot),
     ("  moved elsewhere", |stats| stats.translator.moved),
     ("  dropped: code changed", |stats| stats.translator.invalidated),
     ("  evicted: no room", |stats| stats.translator.evicted),

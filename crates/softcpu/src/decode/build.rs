@@ -171,31 +171,24 @@ impl Vcpu {
     }
 }
 
-/// The first `real` instructions of `block`, decoded once more from the page at `host` and, if it goes on
-/// there, the one at `tail_host`, are put into `instructions`. What they are now need not be what
-/// they were: the caller looks.
-pub(crate) fn again(
+/// Puts the `len` bytes of `block` behind `bytes`, from the page at `host` and, if it goes on there,
+/// the one at `tail_host`. What they are now need not be what they were: the caller looks.
+pub(crate) fn copy_block(
     block: &Block,
-    real: usize,
+    len: usize,
     host: u64,
     tail_host: Option<u64>,
-    instructions: &mut Vec<Instruction>,
+    bytes: &mut Vec<u8>,
 ) {
-    let offset = block.linear & PAGE_OFFSET;
     let mut window = [0; WINDOW];
-    let room = WINDOW.min(room_in_page(block.linear) as usize);
+    let window = head_mut(&mut window, len);
+    let room = (room_in_page(block.linear) as usize).min(window.len());
     let (first, rest) = window.split_at_mut(room);
-    copy_code(host, offset, first);
-    let mut len = room;
+    copy_code(host, block.linear & PAGE_OFFSET, first);
     if let Some(tail_host) = tail_host {
-        let second = head_mut(rest, MAX_INSTRUCTION);
-        copy_code(tail_host, 0, second);
-        len = len.saturating_add(second.len());
+        copy_code(tail_host, 0, rest);
     }
-    let window = head(&window, len);
-    let decoder = Decoder::with_ip(block.size as u32, window, block.rip, DecoderOptions::NONE);
-    instructions.clear();
-    instructions.extend(decoder.into_iter().take(real));
+    bytes.extend_from_slice(window);
 }
 
 /// The synthetic op that continues after `last`.

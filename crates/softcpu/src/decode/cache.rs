@@ -65,8 +65,8 @@ pub(crate) struct Block {
     /// there only for its translation.
     pub(super) first: u32,
     count: u16,
-    /// Runs so far, until it is translated.
-    pub(crate) runs: Cell<u32>,
+    /// Runs so far, until it is translated, and [`ORDERED`].
+    runs: Cell<u32>,
     /// Its translation.
     pub(crate) entry: Cell<Option<Entry>>,
     /// It was wanted again since the cache was last swept.
@@ -74,6 +74,9 @@ pub(crate) struct Block {
 }
 
 const _: () = assert!(size_of::<Block>() == 64);
+
+/// With the runs of a block whose translation is being made elsewhere.
+const ORDERED: u32 = 1 << 31;
 
 /// What a block must be looked at for more closely, each time before it runs.
 #[derive(Debug)]
@@ -127,9 +130,36 @@ impl Block {
         runs: u32,
     ) -> Self {
         let block = Self::new(linear, linear, size, frame, version);
-        block.runs.set(runs);
+        block.set_runs(runs);
         block.entry.set(Some(entry));
         block
+    }
+
+    /// How often it has run.
+    pub(crate) fn runs(&self) -> u32 {
+        self.runs.get() & !ORDERED
+    }
+
+    /// It is as good as if it had run `runs` times, and nobody makes a translation of it.
+    pub(crate) fn set_runs(&self, runs: u32) {
+        self.runs.set(runs & !ORDERED);
+    }
+
+    /// Counts a run, and says how many there were.
+    pub(crate) fn count_run(&self) -> u32 {
+        let runs = self.runs().saturating_add(1) & !ORDERED;
+        self.runs.set(self.runs.get() & ORDERED | runs);
+        runs
+    }
+
+    /// Whether its translation, or one that comes by it, is being made elsewhere.
+    pub(crate) fn is_ordered(&self) -> bool {
+        self.runs.get() & ORDERED != 0
+    }
+
+    /// Its translation, or one that comes by it, is being made elsewhere, or is not any more.
+    pub(crate) fn set_ordered(&self, ordered: bool) {
+        self.runs.set(if ordered { self.runs() | ORDERED } else { self.runs() });
     }
 
     /// Whether it has no ops and cannot be interpreted.
@@ -293,7 +323,7 @@ impl BlockCache {
         let rip = twin.rip.wrapping_add(distance);
         let block = Block::new(rip, linear, twin.size, frame, twin.version);
         // What was hot there will be here, if it runs more than once.
-        block.runs.set(twin.runs.get() / 2);
+        block.set_runs(twin.runs() / 2);
         let ops = self.ops.get(twin.range())?;
         self.fresh.clear();
         self.fresh.extend(ops.iter().map(|op| op.moved(distance)));

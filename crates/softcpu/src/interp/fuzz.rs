@@ -19,6 +19,7 @@ use crate::state::rflags::RFlags;
 use crate::state::segment::{Access, DescriptorTable, SegReg, Segment};
 use crate::state::{CodeSize, VcpuState};
 use crate::testing::{RAM, TestMachine};
+use crate::translate::Workshop;
 use crate::vcpu::{Abort, Exit, Vcpu};
 
 /// Steps, of an instruction or a block each, that one input gets.
@@ -260,6 +261,9 @@ pub fn fuzz_interpreter(data: &[u8]) {
 pub fn fuzz_translator(data: &[u8]) {
     let (machine, habits) = guest(Bytes(data));
     let mut machine = machine.translating(0);
+    if habits & 4 != 0 {
+        machine = machine.ordering(&Workshop::prompt());
+    }
     run(&mut machine, habits);
     assert_eq!(machine.vcpu.state.gpr[16..], [0; 16], "registers that do not exist were written");
     assert!(machine.vcpu.state.rflags.contains(RFlags::FIXED));

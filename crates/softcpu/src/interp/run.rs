@@ -299,7 +299,7 @@ impl Vcpu {
         }) {
             // Its translation stays with it.
             block.entry.set(hollow.entry.get());
-            block.runs.set(hollow.runs.get());
+            block.set_runs(hollow.runs());
         }
         self.meter.decoding.add_since(since);
         self.code_hit = false;
@@ -345,6 +345,10 @@ impl Vcpu {
 
     #[inline(always)]
     fn run_block(&mut self, blocks: &mut BlockCache) -> Result<(), Abort> {
+        if self.has_deliveries() {
+            self.take_deliveries(blocks);
+            self.check_translations()?;
+        }
         let ops = if self.traces_blocks() {
             let (_, ops) = self.find_block(blocks)?;
             self.trace_block(ops.len());

@@ -52,8 +52,10 @@ pub(super) struct Translated {
     pub(super) way_out: usize,
     /// The number of its first op.
     pub(super) first_op: usize,
-    /// What must change in it for another address; `None` if it cannot be moved.
-    pub(super) relocations: Option<Vec<Relocation>>,
+    /// What must change in it elsewhere.
+    pub(super) relocations: Vec<Relocation>,
+    /// Its guest's code may be elsewhere too.
+    pub(super) movable: bool,
     /// Where its instructions go on that fault.
     pub(super) landings: Vec<Landing>,
 }
@@ -518,9 +520,10 @@ impl Block<'_> {
         Cold::Stale { rip: self.rip }.write(&mut self.code, self.thunks, self.rip, homes)?;
         let landings = self.landings_by_place().ok_or(NotCopied)?;
         let (code, relocations) = self.code.finish()?;
-        let relocations = relocations.of_code_at(self.rip);
+        let movable = relocations.can_move(self.rip);
+        let relocations = relocations.into_list();
         let (links, first_op) = (self.links, self.first_op);
-        Ok(Translated { code, links, way_out, first_op, relocations, landings })
+        Ok(Translated { code, links, way_out, first_op, relocations, movable, landings })
     }
 }
 

@@ -15,9 +15,11 @@ use super::frames::{Code, Frames};
 use super::invalidation::Schedule;
 use super::manner::Manner;
 use super::mode::Mode;
+use super::orders::Orders;
 use super::patience::Patience;
 use super::plans::Plans;
 use super::regions::{self, Filling, Regions};
+use super::route::Route;
 use super::thunks::{self, Thunks};
 use super::trace::Trace;
 use super::wishes::{Splits, Wanted, Wish};
@@ -96,8 +98,9 @@ pub(crate) struct Translator {
     pub(super) frames: Frames,
     /// What is known of instructions.
     pub(super) plans: Plans,
-    /// The last trace, for the memory it has.
+    /// The last trace and route, for the memory they have.
     pub(super) spare: Trace,
+    pub(super) spare_route: Route,
     /// The last code that was made, for the memory it has.
     spare_code: Vec<u8>,
     /// The link that the last block was left by, and the number of the mappings it was left
@@ -112,6 +115,8 @@ pub(crate) struct Translator {
     turns: u64,
     /// How hot code must be.
     pub(super) patience: Patience,
+    /// Who translates beside the vCPU.
+    pub(super) orders: Option<Orders>,
     /// When code is to be taken for changed.
     pub(super) invalidation: Option<Schedule>,
     /// Every block is looked at before it may run.
@@ -146,6 +151,10 @@ pub struct Counters {
     pub translated: u64,
     /// Translations that were moved to where their code is, too.
     pub moved: u64,
+    /// Blocks that were translated beside the vCPU, among those.
+    pub beside: u64,
+    /// Those that were ordered but taken back, for want of patience.
+    pub taken_back: u64,
     /// Bytes of guest code translated.
     pub guest_bytes: u64,
     /// Bytes of host code made for both.
@@ -216,6 +225,7 @@ impl Translator {
             frames: Frames::default(),
             plans: Plans::new(),
             spare: Trace::default(),
+            spare_route: Route::default(),
             spare_code: Vec::new(),
             pending: None,
             seen: 0,
@@ -223,6 +233,7 @@ impl Translator {
             counters: Counters::default(),
             turns: config.turns.max(1),
             patience: Patience::new(host_tsc()),
+            orders: None,
             invalidation: config.invalidate.map(Schedule::new),
             verify: config.verify,
             bad: None,
@@ -347,9 +358,8 @@ impl Translator {
             made
         } else {
             let code = [self.smuggled.as_slice(), &made.code].concat();
-            block::Translated { code, relocations: None, landings: Vec::new(), ..made }
+            block::Translated { code, movable: false, landings: Vec::new(), ..made }
         };
-        let relocations = made.relocations.unwrap_or_default();
         let placed = Placed {
             rip,
             mode,
@@ -360,23 +370,17 @@ impl Translator {
             first_op: u32::try_from(made.first_op).ok()?,
             ops: u16::try_from(region.ops.count().saturating_sub(made.first_op)).ok()?,
             instructions: u16::try_from(trace.steps.len()).ok()?,
-            relocations: Span::push(&mut region.relocations, &relocations),
+            relocations: Span::of_movable(&mut region.relocations, &made.relocations, made.movable),
             landings: Span::push(&mut region.landings, &made.landings),
             frame,
             stale: false,
             manner,
         };
-        #[cfg(test)]
-        let within = region.blocks.len();
-        #[cfg(test)]
-        self.regions
-            .number(within)
-            .map(|number| self.traces.insert(number, (trace.clone(), manner)));
         let entry = self.add(&made.code, &made.links, placed, version, tail)?;
         self.spare_code = made.code;
-        self.counters.translated = self.counters.translated.wrapping_add(1);
-        let guest = trace.ops.iter().map(|op| u64::from(op.len)).sum();
-        self.counters.guest_bytes = self.counters.guest_bytes.wrapping_add(guest);
+        self.count(trace.bytes());
+        #[cfg(test)]
+        self.remember(trace, manner);
         if let Some((number, filling)) = wish.former {
             self.wishes.entry((frame, rip, mode)).and_modify(|wish| wish.former = None);
             if self.regions.filling_of(number) == Some(filling)
@@ -387,6 +391,21 @@ impl Translator {
             }
         }
         Some(entry)
+    }
+
+    /// Counts a translation of so many bytes.
+    pub(super) fn count(&mut self, guest_bytes: u64) {
+        self.counters.translated = self.counters.translated.wrapping_add(1);
+        self.counters.guest_bytes = self.counters.guest_bytes.wrapping_add(guest_bytes);
+    }
+
+    /// What was placed last has been made of `trace`.
+    #[cfg(test)]
+    pub(super) fn remember(&mut self, trace: &Trace, manner: Manner) {
+        let newest = self.regions.newest().and_then(|newest| newest.blocks.len().checked_sub(1));
+        if let Some(number) = newest.and_then(|newest| self.regions.number(newest)) {
+            self.traces.insert(number, (trace.clone(), manner));
+        }
     }
 
     /// Puts `code` to its place.

@@ -7,7 +7,7 @@
 //! before the code has run once, and nothing was decoded for it.
 
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;
 
 use super::block;
 use super::cache::{Entry, Placed, Translator};
@@ -15,7 +15,7 @@ use super::frames::Code;
 use super::mode::Mode;
 use super::ops::Ops;
 use super::regions::Regions;
-use super::relocate::{self, Distance, MadeWith};
+use super::relocate::{self, Distance, MadeWith, Relocation};
 use crate::memory::ram::RamFrame;
 
 /// Relocations of one translation, among all of them, or its landings.
@@ -33,6 +33,15 @@ impl Span {
         };
         all.extend_from_slice(some);
         Self { start, len }
+    }
+
+    /// The same with relocations, which only what is `movable` needs.
+    pub(super) fn of_movable(
+        all: &mut Vec<Relocation>,
+        some: &[Relocation],
+        movable: bool,
+    ) -> Self {
+        if movable { Self::push(all, some) } else { Self::default() }
     }
 
     /// Those of `all` that it stands for, if there are any.

@@ -19,6 +19,8 @@ pub struct Config {
     /// How many accesses of hot user code may look for a mirror in vain ([`crate::mmu`]) until
     /// there is one, if the memory can be mapped again; `None`: there is none.
     pub mirror_after: Option<u32>,
+    /// A [`Workshop`](super::Workshop) may translate for it, if whoever makes the vCPU has one.
+    pub beside: bool,
     /// Code is taken for changed now and then, though it has not: for tests.
     pub invalidate: Option<Invalidate>,
 }
@@ -47,6 +49,7 @@ impl Default for Config {
             verify: false,
             turns: 32_749,
             mirror_after: Some(2048),
+            beside: true,
             invalidate: None,
         }
     }

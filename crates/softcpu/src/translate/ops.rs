@@ -4,48 +4,72 @@
 //! for (nothing of a register's arithmetic can fail), so only those are here that its code
 //! names.
 
+use std::num::NonZeroUsize;
+
 use crate::decode::op::Op;
 
-/// Ops that get memory together.
+/// Ops of a region that get memory together.
 const TOGETHER: usize = 1024;
 
-/// Those of one region of the code memory.
-#[derive(Debug, Default)]
+/// Those of one region of the code memory, or of one translation that has no place there yet.
+#[derive(Debug)]
 pub(super) struct Ops {
     /// None grows beyond what it was made for, which would move its ops.
     chunks: Vec<Vec<Op>>,
+    /// Ops in each.
+    together: NonZeroUsize,
+}
+
+impl Default for Ops {
+    fn default() -> Self {
+        Self::in_chunks_of(TOGETHER)
+    }
 }
 
 impl Ops {
+    /// For ops that get memory for so many at a time.
+    pub(super) fn in_chunks_of(together: usize) -> Self {
+        let together = NonZeroUsize::new(together).unwrap_or(NonZeroUsize::MIN);
+        Self { chunks: Vec::new(), together }
+    }
+
     /// Keeps `op`, and says at what address.
     pub(super) fn keep(&mut self, op: &Op) -> u64 {
-        if self.chunks.last().is_none_or(|chunk| chunk.len() == TOGETHER) {
-            self.chunks.push(Vec::with_capacity(TOGETHER));
+        if self.chunks.last().is_none_or(|chunk| chunk.len() == self.together.get()) {
+            self.chunks.push(Vec::with_capacity(self.together.get()));
         }
         let Some(chunk) = self.chunks.last_mut() else { return 0 };
         chunk.push(*op);
         chunk.last().map_or(0, |kept| std::ptr::from_ref(kept) as u64)
     }
 
+    /// Forgets all of them, and keeps the memory of the first ones.
+    pub(super) fn clear(&mut self) {
+        self.chunks.truncate(1);
+        self.chunks.iter_mut().for_each(Vec::clear);
+    }
+
     /// How many there are, which is the next one's number.
     pub(super) fn count(&self) -> usize {
-        let full = self.chunks.len().saturating_sub(1).saturating_mul(TOGETHER);
+        let full = self.chunks.len().saturating_sub(1).saturating_mul(self.together.get());
         full.saturating_add(self.chunks.last().map_or(0, Vec::len))
     }
 
     /// The op of that number.
     pub(super) fn get(&self, number: usize) -> Option<&Op> {
-        self.chunks.get(number / TOGETHER)?.get(number % TOGETHER)
+        self.chunks.get(number / self.together)?.get(number % self.together)
     }
 
-    /// The number of the op at `address`, which is among the [`TOGETHER`] from `first` on.
+    /// The number of the op at `address`, which is among those that have got memory together with
+    /// number `first`, or with the ones behind.
     pub(super) fn number(&self, address: u64, first: usize) -> Option<usize> {
-        let chunk = first / TOGETHER;
+        let chunk = first / self.together;
         [chunk, chunk.saturating_add(1)].into_iter().find_map(|chunk| {
             let start = self.chunks.get(chunk)?.as_ptr() as u64;
             let within = address.checked_sub(start)?.checked_div(size_of::<Op>() as u64)?;
-            let number = usize::try_from(within).ok().filter(|within| *within < TOGETHER)?;
-            chunk.checked_mul(TOGETHER)?.checked_add(number)
+            let number =
+                usize::try_from(within).ok().filter(|within| *within < self.together.get())?;
+            chunk.checked_mul(self.together.get())?.checked_add(number)
         })
     }
 }

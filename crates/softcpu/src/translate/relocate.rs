@@ -80,7 +80,7 @@ impl Relocation {
 #[derive(Debug, Default)]
 pub(super) struct Relocations {
     list: Vec<Relocation>,
-    /// Something depends on the place in a way that is none of the [`Kind`]s.
+    /// Something depends on the guest's address in a way that is none of the [`Kind`]s.
     stays: bool,
 }
 
@@ -102,9 +102,15 @@ impl Relocations {
         self.list.truncate(kept);
     }
 
-    /// All of them, if the code, which stands for the guest's at `rip`, can be moved.
-    pub(super) fn of_code_at(self, rip: u64) -> Option<Vec<Relocation>> {
-        (is_movable(rip) && !self.stays).then_some(self.list)
+    /// Whether the code, which stands for the guest's at `rip`, can stand for the same code
+    /// elsewhere.
+    pub(super) fn can_move(&self, rip: u64) -> bool {
+        is_movable(rip) && !self.stays
+    }
+
+    /// All of them. With no others a translation can be moved in code memory.
+    pub(super) fn into_list(self) -> Vec<Relocation> {
+        self.list
     }
 }
 
@@ -211,7 +217,7 @@ mod tests {
             relocations.add(at, Kind::Thunk);
         }
         relocations.take_back(9);
-        let left = relocations.of_code_at(0x7f00_0000_1000).unwrap();
+        let left = relocations.into_list();
         assert_eq!(left.iter().map(|left| left.at()).collect::<Vec<_>>(), [3]);
     }
 
@@ -225,10 +231,10 @@ mod tests {
             (0x7fff_f7ff_f000, false),
             (0xffff_ffff_8100_0000, false),
         ] {
-            assert_eq!(Relocations::default().of_code_at(rip).is_some(), movable, "{rip:#x}");
+            assert_eq!(Relocations::default().can_move(rip), movable, "{rip:#x}");
         }
         let mut staying = Relocations::default();
         staying.stay();
-        assert_eq!(staying.of_code_at(0x5555_5555_5000), None);
+        assert!(!staying.can_move(0x5555_5555_5000));
     }
 }

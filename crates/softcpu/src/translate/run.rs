@@ -4,17 +4,15 @@
 use std::io;
 use std::sync::atomic::AtomicU32;
 
-use iced_x86::Instruction;
-
 use super::cache::{Counters, Entry, Evicted, Translator};
 use super::config::Config;
 use super::faults;
 use super::jumps;
 use super::mode::Mode;
 use super::regions::LARGEST;
+use super::route::{Route, Router};
 use super::thunks::Exit;
-use super::trace::{Trace, Tracer};
-use crate::decode::build::again;
+use super::trace::Trace;
 use crate::decode::cache::{Block as Decoded, BlockCache};
 use crate::decode::op::Op;
 use crate::memory::ram::RamFrame;
@@ -33,25 +31,6 @@ pub(crate) enum Translation {
     Wanted,
     /// This.
     Known(Entry),
-}
-
-/// Puts the instructions of `block`, which has `ops`, from the page at `host` and the one at `tail`
-/// that it may reach into, into `instructions`. Says whether they are what it was made from.
-fn decode(
-    block: &Decoded,
-    ops: &[Op],
-    (host, tail): (u64, Option<u64>),
-    instructions: &mut Vec<Instruction>,
-) -> bool {
-    if block.tail().is_some() && tail.is_none() {
-        return false;
-    }
-    let real = ops.iter().filter(|op| op.len != 0).count();
-    again(block, real, host, tail.filter(|_| block.tail().is_some()), instructions);
-    let alike = instructions.iter().zip(ops).all(|(instruction, op)| {
-        instruction.ip() == op.rip && instruction.code() as u16 == op.code
-    });
-    alike && !instructions.is_empty()
 }
 
 /// More than what `trace` becomes takes.
@@ -116,16 +95,17 @@ impl Vcpu {
         if block.entry.get().is_some_and(|lost| !translator.regions.has(lost)) {
             // What comes back is what is hot now. All at once it might not even fit.
             block.entry.set(None);
-            block.runs.set(0);
+            block.set_runs(0);
         }
         if block.is_hollow() {
             return Translation::None;
         }
-        let runs = block.runs.get().saturating_add(1);
-        block.runs.set(runs);
+        let runs = block.count_run();
         // An instruction that wraps at 4 GiB has its second page where nobody would look for it.
         let wraps = block.tail().is_some_and(|tail| tail.page < block.linear);
-        if runs < translator.patience.runs(self.threshold) || wraps {
+        let hot = translator.patience.runs(self.threshold);
+        let wanted = if block.is_ordered() { Translator::may_wait(hot) } else { hot };
+        if runs < wanted || wraps {
             return Translation::None;
         }
         // What another vCPU may still change unseen is compared with memory at every run.
@@ -138,7 +118,7 @@ impl Vcpu {
 
     /// Makes sure that no code is entered whose guest's code has changed.
     #[inline(always)]
-    fn drop_stale(&mut self) {
+    pub(super) fn drop_stale(&mut self) {
         let Some(translator) = self.translator.as_mut() else { return };
         if translator.seen != self.memory.code().hits() {
             let since = host_tsc();
@@ -156,12 +136,13 @@ impl Vcpu {
     /// name). None of them may be running.
     pub(crate) fn forget_translations(&mut self) {
         let Some(translator) = &mut self.translator else { return };
+        translator.cancel_orders();
         let evicted = translator.empty();
         self.forget_evicted(evicted);
     }
 
     /// Makes sure that there is room for `bytes` of translated code. None may be running.
-    fn make_room(&mut self, bytes: usize) {
+    pub(super) fn make_room(&mut self, bytes: usize) {
         let since = host_tsc();
         let Some(translator) = &mut self.translator else { return };
         if let Some(evicted) = translator.make_room(bytes) {
@@ -211,7 +192,7 @@ impl Vcpu {
     }
 
     /// Tells whoever watches of the translation that was placed last.
-    fn tell_of_newest(&mut self, entry: Entry) {
+    pub(super) fn tell_of_newest(&mut self, entry: Entry) {
         if let Some(tracer) = &mut self.tracer
             && let Some(translator) = &self.translator
             && let Some((newest, code)) = translator.newest()
@@ -226,7 +207,8 @@ impl Vcpu {
         }
     }
 
-    /// Translates the block in `slot`, and what the guest goes on with from there.
+    /// Translates the block in `slot`, and what the guest goes on with from there; or orders
+    /// that, and has nothing yet.
     #[cold]
     pub(crate) fn translate(&mut self, blocks: &BlockCache, slot: usize) -> Option<Entry> {
         let head = blocks.get(slot)?;
@@ -237,60 +219,64 @@ impl Vcpu {
             head.entry.set(Some(entry));
             return Some(entry);
         }
-        let (host, _) = self.fetch_page(head.linear).ok().flatten()?;
-        let tail_host = match head.tail() {
-            Some(tail) => Some(self.fetch_page(tail.page).ok().flatten()?.0),
-            None => None,
-        };
-        let version = self.memory.code().version(head.frame);
-        let segment = self.code_segment();
-        let memory = &self.memory;
-        let translator = self.translator.as_mut()?;
-        let spare = std::mem::take(&mut translator.spare);
         #[cfg_attr(not(test), expect(unused_mut, reason = "tests plant mistakes"))]
-        let mut trace = Tracer {
-            blocks,
-            warm: self.threshold / 4,
-            hot: translator.wish(head.frame, head.rip, mode).hot,
-            vectors: if self.mmu.is_user() { self.context.allowed as u8 } else { 0 },
-            mode,
-            segment,
-            plans: &mut translator.plans,
-            features: self.cpuid.features(),
-            is_there: &|entry| translator.regions.has(entry),
-            settled: &|epoch| memory.code().settled(&self.observer, epoch),
-            decode: &|block, instructions| {
-                decode(block, blocks.ops(block), (host, tail_host), instructions)
-            },
-        }
-        .from(head, spare)?;
-        // What was read must be what the blocks were decoded from.
-        if head.version != version || self.memory.code().version(head.frame) != version {
-            return None;
-        }
-        let code = self.memory.code();
-        if head.tail().is_some_and(|tail| code.version(tail.frame) != tail.version) {
-            return None;
-        }
+        let mut trace = self.trace_to_translate(blocks, head, mode)?;
         #[cfg(test)]
-        if let Some(mistake) = translator.mistake {
-            for (step, op) in trace.steps.iter_mut().zip(&mut trace.ops) {
-                mistake(&mut step.instruction, op);
-                step.known = translator.plans.known(&step.instruction, self.cpuid.features());
-            }
-        }
+        self.plant_mistake(&mut trace);
         self.make_room(room_for(&trace));
         let mirrors = self.mirrors();
         let translator = self.translator.as_mut()?;
         let entry = translator.place(&trace, head.frame, head.version, head.tail(), mirrors);
         translator.spare = trace;
-        if entry.is_none() {
-            head.runs.set(0);
-        }
+        head.set_runs(if entry.is_some() { head.runs() } else { 0 });
         head.entry.set(entry);
         let entry = entry?;
         self.tell_of_newest(entry);
         Some(entry)
+    }
+
+    #[cfg(test)]
+    fn plant_mistake(&mut self, trace: &mut Trace) {
+        if let Some(translator) = &mut self.translator
+            && let Some(mistake) = translator.mistake
+        {
+            for (step, op) in trace.steps.iter_mut().zip(&mut trace.ops) {
+                mistake(&mut step.instruction, op);
+                step.known = translator.plans.known(&step.instruction, self.cpuid.features());
+            }
+        }
+    }
+
+    /// Finds the `route` that begins with `head`, in `mode`. `None` if its code has changed.
+    pub(super) fn find_route(
+        &mut self,
+        blocks: &BlockCache,
+        head: &Decoded,
+        mode: Mode,
+        route: &mut Route,
+    ) -> Option<()> {
+        let (host, _) = self.fetch_page(head.linear).ok().flatten()?;
+        let tail_host = match head.tail() {
+            Some(tail) => Some(self.fetch_page(tail.page).ok().flatten()?.0),
+            None => None,
+        };
+        let code = self.memory.code();
+        let translator = self.translator.as_ref()?;
+        Router {
+            blocks,
+            warm: self.threshold / 4,
+            hot: translator.wish(head.frame, head.rip, mode).hot,
+            vectors: if self.mmu.is_user() { self.context.allowed as u8 } else { 0 },
+            mode,
+            segment: self.code_segment(),
+            is_there: &|entry| translator.regions.has(entry),
+            settled: &|epoch| code.settled(&self.observer, epoch),
+        }
+        .find(head, (host, tail_host), route);
+        // What was copied must be what the blocks were decoded from.
+        let stands = code.version(head.frame) == head.version
+            && head.tail().is_none_or(|tail| code.version(tail.frame) == tail.version);
+        stands.then_some(())
     }
 
     /// Runs translated code from `entry`, which stands for the code at RIP.

@@ -37,6 +37,11 @@ impl Wish {
         self.hot = true;
     }
 
+    /// Whether there is time to make it elsewhere: it is neither hot nor to take another's place.
+    pub(super) fn can_wait(&self) -> bool {
+        !self.hot && self.former.is_none()
+    }
+
     /// How what is wished for is translated; accesses could look into the `mirror`.
     pub(super) fn manner(self, mirror: bool) -> Manner {
         let (shares, hot, apart) = (!self.separate, self.hot, self.apart);

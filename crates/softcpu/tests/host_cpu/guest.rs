@@ -7,7 +7,7 @@ use softcpu::state::control::{Cr0, Cr4, Efer};
 use softcpu::state::segment::{DescriptorTable, SegReg, Segment};
 use softcpu::testing::TestMachine;
 use softcpu::trace::{Event, Tracer};
-use softcpu::translate::Config;
+use softcpu::translate::{Config, Workshop};
 use softcpu::{Exception, Exit};
 
 use crate::layout::{AREA, CODE, CODE_LEN, DATA, DATA_LEN, GDT, LDT, Mode, segment};
@@ -125,6 +125,11 @@ impl Guest {
     pub(crate) fn translating_as(runs: u32, config: Config) -> Self {
         let Self { machine, raised, memory, .. } = Self::new();
         Self { machine: machine.translating_as(runs, config), raised, memory, translates: true }
+    }
+
+    /// The same, with all of it translated by somebody else.
+    pub(crate) fn ordering(self) -> Self {
+        Self { machine: self.machine.ordering(&Workshop::prompt()), ..self }
     }
 
     /// The same in lockstep.

@@ -108,6 +108,31 @@ fn rows_at_other_addresses_are_translated_as_they_are_interpreted() {
 }
 
 #[test]
+fn rows_that_somebody_else_translates_are_translated_as_they_are_interpreted() {
+    let config = Config { turns: 3, verify: true, ..Config::default() };
+    for compare in
+        [sequences::compare_branching, sequences::compare_elsewhere, sequences::compare_pointing]
+    {
+        let mut translator = guest::Guest::translating_as(2, config).ordering();
+        let rows = compare_rows(60, &mut translator, compare);
+        assert!(rows.beside > rows.translated / 2, "{rows:?}");
+    }
+    let invalidate = Some(Invalidate { every: NonZeroU32::new(7).expect("not zero"), seed: 1 });
+    for config in
+        [Config { code_cache: Config::SMALLEST, ..config }, Config { invalidate, ..config }]
+    {
+        let mut translator = guest::Guest::translating_as(2, config).ordering();
+        let rows = compare_rows(30, &mut translator, sequences::compare_branching);
+        assert!(rows.beside > 0 && rows.evicted + rows.invalidated > 0, "{rows:?}");
+    }
+    for mode in [Mode::Flat32, Mode::Based32, Mode::Bits16] {
+        let mut translator = guest::Guest::translating_as(2, config).ordering();
+        let rows = compare_rows_in(mode, 30, &mut translator, sequences::compare_branching);
+        assert!(rows.beside > rows.translated / 2, "{rows:?}");
+    }
+}
+
+#[test]
 fn rows_that_share_checks_are_translated_as_they_are_interpreted() {
     let config = Config { turns: 2, verify: true, ..Config::default() };
     let mut translator = guest::Guest::translating_as(0, config);

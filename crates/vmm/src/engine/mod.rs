@@ -9,6 +9,7 @@ pub(crate) mod dump;
 pub(crate) mod soft;
 pub(crate) mod supervised;
 pub mod trace;
+pub(crate) mod translation;
 pub mod watch;
 
 /// What executes a machine's vCPUs.

@@ -12,6 +12,7 @@ use softcpu::state::rflags::RFlags;
 use softcpu::{Event, Exit, PhysMemory, Vcpu, VcpuConfig, VcpuHandle, VcpuState};
 
 use super::dump;
+use super::translation::Translation;
 use super::watch::Watchers;
 use crate::clock::{TscFrequency, host_tsc};
 use crate::devices::Request;
@@ -36,7 +37,7 @@ pub(crate) struct VcpuThread {
     /// What runs its code.
     pub(crate) engine: softcpu::Engine,
     /// How that is translated.
-    pub(crate) translation: softcpu::translate::Config,
+    pub(crate) translation: Translation,
     /// Its registers at the start.
     pub(crate) state: VcpuState,
     /// What CPUID answers.
@@ -128,7 +129,7 @@ impl VcpuThread {
         let env = PcVcpu::new(Arc::clone(&self.pc), self.index, offset, Arc::clone(&steal));
         let mut vcpu = Vcpu::new(VcpuConfig {
             engine: self.engine,
-            translation: self.translation,
+            translation: self.translation.config,
             memory: Arc::clone(&self.memory),
             cpuid: self.cpuid,
             env: Box::new(env),
@@ -136,6 +137,7 @@ impl VcpuThread {
         })?;
         vcpu.state = self.state;
         vcpu.state_changed();
+        self.translation.attach(&mut vcpu);
         self.watchers.attach(&mut vcpu, self.index);
         let phase = if self.index == BOOT_VCPU { Phase::Running } else { Phase::WaitForStartup };
         let thread = Links {

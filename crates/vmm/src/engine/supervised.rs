@@ -9,6 +9,7 @@ use softcpu::{Environment, Event, Exit, PhysMemory, Vcpu, VcpuConfig, VcpuHandle
 
 use super::dump;
 use super::soft::CrashGuard;
+use super::translation::Translation;
 use super::watch::Watchers;
 use crate::machine::ending::{End, Ending};
 use crate::machine::inspect::Inspector;
@@ -27,7 +28,7 @@ pub(crate) struct SupervisedThread {
     /// What runs its code.
     pub(crate) engine: softcpu::Engine,
     /// How that is translated.
-    pub(crate) translation: softcpu::translate::Config,
+    pub(crate) translation: Translation,
     /// Its registers at the start.
     pub(crate) state: VcpuState,
     /// What CPUID answers.
@@ -61,7 +62,7 @@ impl SupervisedThread {
         set_timer_slack();
         let vcpu = Vcpu::new(VcpuConfig {
             engine: self.engine,
-            translation: self.translation,
+            translation: self.translation.config,
             memory: self.memory,
             cpuid: self.cpuid,
             env: self.environment,
@@ -74,6 +75,7 @@ impl SupervisedThread {
         vcpu.state = self.state;
         vcpu.state_changed();
         (self.install)(&mut vcpu);
+        self.translation.attach(&mut vcpu);
         self.watchers.attach(&mut vcpu, VCPU);
         place.cross(ThreadKind::Vcpu);
         let answer = |vcpu: &mut Vcpu| {

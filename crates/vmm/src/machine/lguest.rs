@@ -14,6 +14,7 @@ use crate::devices::pci::intx::IntxLines;
 use crate::devices::virtio::lguest_bus::{self, LguestBus};
 use crate::devices::virtio::{DeviceKind, console};
 use crate::engine::supervised::SupervisedThread;
+use crate::engine::translation::Translation;
 use crate::loader::{
     BootSource, DeviceForm, KernelError, LGUEST_MAX_RAM, device_form, load_lguest,
 };
@@ -98,9 +99,10 @@ pub(super) fn build(config: MachineConfig) -> Result<Built, MachineError> {
         ended: Arc::clone(&around.ended),
     });
     let clock = platform.clock();
+    let engine = config.engine.select()?.execution();
     let vcpu = SupervisedThread {
-        engine: config.engine.select()?.execution(),
-        translation: config.translation,
+        engine,
+        translation: Translation::new(engine, config.translation),
         state: vcpu_state(guest.entry),
         cpuid: CpuidTable::for_model(config.cpu_model, Topology { apic_id: 0, cpus: 1 })?,
         memory,

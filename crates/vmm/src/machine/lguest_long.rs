@@ -11,6 +11,7 @@ use super::{Built, MachineConfig, MachineError};
 use crate::clock::Calibration;
 use crate::devices::virtio::long_bus::{self, LongBus};
 use crate::engine::supervised::SupervisedThread;
+use crate::engine::translation::Translation;
 use crate::loader::{BootSource, LongTold, load_long};
 use crate::memory::GuestRam;
 use crate::platform::lguest::LguestEnvironment;
@@ -68,9 +69,10 @@ pub(super) fn build(config: MachineConfig) -> Result<Built, MachineError> {
     let mut state = vcpu_state(guest.entry, Phys(guest.tables), guest.start_info, &cpuid);
     // The guest's TSC starts at zero, like its clock.
     state.msr.tsc_offset = epoch.tsc.wrapping_neg();
+    let engine = config.engine.select()?.execution();
     let vcpu = SupervisedThread {
-        engine: config.engine.select()?.execution(),
-        translation: config.translation,
+        engine,
+        translation: Translation::new(engine, config.translation),
         state,
         cpuid,
         memory,

@@ -132,6 +132,7 @@ impl Surroundings {
             running.run();
         });
         built.at_end(move || clock.stop());
+        built.translator(&vcpu.translation);
         built.helper("vcpu0", move |place| vcpu.run(place));
         built
     }

@@ -10,6 +10,7 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use crate::engine::translation::{self, Translation};
 use crate::engine::{Engine, EngineError};
 use crate::loader::{KernelError, LoadError, PlatformKind, platform_of};
 use crate::sandbox::Sandbox;
@@ -90,6 +91,15 @@ impl Built {
     /// started in this order.
     fn helper(&mut self, name: &str, body: impl FnOnce(Place) + Send + 'static) {
         self.bodies.push((name.to_owned(), Box::new(body)));
+    }
+
+    /// The thread that translates beside the vCPUs, if there is to be one.
+    fn translator(&mut self, translation: &Translation) {
+        if let Some(workshop) = translation.workshop() {
+            let closing = Arc::clone(&workshop);
+            self.helper("translator", move |place| translation::work(&workshop, place));
+            self.at_end(move || closing.close());
+        }
     }
 
     /// What makes a thread end that does not look whether the machine has.

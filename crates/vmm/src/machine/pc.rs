@@ -16,6 +16,7 @@ use crate::devices::apic::controller::InterruptController;
 use crate::devices::apic::io::IoApic;
 use crate::devices::apic::local::{LocalApic, LocalApicConfig};
 use crate::engine::soft::VcpuThread;
+use crate::engine::translation::Translation;
 use crate::loader::{self, BootSource, set_firmware_msrs};
 use crate::memory::GuestRam;
 use crate::platform::pc::kvm::clock::Epoch;
@@ -34,7 +35,8 @@ struct Parts {
 
 /// Builds the machine and loads the guest.
 pub(super) fn build(config: MachineConfig) -> Result<Built, MachineError> {
-    let engine = config.engine.select()?;
+    let engine = config.engine.select()?.execution();
+    let translation = Translation::new(engine, config.translation);
     let calibration = Calibration::start();
     let cpus = NonZeroU32::new(config.cpus).ok_or(MachineError::NoCpus)?;
     let ram = GuestRam::shared(config.memory)?;
@@ -76,14 +78,15 @@ pub(super) fn build(config: MachineConfig) -> Result<Built, MachineError> {
     });
     let timers = Arc::clone(&parts.timers);
     built.at_end(move || timers.stop());
+    built.translator(&translation);
     let seeds = states.into_iter().zip(parts.handles).zip(parts.tables).enumerate();
     for (index, ((mut state, handle), cpuid)) in seeds {
         // The guest's TSC starts at zero, like its other clocks.
         state.msr.tsc_offset = epoch.tsc.wrapping_neg();
         let vcpu = VcpuThread {
             index,
-            engine: engine.execution(),
-            translation: config.translation,
+            engine,
+            translation: translation.clone(),
             state,
             cpuid,
             memory: Arc::clone(&memory),

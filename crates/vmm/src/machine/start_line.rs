@@ -128,6 +128,7 @@ mod tests {
             self.note(match kind {
                 ThreadKind::Vcpu => "vcpu",
                 ThreadKind::Timer => "timer",
+                ThreadKind::Translator => "translator",
                 ThreadKind::Device => "device",
             });
         }

@@ -38,19 +38,28 @@ fn moved(trace: &Trace, distance: u64) -> Trace {
 /// The clone that was placed last, of the translation `number`, is what translating its code
 /// would have made. Every clone that a unit test makes comes by here.
 pub(super) fn compare(translator: &mut Translator, number: u32, links: &[block::Link]) {
+    let newest = *translator.regions.newest().unwrap().blocks.last().unwrap();
+    let origin = translator.regions.block(number).unwrap();
+    let (trace, manner) = &translator.traces[&number];
+    let (trace, manner) = (moved(trace, newest.rip.wrapping_sub(origin.rip)), *manner);
+    translator.remember(&trace, manner);
+    compare_newest(translator, links);
+}
+
+/// What was placed last is what would have been made there of its trace, which is remembered.
+pub(in super::super) fn compare_newest(translator: &Translator, links: &[block::Link]) {
     let region = translator.regions.newest().unwrap();
     let newest = *region.blocks.last().unwrap();
-    let origin = translator.regions.block(number).unwrap();
-    let distance = newest.rip.wrapping_sub(origin.rip);
+    let number = translator.regions.number(region.blocks.len() - 1).unwrap();
     let (trace, manner) = &translator.traces[&number];
-    let (trace, manner) = (moved(trace, distance), *manner);
     let address = translator.memory.address(newest.offset as usize) as u64;
     let mut ops = Ops::default();
     let (thunks, first_link) = (&translator.thunks, newest.first_link);
-    let made = block::translate(&trace, thunks, &mut ops, address, first_link, manner, Vec::new())
+    let made = block::translate(trace, thunks, &mut ops, address, first_link, *manner, Vec::new())
         .unwrap();
-    let (mut wanted, relocations) = (made.code, made.relocations.unwrap());
-    assert_eq!(newest.relocations.of(&region.relocations), Some(&relocations[..]));
+    let (mut wanted, relocations) = (made.code, made.relocations);
+    let kept = newest.relocations.of(&region.relocations);
+    assert_eq!(kept, Some(&relocations[..]).filter(|_| made.movable));
     assert_eq!((newest.way_out as usize, links), (made.way_out, &made.links[..]));
     let code = translator.memory.read(newest.offset as usize, newest.len as usize);
     // Its ops are elsewhere, and the same.
@@ -65,9 +74,7 @@ pub(super) fn compare(translator: &mut Translator, number: u32, links: &[block::
         assert_eq!(format!("{wanted_op:?}"), format!("{op:?}"));
         wanted[place.clone()].copy_from_slice(&code[place]);
     }
-    assert_eq!(wanted, code, "the clone at {:#x} of {:#x}", newest.rip, origin.rip);
-    let number = translator.regions.number(region.blocks.len() - 1).unwrap();
-    translator.traces.insert(number, (trace, manner));
+    assert_eq!(wanted, code, "moved to {:#x}", newest.rip);
 }
 
 /// The frame that the code is in.

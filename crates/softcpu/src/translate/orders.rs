@@ -1,0 +1,256 @@
+//! What a vCPU has the [`Workshop`] make, and when it would rather do it itself.
+//!
+//! A block that has turned out hot is ordered, and interpreted until its translation is there.
+//! While it waits it may run so often that interpreting has cost what translating would have;
+//! then the order is taken back. So waiting never costs more than twice what not waiting would
+//! have. What is translated otherwise than others (hot loops, above all) is never waited for.
+//!
+//! The blocks that are translated with an ordered one are *marked* like it: they need not be
+//! translated by themselves, unless that takes too long.
+
+use std::sync::Arc;
+
+use super::cache::{Entry, Translator};
+use super::making::{Job, Order};
+use super::mode::{CodeSegment, Mode};
+use super::route::Route;
+use super::trace::Trace;
+use super::wishes::Wanted;
+use super::workshop::{Desk, TakenBack, Workshop};
+use crate::decode::cache::{Block, BlockCache};
+use crate::memory::ram::RamFrame;
+use crate::system::tsc::host_tsc;
+use crate::vcpu::Vcpu;
+
+/// Runs of a block after which it is ordered.
+const THRESHOLD: u32 = 4;
+/// Runs of a block that take as long as translating it, or so.
+const PATIENCE: u32 = 32;
+/// Jobs kept for the memory they have.
+const SPARE: usize = 64;
+
+/// A vCPU's standing with its workshop.
+#[derive(Debug)]
+pub(super) struct Orders {
+    workshop: Arc<Workshop>,
+    desk: Arc<Desk>,
+    /// Jobs that were done, for the next ones.
+    spare: Vec<Job>,
+    /// What they came in.
+    empty: Vec<Job>,
+}
+
+impl Orders {
+    fn keep(&mut self, job: Job) {
+        if self.spare.len() < SPARE {
+            self.spare.push(job);
+        }
+    }
+}
+
+impl Translator {
+    /// What has run so often when it was ordered is waited for until it has run how often.
+    pub(super) fn may_wait(runs: u32) -> u32 {
+        runs.saturating_add(PATIENCE)
+    }
+
+    /// What was ordered names what will be no more: it is not wanted.
+    pub(super) fn cancel_orders(&mut self) {
+        if let Some(orders) = &mut self.orders {
+            orders.desk = Arc::default();
+        }
+    }
+
+    #[inline(always)]
+    fn has_deliveries(&self) -> bool {
+        self.orders.as_ref().is_some_and(|orders| orders.desk.is_full())
+    }
+
+    fn deliveries(&mut self) -> Vec<Job> {
+        let Some(orders) = &mut self.orders else { return Vec::new() };
+        orders.desk.clear(std::mem::take(&mut orders.empty))
+    }
+
+    /// What was ordered of `wanted`, by a vCPU that does not wait for it any longer.
+    fn take_back(&mut self, wanted: Wanted) -> TakenBack {
+        let Some(orders) = &self.orders else { return TakenBack::Nothing };
+        let taken = orders.workshop.take_back(wanted, &orders.desk);
+        let back = matches!(taken, TakenBack::Order(_));
+        self.counters.taken_back = self.counters.taken_back.wrapping_add(back.into());
+        taken
+    }
+
+    /// Orders the translation of `route`, which is what `order` says: it is another one then.
+    /// Says whether it could be ordered.
+    fn order(&mut self, route: &mut Route, order: Order) -> bool {
+        let Some(orders) = &mut self.orders else { return false };
+        let spare = orders.spare.pop();
+        let mut job = spare.unwrap_or_else(|| Job::new(order));
+        std::mem::swap(&mut job.route, route);
+        job.order = order;
+        let refused = orders.workshop.order(job, &orders.desk);
+        let Some(mut job) = refused else { return true };
+        std::mem::swap(&mut job.route, route);
+        orders.keep(job);
+        false
+    }
+}
+
+impl Vcpu {
+    /// Has blocks translated in `workshop`, if they are translated at all. They need not be as hot
+    /// for that.
+    pub fn order_from(&mut self, workshop: &Arc<Workshop>) {
+        if let Some(translator) = &mut self.translator {
+            self.threshold = self.threshold.min(THRESHOLD);
+            let workshop = Arc::clone(workshop);
+            let (desk, spare, empty) = Default::default();
+            translator.orders = Some(Orders { workshop, desk, spare, empty });
+        }
+    }
+
+    /// Whether something was made in the workshop.
+    #[inline(always)]
+    pub(crate) fn has_deliveries(&self) -> bool {
+        self.translator.as_ref().is_some_and(Translator::has_deliveries)
+    }
+
+    /// The trace that begins with `head`, in `mode`, if it is to be translated here and now. If not,
+    /// that was ordered.
+    pub(super) fn trace_to_translate(
+        &mut self,
+        blocks: &BlockCache,
+        head: &Block,
+        mode: Mode,
+    ) -> Option<Trace> {
+        let features = *self.cpuid.features();
+        let translator = self.translator.as_mut()?;
+        let hot = translator.patience.runs(self.threshold);
+        let ordered = if head.is_ordered() {
+            translator.take_back((head.frame, head.rip, mode))
+        } else {
+            TakenBack::Nothing
+        };
+        let mut route = std::mem::take(&mut translator.spare_route);
+        let mut found = false;
+        match ordered {
+            TakenBack::Begun => {
+                translator.spare_route = route;
+                head.set_runs(hot);
+                head.set_ordered(true);
+                return None;
+            }
+            TakenBack::Order(mut job) => {
+                found = (job.order.version, job.order.tail) == (head.version, head.tail());
+                std::mem::swap(&mut job.route, &mut route);
+                if let Some(orders) = &mut translator.orders {
+                    orders.keep(*job);
+                }
+            }
+            TakenBack::Nothing => {}
+        }
+        if !found {
+            self.find_route(blocks, head, mode, &mut route)?;
+        }
+        let translator = self.translator.as_mut()?;
+        let wish = translator.wish(head.frame, head.rip, mode);
+        if !found
+            && wish.can_wait()
+            && let Some(offset) = translator.regions.next_offset()
+        {
+            let order = Order {
+                manner: wish.manner(false),
+                frame: head.frame,
+                version: head.version,
+                tail: head.tail(),
+                features,
+                thunks: translator.thunks,
+                base: translator.memory.address(offset as usize) as u64,
+            };
+            mark(blocks, &route, (head.frame, head.version), true);
+            if translator.order(&mut route, order) {
+                head.set_runs(hot);
+                head.set_ordered(true);
+                translator.spare_route = route;
+                return None;
+            }
+            mark(blocks, &route, (head.frame, head.version), false);
+        }
+        let spare = std::mem::take(&mut translator.spare);
+        let trace = Trace::of(&route, &mut translator.plans, &features, spare);
+        translator.spare_route = route;
+        trace
+    }
+
+    /// Gives what was made in the workshop a place. No translated code may be running.
+    #[cold]
+    pub(crate) fn take_deliveries(&mut self, blocks: &BlockCache) {
+        let since = host_tsc();
+        self.drop_stale();
+        let mut deliveries = self.translator.as_mut().map_or(Vec::new(), Translator::deliveries);
+        for mut job in deliveries.drain(..) {
+            let (frame, rip, _) = job.wanted();
+            let of = (frame, job.order.version);
+            let entry = self.settle(&mut job);
+            mark(blocks, &job.route, of, false);
+            if let Some(head) = find(blocks, job.route.segment, of, rip) {
+                head.set_runs(if job.made.is_some() { head.runs() } else { 0 });
+                head.entry.set(entry);
+            }
+            if let Some(orders) = self.translator.as_mut().and_then(|it| it.orders.as_mut()) {
+                orders.keep(job);
+            }
+        }
+        if let Some(orders) = self.translator.as_mut().and_then(|it| it.orders.as_mut()) {
+            orders.empty = deliveries;
+        }
+        self.meter.translating.add_since(since);
+    }
+
+    /// Gives what `job` has made a place, if it stands for what is there.
+    fn settle(&mut self, job: &mut Job) -> Option<Entry> {
+        let (frame, rip, mode) = job.wanted();
+        let Order { version, tail, manner, .. } = job.order;
+        let code = self.memory.code();
+        if code.version(frame) != version
+            || tail.is_some_and(|tail| code.version(tail.frame) != tail.version)
+        {
+            return None;
+        }
+        let translator = self.translator.as_mut()?;
+        // It may have been translated meanwhile, or is wanted otherwise.
+        let wish = translator.wish(frame, rip, mode);
+        if tail.is_none() && translator.find(frame, version, rip, mode).is_some()
+            || !wish.can_wait()
+            || wish.manner(false) != manner
+        {
+            return None;
+        }
+        self.make_room(job.len());
+        let translator = self.translator.as_mut()?;
+        let entry = translator.settle(job)?;
+        translator.counters.beside = translator.counters.beside.wrapping_add(1);
+        self.tell_of_newest(entry);
+        Some(entry)
+    }
+}
+
+/// The block at `rip`, whose frame at a version is `of`.
+fn find(
+    blocks: &BlockCache,
+    segment: CodeSegment,
+    of: (RamFrame, u32),
+    rip: u64,
+) -> Option<&Block> {
+    let block = blocks.get(BlockCache::slot(segment.linear(rip)))?;
+    (block.rip == rip && (block.frame, block.version) == of).then_some(block)
+}
+
+/// The blocks on `route` behind the first, whose frame at a version is `of`, are part of what is
+/// `ordered`, or was.
+fn mark(blocks: &BlockCache, route: &Route, of: (RamFrame, u32), ordered: bool) {
+    for rip in route.others() {
+        if let Some(block) = find(blocks, route.segment, of, rip) {
+            block.set_ordered(ordered);
+        }
+    }
+}

@@ -1,0 +1,50 @@
+//! How a machine's vCPUs have their code translated: by themselves, or by a thread beside them
+//! where the host has a processor to spare.
+
+use std::num::NonZeroUsize;
+use std::sync::Arc;
+use std::thread::available_parallelism;
+
+use softcpu::Vcpu;
+use softcpu::translate::{Config, Workshop};
+
+use crate::machine::start_line::Place;
+use crate::platform::pc::timers::set_timer_slack;
+use crate::sandbox::ThreadKind;
+
+/// See the module's words.
+#[derive(Clone, Debug)]
+pub(crate) struct Translation {
+    /// What each vCPU's translator is.
+    pub(crate) config: Config,
+    workshop: Option<Arc<Workshop>>,
+}
+
+impl Translation {
+    /// For vCPUs of `engine`.
+    pub(crate) fn new(engine: softcpu::Engine, config: Config) -> Self {
+        // Lockstep wants every run of an engine to be like the last.
+        let beside = engine == softcpu::Engine::Translator && config.beside;
+        let spare = || available_parallelism().is_ok_and(|all| all > NonZeroUsize::MIN);
+        Self { config, workshop: (beside && spare()).then(Arc::default) }
+    }
+
+    /// Has `vcpu` use the workshop, if there is one.
+    pub(crate) fn attach(&self, vcpu: &mut Vcpu) {
+        if let Some(workshop) = &self.workshop {
+            vcpu.order_from(workshop);
+        }
+    }
+
+    /// Who is to work beside the vCPUs.
+    pub(crate) fn workshop(&self) -> Option<Arc<Workshop>> {
+        self.workshop.clone()
+    }
+}
+
+/// The body of the thread that works in `workshop`, until that is closed.
+pub(crate) fn work(workshop: &Workshop, place: Place) {
+    set_timer_slack();
+    place.cross(ThreadKind::Translator);
+    workshop.work();
+}
