@@ -27,11 +27,12 @@ const TIMES: [(&str, Part); 7] = [
     ("  outside", |stats| stats.time.outside),
 ];
 
-const BLOCKS: [(&str, Number); 9] = [
+const BLOCKS: [(&str, Number); 10] = [
     ("blocks decoded", |stats| stats.engine.decoded),
     ("  run by the interpreter", |stats| stats.engine.blocks),
     ("  translated", |stats| stats.translator.translated),
     ("    beside the vCPU", |stats| stats.translator.beside),
+    ("    made for another", |stats| stats.translator.shared),
     ("    taken back for that", |stats| stats.translator.taken_back),
     ("  found hot", |stats| stats.translator.hot),
     ("  moved elsewhere", |stats| stats.translator.moved),

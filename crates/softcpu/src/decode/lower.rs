@@ -78,6 +78,7 @@ pub(crate) fn lower(
         None => match cpu.native.lower(instruction, bytes, cpu.cpuid.features()) {
             Ok(native) => {
                 op.imm = native.imm;
+                op.flags |= OpFlags::NATIVE;
                 Choice::Next(native.run)
             }
             Err(Refused::Full) => return Err(StubsFull),

@@ -42,6 +42,8 @@ bitflags::bitflags! {
         const DISP_MOVES = 1 << 7;
         /// `imm` is an address in the code.
         const IMM_MOVES = 1 << 8;
+        /// [`crate::native`] has lowered it: another vCPU's may have another stub for it.
+        const NATIVE = 1 << 9;
     }
 }
 

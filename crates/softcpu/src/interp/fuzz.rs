@@ -262,7 +262,7 @@ pub fn fuzz_translator(data: &[u8]) {
     let (machine, habits) = guest(Bytes(data));
     let mut machine = machine.translating(0);
     if habits & 4 != 0 {
-        machine = machine.ordering(&Workshop::prompt());
+        machine = machine.ordering(&Workshop::default().prompt());
     }
     run(&mut machine, habits);
     assert_eq!(machine.vcpu.state.gpr[16..], [0; 16], "registers that do not exist were written");

@@ -43,7 +43,7 @@ pub(super) struct Link {
 }
 
 /// What came of a trace.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Translated {
     pub(super) code: Vec<u8>,
     /// Numbered from the first number given to [`translate`].
@@ -71,6 +71,19 @@ pub(super) struct Apart {
     /// The op that is noted first as the last that has set the x87 unit's FIP and FOP.
     pub(super) note: Option<u64>,
     pub(super) what: Cold,
+}
+
+impl Translated {
+    /// Bytes of memory that it takes.
+    pub(super) fn bytes(&self) -> usize {
+        let parts = [
+            self.code.len(),
+            size_of_val(&*self.links),
+            size_of_val(&*self.relocations),
+            size_of_val(&*self.landings),
+        ];
+        parts.into_iter().fold(0, usize::saturating_add)
+    }
 }
 
 /// One trace on its way.

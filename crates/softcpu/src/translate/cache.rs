@@ -153,6 +153,8 @@ pub struct Counters {
     pub moved: u64,
     /// Blocks that were translated beside the vCPU, among those.
     pub beside: u64,
+    /// Those that had been made for another vCPU, among those translated.
+    pub shared: u64,
     /// Those that were ordered but taken back, for want of patience.
     pub taken_back: u64,
     /// Bytes of guest code translated.

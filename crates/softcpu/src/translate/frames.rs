@@ -11,7 +11,7 @@ use crate::addr::PAGE_OFFSET;
 use crate::memory::ram::RamFrame;
 
 /// Code in a frame: where it begins, and the mode it is in.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(super) struct Code(u16, Mode);
 
 impl Code {

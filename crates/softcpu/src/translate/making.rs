@@ -9,6 +9,7 @@ use super::block::{self, Translated};
 use super::cache::{Entry, Placed, Translator};
 use super::clone::Span;
 use super::manner::Manner;
+use super::mode::Mode;
 use super::ops::Ops;
 use super::plans::Plans;
 use super::relocate::{self, Distance, MadeWith};
@@ -17,6 +18,7 @@ use super::thunks::Thunks;
 use super::trace::Trace;
 use super::wishes::Wanted;
 use crate::decode::cache::Tail;
+use crate::decode::op::Op;
 use crate::memory::ram::RamFrame;
 use crate::native::features::FeatureSet;
 
@@ -42,24 +44,42 @@ pub(super) struct Order {
     pub(super) tail: Option<Tail>,
     /// What the guest's CPU has.
     pub(super) features: FeatureSet,
-    /// The thunks of the code memory that it is for, and a place there.
+    /// The thunks of the code memory that it is for, and a place there: as executed, and from the
+    /// beginning.
     pub(super) thunks: Thunks,
     pub(super) base: u64,
+    pub(super) offset: u32,
 }
 
 /// A translation without a place.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Made {
-    translated: Translated,
+    pub(super) translated: Translated,
     /// Guest instructions in it, and their bytes.
     instructions: usize,
     guest_bytes: u64,
     #[cfg(test)]
-    trace: Trace,
+    pub(super) trace: Trace,
 }
 
-/// Ops that one has memory for. Few translations have more.
-const OPS: usize = 256;
+/// A translation for the code at `rip`, which may have been made for the same at another address.
+#[derive(Debug)]
+pub(super) struct Piece<'a> {
+    pub(super) rip: u64,
+    /// From where it was made for to there.
+    pub(super) distance: u64,
+    pub(super) mode: Mode,
+    pub(super) order: &'a Order,
+    pub(super) made: &'a Made,
+    /// A copy of its code, to be changed.
+    pub(super) code: &'a mut [u8],
+    /// What it may have interpreted, and where that was when it was made.
+    pub(super) ops: &'a [Op],
+    pub(super) ops_at: u64,
+}
+
+/// Ops that one has memory for: no translation has more.
+const OPS: usize = 512;
 
 impl Job {
     /// One without a route.
@@ -75,6 +95,11 @@ impl Job {
     /// Bytes of code that was made.
     pub(super) fn len(&self) -> usize {
         self.made.as_ref().map_or(0, |made| made.translated.code.len())
+    }
+
+    /// What it may have interpreted.
+    pub(super) fn ops(&self) -> &[Op] {
+        self.ops.together().unwrap_or_default()
     }
 }
 
@@ -104,7 +129,7 @@ impl Maker {
         job.made = Trace::of(route, &mut self.plans, &order.features, spare).and_then(|trace| {
             let Order { thunks, base, manner, .. } = order;
             let made = block::translate(&trace, thunks, ops, *base, 0, *manner, Vec::new());
-            let made = made.ok().map(|translated| Made {
+            let made = made.ok().filter(|_| ops.together().is_some()).map(|translated| Made {
                 translated,
                 instructions: trace.steps.len(),
                 guest_bytes: trace.bytes(),
@@ -119,8 +144,8 @@ impl Maker {
 
 /// What a translation that is settled was made with, and what it has now.
 struct Settling<'a> {
+    ops_at: u64,
     ops: &'a Ops,
-    settled_ops: &'a Ops,
     /// Which of those is its first one.
     first_op: usize,
     links: &'a [block::Link],
@@ -128,8 +153,8 @@ struct Settling<'a> {
 
 impl MadeWith for Settling<'_> {
     fn op(&self, address: u64) -> Option<u64> {
-        let number = self.ops.number(address, 0)?;
-        let op = self.settled_ops.get(self.first_op.checked_add(number)?)?;
+        let number = address.checked_sub(self.ops_at)?.checked_div(size_of::<Op>() as u64)?;
+        let op = self.ops.get(self.first_op.checked_add(usize::try_from(number).ok()?)?)?;
         Some(std::ptr::from_ref(op) as u64)
     }
 
@@ -140,47 +165,68 @@ impl MadeWith for Settling<'_> {
 
 impl Translator {
     /// Gives what `job` has made a place, for which there is room.
-    pub(super) fn settle(&mut self, job: &mut Job) -> Option<Entry> {
-        let (frame, rip, mode) = job.wanted();
-        let Job { order, made, ops, .. } = job;
-        let Made { translated, instructions, guest_bytes, .. } = made.as_mut()?;
-        let Translated { code, links, relocations, landings, .. } = translated;
+    pub(super) fn settle_job(&mut self, job: &mut Job) -> Option<Entry> {
+        let (_, rip, mode) = job.wanted();
+        let mut made = job.made.take()?;
+        let mut code = std::mem::take(&mut made.translated.code);
+        let ops = job.ops();
+        let piece = Piece {
+            rip,
+            distance: 0,
+            mode,
+            order: &job.order,
+            made: &made,
+            code: &mut code,
+            ops,
+            ops_at: ops.as_ptr() as u64,
+        };
+        let entry = self.settle(piece);
+        made.translated.code = code;
+        job.made = Some(made);
+        entry
+    }
+
+    /// Gives `piece` a place, for which there is room.
+    pub(super) fn settle(&mut self, piece: Piece<'_>) -> Option<Entry> {
+        let Piece { rip, distance, mode, order, made, code, ops, ops_at } = piece;
+        let Translated { links, relocations, landings, .. } = &made.translated;
         let offset = self.regions.next_offset()?;
-        let address = self.memory.address(offset as usize) as u64;
         let newest = self.regions.newest()?;
         let first_op = newest.ops.count();
         let first_link = self.regions.number(newest.links.len())?;
         let region = self.regions.current()?;
-        for op in 0..ops.count() {
-            region.ops.keep(ops.get(op)?);
+        for op in ops {
+            region.ops.keep(op);
         }
-        let settling = Settling { ops, settled_ops: &region.ops, first_op, links };
-        let host = address.wrapping_sub(order.base);
-        let distance = Distance { guest: 0, host, links: first_link };
-        relocate::relocate(code, relocations, distance, &settling)?;
+        let host = u64::from(offset).wrapping_sub(order.offset.into());
+        let settling = Settling { ops_at, ops: &region.ops, first_op, links };
+        let distances = Distance { guest: distance, host, links: first_link };
+        relocate::relocate(code, relocations, distances, &settling)?;
+        let movable = made.translated.movable;
         let placed = Placed {
             rip,
             mode,
             offset,
             len: u32::try_from(code.len()).ok()?,
-            way_out: u32::try_from(translated.way_out).ok()?,
+            way_out: u32::try_from(made.translated.way_out).ok()?,
             first_link,
             first_op: u32::try_from(first_op).ok()?,
-            ops: u16::try_from(ops.count()).ok()?,
-            instructions: u16::try_from(*instructions).ok()?,
-            relocations: Span::of_movable(&mut region.relocations, relocations, translated.movable),
+            ops: u16::try_from(ops.len()).ok()?,
+            instructions: u16::try_from(made.instructions).ok()?,
+            relocations: Span::of_movable(&mut region.relocations, relocations, movable),
             landings: Span::push(&mut region.landings, landings),
-            frame,
+            frame: order.frame,
             stale: false,
             manner: order.manner,
         };
-        let entry = self.add(code, links, placed, order.version, order.tail)?;
-        self.count(*guest_bytes);
+        let links: Vec<block::Link> = links
+            .iter()
+            .map(|link| block::Link { target: link.target.wrapping_add(distance), ..*link })
+            .collect();
+        let entry = self.add(code, &links, placed, order.version, order.tail)?;
+        self.count(made.guest_bytes);
         #[cfg(test)]
-        if let Some(made) = made {
-            self.remember(&made.trace, order.manner);
-            super::clone::tests::compare_newest(self, &made.translated.links);
-        }
+        super::clone::tests::compare_settled(self, &made.trace, distance, order.manner, &links);
         Some(entry)
     }
 }

@@ -52,6 +52,7 @@ mod returns;
 mod route;
 mod run;
 mod sharing;
+mod shelf;
 mod stack;
 mod streams;
 mod string_runs;

@@ -49,6 +49,15 @@ impl Ops {
         self.chunks.iter_mut().for_each(Vec::clear);
     }
 
+    /// All of them, if they have got memory together.
+    pub(super) fn together(&self) -> Option<&[Op]> {
+        match self.chunks.as_slice() {
+            [] => Some(&[]),
+            [all] => Some(all),
+            _ => None,
+        }
+    }
+
     /// How many there are, which is the next one's number.
     pub(super) fn count(&self) -> usize {
         let full = self.chunks.len().saturating_sub(1).saturating_mul(self.together.get());

@@ -14,6 +14,7 @@ use super::cache::{Entry, Translator};
 use super::making::{Job, Order};
 use super::mode::{CodeSegment, Mode};
 use super::route::Route;
+use super::shelf::Shelved;
 use super::trace::Trace;
 use super::wishes::Wanted;
 use super::workshop::{Desk, TakenBack, Workshop};
@@ -69,6 +70,18 @@ impl Translator {
     fn deliveries(&mut self) -> Vec<Job> {
         let Some(orders) = &mut self.orders else { return Vec::new() };
         orders.desk.clear(std::mem::take(&mut orders.empty))
+    }
+
+    /// What was made for another vCPU of the code at the place of `rip` in `frame` at `version`, in
+    /// `mode`.
+    pub(super) fn on_shelf(
+        &self,
+        rip: u64,
+        frame: RamFrame,
+        version: u32,
+        mode: Mode,
+    ) -> Option<Arc<Shelved>> {
+        self.orders.as_ref()?.workshop.on_shelf(rip, frame, version, mode)
     }
 
     /// What was ordered of `wanted`, by a vCPU that does not wait for it any longer.
@@ -165,6 +178,7 @@ impl Vcpu {
                 features,
                 thunks: translator.thunks,
                 base: translator.memory.address(offset as usize) as u64,
+                offset,
             };
             mark(blocks, &route, (head.frame, head.version), true);
             if translator.order(&mut route, order) {
@@ -227,7 +241,7 @@ impl Vcpu {
         }
         self.make_room(job.len());
         let translator = self.translator.as_mut()?;
-        let entry = translator.settle(job)?;
+        let entry = translator.settle_job(job)?;
         translator.counters.beside = translator.counters.beside.wrapping_add(1);
         self.tell_of_newest(entry);
         Some(entry)

@@ -39,7 +39,7 @@ pub(super) struct Route {
     pub(super) mode: Mode,
     pub(super) segment: CodeSegment,
     /// Bits of the code.
-    bitness: u32,
+    pub(super) bitness: u32,
 }
 
 /// A block on a route.
@@ -97,6 +97,14 @@ impl Route {
             let Stop { then, onwards, begins, .. } = *stop;
             let (rip, bitness) = (mine.first()?.rip, self.bitness);
             Some(Leg { rip, bytes: code, bitness, ops: mine, then, onwards, begins })
+        })
+    }
+
+    /// The code of `op`, one of its own.
+    pub(super) fn code_of(&self, op: &Op) -> Option<&[u8]> {
+        self.legs().find_map(|leg| {
+            let from = usize::try_from(op.rip.checked_sub(leg.rip)?).ok()?;
+            leg.bytes.get(from..from.checked_add(op.len.into())?)
         })
     }
 

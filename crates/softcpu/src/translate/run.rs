@@ -165,7 +165,8 @@ impl Vcpu {
     }
 
     /// A translation for the code at `rip`, which is in `frame` at `version`, and in `mode`, if
-    /// there was one of the same code before: this very one, or a clone of one for another address. Whoever
+    /// there was one of the same code before: this very one, a clone of one for another address, or
+    /// one that was made for another vCPU. Whoever
     /// translated that had looked that no other vCPU can change the code unseen, and as long
     /// as the frame's version stands none can.
     pub(crate) fn translated_before(
@@ -177,7 +178,9 @@ impl Vcpu {
     ) -> Option<Entry> {
         self.drop_stale();
         let translator = self.translator.as_mut()?;
-        let number = translator.find(frame, version, rip, mode)?;
+        let Some(number) = translator.find(frame, version, rip, mode) else {
+            return self.take_from_shelf(rip, frame, version, mode);
+        };
         if let Some(entry) = translator.entry_at(number, rip) {
             return Some(entry);
         }

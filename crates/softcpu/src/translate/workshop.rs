@@ -15,7 +15,10 @@ use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use super::making::{Job, Maker};
+use super::mode::Mode;
+use super::shelf::{Shelf, Shelved};
 use super::wishes::Wanted;
+use crate::memory::ram::RamFrame;
 use crate::sync::lock;
 
 #[cfg(test)]
@@ -61,6 +64,8 @@ impl Desk {
 pub struct Workshop {
     state: Mutex<State>,
     arrived: Condvar,
+    /// What was made lately, if there are several vCPUs.
+    shelf: Option<Mutex<Shelf>>,
 }
 
 #[derive(Debug, Default)]
@@ -106,12 +111,18 @@ impl Drop for Closing<'_> {
 }
 
 impl Workshop {
+    /// One for several vCPUs, which keeps what it has made for one in so many bytes for the others.
+    #[must_use]
+    pub fn with_shelf(bytes: usize) -> Self {
+        Self { shelf: Some(Mutex::new(Shelf::new(bytes))), ..Self::default() }
+    }
+
     /// One that needs no thread, as whoever orders has the work: for tests, which want the same
     /// to happen each time.
     #[doc(hidden)]
     #[must_use]
-    pub fn prompt() -> Arc<Self> {
-        let workshop = Self::default();
+    pub fn prompt(self) -> Arc<Self> {
+        let workshop = self;
         lock(&workshop.state).prompt = Some(Box::new(Maker::new()));
         Arc::new(workshop)
     }
@@ -136,14 +147,36 @@ impl Workshop {
                 return;
             }
             drop(state);
-            if let Some((mut job, desk)) = next {
-                maker.make(&mut job);
-                desk.put(job);
+            if let Some((job, desk)) = next {
+                self.make(job, &desk, &mut maker);
                 last = Instant::now();
             } else {
                 sleep(NAP);
             }
         }
+    }
+
+    /// Does `job`, for `desk` and whoever else can use what is made.
+    fn make(&self, mut job: Job, desk: &Desk, maker: &mut Maker) {
+        maker.make(&mut job);
+        if let Some(shelf) = &self.shelf
+            && let Some(shelved) = Shelved::of(&job)
+        {
+            lock(shelf).put(shelved);
+        }
+        desk.put(job);
+    }
+
+    /// What was made of the code at the place of `rip` in `frame` at `version`, in `mode`, for
+    /// whichever vCPU.
+    pub(super) fn on_shelf(
+        &self,
+        rip: u64,
+        frame: RamFrame,
+        version: u32,
+        mode: Mode,
+    ) -> Option<Arc<Shelved>> {
+        lock(self.shelf.as_ref()?).get(rip, frame, version, mode)
     }
 
     /// Nobody works here any more, and nothing is ordered.
@@ -162,9 +195,8 @@ impl Workshop {
         let mut maker = Maker::new();
         loop {
             let next = lock(&self.state).next();
-            let Some((mut job, desk)) = next else { return };
-            maker.make(&mut job);
-            desk.put(job);
+            let Some((job, desk)) = next else { return };
+            self.make(job, &desk, &mut maker);
         }
     }
 
@@ -176,9 +208,7 @@ impl Workshop {
             return Some(job);
         }
         if let Some(maker) = &mut state.prompt {
-            let mut job = job;
-            maker.make(&mut job);
-            desk.put(job);
+            self.make(job, desk, maker);
             return None;
         }
         state.orders.push_back((job, Arc::clone(desk)));

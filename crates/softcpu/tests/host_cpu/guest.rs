@@ -129,7 +129,7 @@ impl Guest {
 
     /// The same, with all of it translated by somebody else.
     pub(crate) fn ordering(self) -> Self {
-        Self { machine: self.machine.ordering(&Workshop::prompt()), ..self }
+        Self { machine: self.machine.ordering(&Workshop::default().prompt()), ..self }
     }
 
     /// The same in lockstep.

@@ -12,6 +12,9 @@ use crate::machine::start_line::Place;
 use crate::platform::pc::timers::set_timer_slack;
 use crate::sandbox::ThreadKind;
 
+/// What vCPUs have made for each other takes one part in so many of a vCPU's code memory.
+const SHELF: usize = 4;
+
 /// See the module's words.
 #[derive(Clone, Debug)]
 pub(crate) struct Translation {
@@ -21,12 +24,16 @@ pub(crate) struct Translation {
 }
 
 impl Translation {
-    /// For vCPUs of `engine`.
-    pub(crate) fn new(engine: softcpu::Engine, config: Config) -> Self {
+    /// For `cpus` vCPUs of `engine`.
+    pub(crate) fn new(engine: softcpu::Engine, config: Config, cpus: u32) -> Self {
         // Lockstep wants every run of an engine to be like the last.
         let beside = engine == softcpu::Engine::Translator && config.beside;
         let spare = || available_parallelism().is_ok_and(|all| all > NonZeroUsize::MIN);
-        Self { config, workshop: (beside && spare()).then(Arc::default) }
+        let workshop = (beside && spare()).then(|| match cpus {
+            1 => Workshop::default(),
+            _ => Workshop::with_shelf(config.code_cache / SHELF),
+        });
+        Self { config, workshop: workshop.map(Arc::new) }
     }
 
     /// Has `vcpu` use the workshop, if there is one.

@@ -138,3 +138,88 @@ fn no_more_wait_than_there_is_room_for() {
     assert_eq!(waiting(&workshop), MOST);
     assert!(machine.vcpu.translator_counters().unwrap().translated >= MOST as u64);
 }
+
+/// Two vCPUs on one memory with `code`, which order from `workshop`.
+fn siblings(workshop: &Arc<Workshop>, code: &[u8]) -> [TestMachine; 2] {
+    let config = Config { verify: true, ..Config::default() };
+    let first = TestMachine::long_mode();
+    first.put(START, code);
+    let second = first.sibling().translating_as(3, config).ordering(workshop);
+    [first.translating_as(3, config).ordering(workshop), second]
+}
+
+#[test]
+fn what_was_made_for_one_vcpu_is_there_for_the_other_before_it_has_run() {
+    let workshop = Arc::new(Workshop::with_shelf(1 << 20));
+    let [mut first, mut second] = siblings(&workshop, CALLS);
+    call(&mut first, 4);
+    workshop.work_off();
+    assert_eq!(call(&mut first, 4).shared, 0);
+    let counters = call(&mut second, 1);
+    assert_eq!((counters.shared, counters.beside), (3, 0));
+    assert!(counters.entered > 0 && second.vcpu.counters().ops < 3, "{counters:?}");
+    call(&mut second, 100);
+}
+
+#[test]
+fn what_was_made_of_other_code_is_not_taken() {
+    let workshop = Arc::new(Workshop::with_shelf(1 << 20));
+    let [mut first, mut second] = siblings(&workshop, CALLS);
+    call(&mut first, 4);
+    workshop.work_off();
+    // add edx, eax becomes sub edx, eax.
+    second.put(START + 15, &[0x29]);
+    second.vcpu.state.rip = START;
+    second.vcpu.state.gpr[..5].copy_from_slice(&[0, 4, 0, 0, STACK]);
+    assert_eq!(second.vcpu.run(), Exit::Halt);
+    assert_eq!(second.vcpu.state.gpr[2], 0_u32.wrapping_sub(10).into());
+    assert_eq!(second.vcpu.translator_counters().unwrap().shared, 0);
+}
+
+/// paddb mm0, [rsi]; paddw mm0, mm1; hlt
+const STUBS: &[u8] = &[0x0f, 0xfc, 0x06, 0x0f, 0xfd, 0xc1, 0xf4];
+
+#[test]
+fn stubs_are_those_of_the_vcpu_that_takes_a_translation() {
+    let workshop = Workshop::with_shelf(1 << 20).prompt();
+    let [mut first, mut second] = siblings(&workshop, STUBS);
+    // The second has other stubs before those.
+    let others = [&[0x0f, 0xfe, 0xc1, 0x0f, 0xf8, 0xc1, 0xf4][..], &[0x0f, 0xf9, 0x06, 0xf4]];
+    for (n, code) in (2..).zip(others) {
+        second.put(n * START, code);
+        second.vcpu.state.rip = n * START;
+        second.vcpu.state.gpr[6] = 0x6000;
+        assert_eq!(second.vcpu.run(), Exit::Halt);
+    }
+    first.put(0x6000, &[1; 8]);
+    let sums = [&mut first, &mut second].map(|machine| {
+        machine.vcpu.state.fpu.fxsave[32..56].fill(0);
+        for _ in 0..6 {
+            machine.vcpu.state.rip = START;
+            machine.vcpu.state.gpr[6] = 0x6000;
+            // The load misses the TLB, so the stub does it.
+            machine.vcpu.mmu.flush_all();
+            assert_eq!(machine.vcpu.run(), Exit::Halt);
+        }
+        machine.vcpu.state.fpu.fxsave[32..40].to_vec()
+    });
+    assert_eq!(sums, [[6; 8]; 2]);
+    assert!(second.vcpu.translator_counters().unwrap().shared > 0);
+    assert!(first.vcpu.translator_counters().unwrap().interpreted > 0);
+}
+
+#[test]
+fn a_shelf_has_only_so_much_room() {
+    let workshop = Workshop::with_shelf(4 << 10).prompt();
+    let config = Config { verify: true, ..Config::default() };
+    let mut machine = TestMachine::long_mode().translating_as(0, config).ordering(&workshop);
+    machine.put(START, &[0xeb, 0].repeat(64));
+    machine.put(START + 128, &[0xf4]);
+    for _ in 0..3 {
+        machine.vcpu.state.rip = START;
+        assert_eq!(machine.vcpu.run(), Exit::Halt);
+    }
+    let beside = machine.vcpu.translator_counters().unwrap().beside;
+    let shelf = lock(workshop.shelf.as_ref().unwrap());
+    assert!((1..beside as usize).contains(&shelf.len()), "{} of {beside}", shelf.len());
+}
