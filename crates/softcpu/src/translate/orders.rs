@@ -30,6 +30,16 @@ const PATIENCE: u32 = 32;
 /// Jobs kept for the memory they have.
 const SPARE: usize = 64;
 
+/// What has come of waiting for a translation.
+enum Waited {
+    /// Nobody does.
+    Never,
+    /// It is being made.
+    Still,
+    /// Nobody has begun with it: this is to be translated.
+    Enough(Route),
+}
+
 /// A vCPU's standing with its workshop.
 #[derive(Debug)]
 pub(super) struct Orders {
@@ -135,64 +145,74 @@ impl Vcpu {
         head: &Block,
         mode: Mode,
     ) -> Option<Trace> {
-        let features = *self.cpuid.features();
-        let translator = self.translator.as_mut()?;
-        let hot = translator.patience.runs(self.threshold);
-        let ordered = if head.is_ordered() {
-            translator.take_back((head.frame, head.rip, mode))
-        } else {
-            TakenBack::Nothing
+        let route = match self.waited_for(blocks, head, mode) {
+            Waited::Still => return None,
+            Waited::Enough(route) => route,
+            Waited::Never => self.route_or_order(blocks, head, mode)?,
         };
-        let mut route = std::mem::take(&mut translator.spare_route);
-        let mut found = false;
-        match ordered {
+        let translator = self.translator.as_mut()?;
+        let spare = std::mem::take(&mut translator.spare);
+        let trace = Trace::of(&route, &mut translator.plans, self.cpuid.features(), spare);
+        translator.spare_route = route;
+        trace
+    }
+
+    /// Looks whether `head`, in `mode`, was waited for long enough.
+    fn waited_for(&mut self, blocks: &BlockCache, head: &Block, mode: Mode) -> Waited {
+        let Some(translator) = self.translator.as_mut().filter(|_| head.is_ordered()) else {
+            return Waited::Never;
+        };
+        match translator.take_back((head.frame, head.rip, mode)) {
+            TakenBack::Nothing => Waited::Never,
             TakenBack::Begun => {
-                translator.spare_route = route;
-                head.set_runs(hot);
+                head.set_runs(translator.patience.runs(self.threshold));
                 head.set_ordered(true);
-                return None;
+                Waited::Still
             }
             TakenBack::Order(mut job) => {
-                found = (job.order.version, job.order.tail) == (head.version, head.tail());
-                std::mem::swap(&mut job.route, &mut route);
+                let route = std::mem::take(&mut job.route);
+                let of = (job.order.frame, job.order.version);
+                mark(blocks, &route, of, false);
+                let stands = (of.1, job.order.tail) == (head.version, head.tail());
                 if let Some(orders) = &mut translator.orders {
                     orders.keep(*job);
                 }
+                if stands { Waited::Enough(route) } else { Waited::Never }
             }
-            TakenBack::Nothing => {}
         }
-        if !found {
-            self.find_route(blocks, head, mode, &mut route)?;
-        }
+    }
+
+    /// The route that begins with `head`, in `mode`, unless that can be ordered.
+    fn route_or_order(&mut self, blocks: &BlockCache, head: &Block, mode: Mode) -> Option<Route> {
+        let mut route = std::mem::take(&mut self.translator.as_mut()?.spare_route);
+        self.find_route(blocks, head, mode, &mut route)?;
+        let features = *self.cpuid.features();
         let translator = self.translator.as_mut()?;
         let wish = translator.wish(head.frame, head.rip, mode);
-        if !found
-            && wish.can_wait()
-            && let Some(offset) = translator.regions.next_offset()
-        {
-            let order = Order {
-                manner: wish.manner(false),
-                frame: head.frame,
-                version: head.version,
-                tail: head.tail(),
-                features,
-                thunks: translator.thunks,
-                base: translator.memory.address(offset as usize) as u64,
-                offset,
-            };
-            mark(blocks, &route, (head.frame, head.version), true);
-            if translator.order(&mut route, order) {
-                head.set_runs(hot);
-                head.set_ordered(true);
-                translator.spare_route = route;
-                return None;
-            }
-            mark(blocks, &route, (head.frame, head.version), false);
+        if translator.orders.is_none() || !wish.can_wait() {
+            return Some(route);
         }
-        let spare = std::mem::take(&mut translator.spare);
-        let trace = Trace::of(&route, &mut translator.plans, &features, spare);
+        let offset = translator.regions.next_offset()?;
+        let order = Order {
+            manner: wish.manner(false),
+            frame: head.frame,
+            version: head.version,
+            tail: head.tail(),
+            features,
+            thunks: translator.thunks,
+            base: translator.memory.address(offset as usize) as u64,
+            offset,
+        };
+        let of = (head.frame, head.version);
+        mark(blocks, &route, of, true);
+        if !translator.order(&mut route, order) {
+            mark(blocks, &route, of, false);
+            return Some(route);
+        }
+        head.set_runs(translator.patience.runs(self.threshold));
+        head.set_ordered(true);
         translator.spare_route = route;
-        trace
+        None
     }
 
     /// Gives what was made in the workshop a place. No translated code may be running.
