@@ -11,7 +11,7 @@ use crate::state::segment::SegReg;
 use crate::supervisor::Trap;
 use crate::system::tsc::host_tsc;
 use crate::trace;
-use crate::translate::Translation;
+use crate::translate::{Sought, Translation};
 use crate::vcpu::{Abort, Exit, Shadow, Vcpu};
 
 impl Vcpu {
@@ -271,7 +271,7 @@ impl Vcpu {
         let Some(mode) = mode else { return Ok(None) };
         let since = host_tsc();
         let version = self.memory.code().version(frame);
-        let entry = self.translated_before(linear, frame, version, mode);
+        let entry = self.translated_before(Sought { rip: linear, frame, version, mode });
         self.meter.translating.add_since(since);
         self.check_translations()?;
         let size = self.code_size;

@@ -11,12 +11,10 @@ pub(super) mod tests;
 
 use super::block;
 use super::cache::{Entry, Placed, Translator};
-use super::frames::Code;
-use super::mode::Mode;
+use super::frames::{Code, Sought};
 use super::ops::Ops;
 use super::regions::Regions;
 use super::relocate::{self, Distance, MadeWith, Relocation};
-use crate::memory::ram::RamFrame;
 
 /// Relocations of one translation, among all of them, or its landings.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -77,9 +75,9 @@ impl MadeWith for Source<'_> {
 }
 
 impl Translator {
-    /// The number of a translation of the code at the place of `rip` in `frame`, in `mode`, at
-    /// whichever address it was made.
-    pub(super) fn find(&self, frame: RamFrame, version: u32, rip: u64, mode: Mode) -> Option<u32> {
+    /// The number of a translation of `sought`, at whichever address it was made.
+    pub(super) fn find(&self, sought: Sought) -> Option<u32> {
+        let Sought { rip, frame, version, mode } = sought;
         let number = self.frames.newest(frame, Code::at(rip, mode))?;
         let stands = !self.regions.block(number)?.stale;
         (stands && self.frames.version(frame) == Some(version)).then_some(number)

@@ -21,6 +21,15 @@ impl Code {
     }
 }
 
+/// Code that a translation is sought for: at `rip`, in `mode`, and in `frame` at `version`.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Sought {
+    pub(crate) rip: u64,
+    pub(crate) frame: RamFrame,
+    pub(crate) version: u32,
+    pub(crate) mode: Mode,
+}
+
 /// The translations of one frame's code.
 #[derive(Debug)]
 struct Frame {

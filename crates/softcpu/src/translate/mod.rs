@@ -70,5 +70,6 @@ pub use cache::Counters;
 pub(crate) use cache::{Entry, Translator};
 pub use config::{BadTranslation, Config, Invalidate};
 pub(crate) use faults::pass_on as pass_on_fault;
+pub(crate) use frames::Sought;
 pub(crate) use run::{THRESHOLD, Translation};
 pub use workshop::Workshop;

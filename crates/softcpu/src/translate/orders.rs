@@ -11,6 +11,7 @@
 use std::sync::Arc;
 
 use super::cache::{Entry, Translator};
+use super::frames::Sought;
 use super::making::{Job, Order};
 use super::mode::{CodeSegment, Mode};
 use super::route::Route;
@@ -82,16 +83,9 @@ impl Translator {
         orders.desk.clear(std::mem::take(&mut orders.empty))
     }
 
-    /// What was made for another vCPU of the code at the place of `rip` in `frame` at `version`, in
-    /// `mode`.
-    pub(super) fn on_shelf(
-        &self,
-        rip: u64,
-        frame: RamFrame,
-        version: u32,
-        mode: Mode,
-    ) -> Option<Arc<Shelved>> {
-        self.orders.as_ref()?.workshop.on_shelf(rip, frame, version, mode)
+    /// What was made of `sought` for another vCPU.
+    pub(super) fn on_shelf(&self, sought: Sought) -> Option<Arc<Shelved>> {
+        self.orders.as_ref()?.workshop.on_shelf(sought)
     }
 
     /// What was ordered of `wanted`, by a vCPU that does not wait for it any longer.
@@ -253,7 +247,7 @@ impl Vcpu {
         let translator = self.translator.as_mut()?;
         // It may have been translated meanwhile, or is wanted otherwise.
         let wish = translator.wish(frame, rip, mode);
-        if tail.is_none() && translator.find(frame, version, rip, mode).is_some()
+        if tail.is_none() && translator.find(Sought { rip, frame, version, mode }).is_some()
             || !wish.can_wait()
             || wish.manner(false) != manner
         {

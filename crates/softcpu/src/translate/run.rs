@@ -7,6 +7,7 @@ use std::sync::atomic::AtomicU32;
 use super::cache::{Counters, Entry, Evicted, Translator};
 use super::config::Config;
 use super::faults;
+use super::frames::Sought;
 use super::jumps;
 use super::mode::Mode;
 use super::regions::LARGEST;
@@ -164,23 +165,15 @@ impl Vcpu {
         }
     }
 
-    /// A translation for the code at `rip`, which is in `frame` at `version`, and in `mode`, if
-    /// there was one of the same code before: this very one, a clone of one for another address, or
-    /// one that was made for another vCPU. Whoever
-    /// translated that had looked that no other vCPU can change the code unseen, and as long
-    /// as the frame's version stands none can.
-    pub(crate) fn translated_before(
-        &mut self,
-        rip: u64,
-        frame: RamFrame,
-        version: u32,
-        mode: Mode,
-    ) -> Option<Entry> {
+    /// A translation for `sought`, if there was one of the same code before: this very one, a clone
+    /// of one for another address, or one that was made for another vCPU. Whoever translated that
+    /// had looked that no other vCPU can change the code unseen, and as long as the frame's version
+    /// stands none can.
+    pub(crate) fn translated_before(&mut self, sought: Sought) -> Option<Entry> {
+        let Sought { rip, version, .. } = sought;
         self.drop_stale();
         let translator = self.translator.as_mut()?;
-        let Some(number) = translator.find(frame, version, rip, mode) else {
-            return self.take_from_shelf(rip, frame, version, mode);
-        };
+        let Some(number) = translator.find(sought) else { return self.take_from_shelf(sought) };
         if let Some(entry) = translator.entry_at(number, rip) {
             return Some(entry);
         }
@@ -188,7 +181,7 @@ impl Vcpu {
         self.make_room(room);
         let translator = self.translator.as_mut()?;
         // It may have been what made room.
-        let number = translator.find(frame, version, rip, mode)?;
+        let number = translator.find(sought)?;
         let entry = translator.clone_to(number, version, rip)?;
         self.tell_of_newest(entry);
         Some(entry)
@@ -216,8 +209,9 @@ impl Vcpu {
     pub(crate) fn translate(&mut self, blocks: &BlockCache, slot: usize) -> Option<Entry> {
         let head = blocks.get(slot)?;
         let mode = self.translation_mode()?;
+        let Decoded { rip, frame, version, .. } = *head;
         if head.tail().is_none()
-            && let Some(entry) = self.translated_before(head.rip, head.frame, head.version, mode)
+            && let Some(entry) = self.translated_before(Sought { rip, frame, version, mode })
         {
             head.entry.set(Some(entry));
             return Some(entry);

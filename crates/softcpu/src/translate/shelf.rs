@@ -16,7 +16,7 @@ use foldhash::HashMap;
 use iced_x86::{Decoder, DecoderOptions};
 
 use super::cache::Entry;
-use super::frames::Code;
+use super::frames::{Code, Sought};
 use super::making::{Job, Made, Order, Piece};
 use super::mode::Mode;
 use super::relocate;
@@ -44,7 +44,8 @@ pub(super) struct Shelved {
 }
 
 impl Shelved {
-    /// What `job` has made, if others can use it: code that begins where RIP is zero, in one page.
+    /// What `job` has made, if others can use it: it is in one page, and in a segment that begins at zero,
+    /// whose number is the same for all.
     pub(super) fn of(job: &Job) -> Option<Self> {
         let (made, (_, rip, mode)) = (job.made.as_ref()?, job.wanted());
         if job.order.tail.is_some() || !mode.is_movable() {
@@ -116,14 +117,9 @@ impl Shelf {
         self.all.len()
     }
 
-    /// What there is for the code at the place of `rip` in `frame` at `version`, in `mode`.
-    pub(super) fn get(
-        &self,
-        rip: u64,
-        frame: RamFrame,
-        version: u32,
-        mode: Mode,
-    ) -> Option<Arc<Shelved>> {
+    /// What there is for `sought`.
+    pub(super) fn get(&self, sought: Sought) -> Option<Arc<Shelved>> {
+        let Sought { rip, frame, version, mode } = sought;
         let shelved = self.all.get(&(frame, Code::at(rip, mode)))?;
         let fits =
             shelved.rip == rip || shelved.made.translated.movable && relocate::is_movable(rip);
@@ -132,17 +128,12 @@ impl Shelf {
 }
 
 impl Vcpu {
-    /// A translation for the code at `rip`, which is in `frame` at `version`, and in `mode`, if one
-    /// was made for another vCPU. No translated code may be running.
-    pub(super) fn take_from_shelf(
-        &mut self,
-        rip: u64,
-        frame: RamFrame,
-        version: u32,
-        mode: Mode,
-    ) -> Option<Entry> {
+    /// A translation for `sought`, if one was made for another vCPU. No translated code may be
+    /// running.
+    pub(super) fn take_from_shelf(&mut self, sought: Sought) -> Option<Entry> {
+        let Sought { rip, frame, mode, .. } = sought;
         let translator = self.translator.as_mut()?;
-        let shelved = translator.on_shelf(rip, frame, version, mode)?;
+        let shelved = translator.on_shelf(sought)?;
         let wish = translator.wish(frame, rip, mode);
         let wanted = wish.can_wait() && wish.manner(false) == shelved.order.manner;
         if !wanted || shelved.order.features != *self.cpuid.features() {

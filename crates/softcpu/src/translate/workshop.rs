@@ -14,11 +14,10 @@ use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
+use super::frames::Sought;
 use super::making::{Job, Maker};
-use super::mode::Mode;
 use super::shelf::{Shelf, Shelved};
 use super::wishes::Wanted;
-use crate::memory::ram::RamFrame;
 use crate::sync::lock;
 
 #[cfg(test)]
@@ -122,9 +121,8 @@ impl Workshop {
     #[doc(hidden)]
     #[must_use]
     pub fn prompt(self) -> Arc<Self> {
-        let workshop = self;
-        lock(&workshop.state).prompt = Some(Box::new(Maker::new()));
-        Arc::new(workshop)
+        lock(&self.state).prompt = Some(Box::new(Maker::new()));
+        Arc::new(self)
     }
 
     /// Works until the workshop is [closed](Workshop::close): what its thread does.
@@ -167,16 +165,9 @@ impl Workshop {
         desk.put(job);
     }
 
-    /// What was made of the code at the place of `rip` in `frame` at `version`, in `mode`, for
-    /// whichever vCPU.
-    pub(super) fn on_shelf(
-        &self,
-        rip: u64,
-        frame: RamFrame,
-        version: u32,
-        mode: Mode,
-    ) -> Option<Arc<Shelved>> {
-        lock(self.shelf.as_ref()?).get(rip, frame, version, mode)
+    /// What was made of `sought`, for whichever vCPU.
+    pub(super) fn on_shelf(&self, sought: Sought) -> Option<Arc<Shelved>> {
+        lock(self.shelf.as_ref()?).get(sought)
     }
 
     /// Nobody works here any more, and nothing is ordered.
