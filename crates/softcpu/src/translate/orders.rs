@@ -53,6 +53,12 @@ pub(super) struct Orders {
 }
 
 impl Orders {
+    /// What was made.
+    fn deliveries(&mut self) -> Vec<Job> {
+        self.desk.clear(std::mem::take(&mut self.empty))
+    }
+
+    /// `job` was done, or is not wanted.
     fn keep(&mut self, job: Job) {
         if self.spare.len() < SPARE {
             self.spare.push(job);
@@ -76,11 +82,6 @@ impl Translator {
     #[inline(always)]
     fn has_deliveries(&self) -> bool {
         self.orders.as_ref().is_some_and(|orders| orders.desk.is_full())
-    }
-
-    fn deliveries(&mut self) -> Vec<Job> {
-        let Some(orders) = &mut self.orders else { return Vec::new() };
-        orders.desk.clear(std::mem::take(&mut orders.empty))
     }
 
     /// What was made of `sought` for another vCPU.
@@ -123,6 +124,10 @@ impl Vcpu {
             let (desk, spare, empty) = Default::default();
             translator.orders = Some(Orders { workshop, desk, spare, empty });
         }
+    }
+
+    fn orders(&mut self) -> Option<&mut Orders> {
+        self.translator.as_mut()?.orders.as_mut()
     }
 
     /// Whether something was made in the workshop.
@@ -214,7 +219,7 @@ impl Vcpu {
     pub(crate) fn take_deliveries(&mut self, blocks: &BlockCache) {
         let since = host_tsc();
         self.drop_stale();
-        let mut deliveries = self.translator.as_mut().map_or(Vec::new(), Translator::deliveries);
+        let mut deliveries = self.orders().map_or(Vec::new(), Orders::deliveries);
         for mut job in deliveries.drain(..) {
             let (frame, rip, _) = job.wanted();
             let of = (frame, job.order.version);
@@ -224,11 +229,11 @@ impl Vcpu {
                 head.set_runs(if job.made.is_some() { head.runs() } else { 0 });
                 head.entry.set(entry);
             }
-            if let Some(orders) = self.translator.as_mut().and_then(|it| it.orders.as_mut()) {
+            if let Some(orders) = self.orders() {
                 orders.keep(job);
             }
         }
-        if let Some(orders) = self.translator.as_mut().and_then(|it| it.orders.as_mut()) {
+        if let Some(orders) = self.orders() {
             orders.empty = deliveries;
         }
         self.meter.translating.add_since(since);
