@@ -5,7 +5,7 @@ use iced_x86::{Encoder, Instruction, Register as R};
 use super::fields::{self, Field};
 use super::mode::is_segmented;
 use super::registers::{ADDRESS, Home, Homes, VALUE, part};
-use super::relocate::{Kind, Relocations};
+use super::relocate::{Kind, Relocation, Relocations};
 use super::sharing::Origin;
 use crate::decode::op::{Op, OpFlags};
 use crate::state::{GPR_ZERO, SEG_FLAT};
@@ -48,24 +48,46 @@ pub(super) struct Assembler {
     relocations: Relocations,
 }
 
+impl std::fmt::Debug for Assembler {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Assembler").field("code", &self.code).finish_non_exhaustive()
+    }
+}
+
+impl Default for Assembler {
+    fn default() -> Self {
+        Self::new(0)
+    }
+}
+
 impl Assembler {
     /// For code that will be executed at `base`.
     pub(super) fn new(base: u64) -> Self {
-        Self::with_memory(base, Vec::new())
-    }
-
-    /// The same, with the memory of `spare` for it.
-    pub(super) fn with_memory(base: u64, mut spare: Vec<u8>) -> Self {
-        spare.clear();
         Self {
             homes: Homes::default(),
             encoder: Encoder::new(64),
-            code: spare,
+            code: Vec::new(),
             base,
-            places: Vec::with_capacity(64),
-            waiting: Vec::with_capacity(64),
+            places: Vec::new(),
+            waiting: Vec::new(),
             relocations: Relocations::default(),
         }
+    }
+
+    /// Begins anew, with code that will be executed at `base`, in the memory of `code` and
+    /// `relocations`.
+    pub(super) fn restart(
+        &mut self,
+        base: u64,
+        mut code: Vec<u8>,
+        mut relocations: Vec<Relocation>,
+    ) {
+        code.clear();
+        relocations.clear();
+        self.places.clear();
+        self.waiting.clear();
+        self.homes = Homes::default();
+        (self.base, self.code, self.relocations) = (base, code, relocations.into());
     }
 
     /// Bytes so far.
@@ -82,8 +104,8 @@ impl Assembler {
     ///
     /// # Errors
     /// [`NotCopied`] for a label that was never bound.
-    pub(super) fn finish(mut self) -> Result<(Vec<u8>, Relocations), NotCopied> {
-        for (at, Label(label)) in self.waiting {
+    pub(super) fn finish(&mut self) -> Result<(Vec<u8>, Relocations), NotCopied> {
+        for (at, Label(label)) in self.waiting.drain(..) {
             let place = self.places.get(label).copied().flatten().ok_or(NotCopied)?;
             let distance = (place as i64).wrapping_sub(at as i64).wrapping_sub(4) as i32;
             self.code
@@ -91,7 +113,7 @@ impl Assembler {
                 .ok_or(NotCopied)?
                 .copy_from_slice(&distance.to_le_bytes());
         }
-        Ok((self.code, self.relocations))
+        Ok((std::mem::take(&mut self.code), std::mem::take(&mut self.relocations)))
     }
 
     /// Takes back everything behind the first `len` bytes.

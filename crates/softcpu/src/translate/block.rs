@@ -11,8 +11,7 @@ use iced_x86::{Code, Instruction, Register as R};
 
 use super::assembler::{Assembler, Condition, Label, NotCopied};
 use super::cold::{Cold, Fix, keep_flags, load_flags, require};
-use super::copy::{self, FlagUse};
-use super::division::is_division;
+use super::copy;
 use super::effects::Effects;
 use super::fields;
 use super::flags::{Flags, Producer};
@@ -20,16 +19,14 @@ use super::heads::Heads;
 use super::manner::Manner;
 use super::mode::{CodeSegment, Mode};
 use super::ops::Ops;
-use super::privileged;
 use super::regions::Landing;
 use super::registers::{Home, Homes, VALUE, of_word};
 use super::relocate::{Kind, Relocation};
-use super::sharing::Share;
-use super::stack::StackUse;
-use super::strings::StringUse;
+use super::scratch::Scratch;
+use super::shapes::How;
+use super::sharing::{Grouping, Share};
 use super::thunks::Thunks;
 use super::trace::{Step, Then, Trace};
-use super::x87;
 use crate::decode::op::Op;
 use crate::state::GPR_ZERO;
 
@@ -43,7 +40,7 @@ pub(super) struct Link {
 }
 
 /// What came of a trace.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub(super) struct Translated {
     pub(super) code: Vec<u8>,
     /// Numbered from the first number given to [`translate`].
@@ -88,7 +85,7 @@ impl Translated {
 
 /// One trace on its way.
 pub(super) struct Block<'a> {
-    pub(super) code: Assembler,
+    pub(super) code: &'a mut Assembler,
     pub(super) flags: Flags,
     /// What can make the flags again.
     pub(super) producer: Option<Producer>,
@@ -98,7 +95,7 @@ pub(super) struct Block<'a> {
     first_op: usize,
     /// The op that was kept last: where it is in the guest's code, and its address.
     last_kept: Option<(u64, u64)>,
-    pub(super) cold: VecDeque<Apart>,
+    pub(super) cold: &'a mut VecDeque<Apart>,
     pub(super) links: Vec<Link>,
     pub(super) first_link: u32,
     pub(super) manner: Manner,
@@ -110,12 +107,13 @@ pub(super) struct Block<'a> {
     pub(super) step: usize,
     pub(super) here: u64,
     /// What the steps do to flags and registers.
-    pub(super) effects: Vec<Effects>,
-    pub(super) heads: Heads,
+    pub(super) effects: &'a mut Vec<Effects>,
+    pub(super) heads: &'a mut Heads,
     /// Where guest registers are at heads.
     pub(super) lent: Homes,
     /// How the steps' accesses are checked.
-    shares: Vec<Share>,
+    shares: &'a mut Vec<Share>,
+    grouping: &'a mut Grouping,
     /// The place whose host address is in [`ADDRESS`](super::registers::ADDRESS).
     pub(super) in_address: Option<u8>,
     /// What the step's access was checked as, once it was.
@@ -124,33 +122,40 @@ pub(super) struct Block<'a> {
     pub(super) weak: u16,
     /// Where the step's access lands if it faults, once that is known; and all of those before.
     pub(super) landing: Option<Label>,
-    pub(super) landings: Vec<(usize, Label)>,
+    pub(super) landings: &'a mut Vec<(usize, Label)>,
     /// The op before, which has set the x87 unit's FIP and FOP as the step is about to do.
     pub(super) unnoted: Option<u64>,
 }
 
-/// Translates `trace` for code memory at `base`, in the memory of `spare` at first. Links get
-/// numbers from `first_link`.
+/// Where a translation is made.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Site<'a> {
+    pub(super) thunks: &'a Thunks,
+    /// Where its code will be executed.
+    pub(super) base: u64,
+    /// The number that its first link gets.
+    pub(super) first_link: u32,
+}
+
+/// Translates `trace` for `site`, in the memory of `scratch` and `spare`.
 ///
 /// # Errors
 /// None, unless the assembler is wrong.
 pub(super) fn translate(
     trace: &Trace,
-    thunks: &Thunks,
+    site: Site<'_>,
     kept: &mut Ops,
-    base: u64,
-    first_link: u32,
     manner: Manner,
-    spare: Vec<u8>,
+    scratch: &mut Scratch,
+    spare: Translated,
 ) -> Result<Translated, NotCopied> {
-    let code = Assembler::with_memory(base, spare);
     if manner.shares
-        && let Ok(translated) = attempt(trace, thunks, kept, code, first_link, manner)
+        && let Ok(translated) = attempt(trace, site, kept, manner, scratch, spare)
     {
         return Ok(translated);
     }
     let manner = Manner { shares: false, ..manner };
-    attempt(trace, thunks, kept, Assembler::new(base), first_link, manner)
+    attempt(trace, site, kept, manner, scratch, Translated::default())
 }
 
 /// As [`translate`].
@@ -159,13 +164,21 @@ pub(super) fn translate(
 /// When accesses should share checks, but one of them is to be interpreted.
 fn attempt(
     trace: &Trace,
-    thunks: &Thunks,
+    Site { thunks, base, first_link }: Site<'_>,
     kept: &mut Ops,
-    code: Assembler,
-    first_link: u32,
     manner: Manner,
+    scratch: &mut Scratch,
+    spare: Translated,
 ) -> Result<Translated, NotCopied> {
     let rip = trace.ops.first().map_or(0, |op| op.rip);
+    let Translated { code: memory, mut links, relocations, landings: landed, .. } = spare;
+    let Scratch { code, cold, effects, heads, grouping, shares, landings } = scratch;
+    code.restart(base, memory, relocations);
+    links.clear();
+    cold.clear();
+    shares.clear();
+    landings.clear();
+    Effects::of_all(trace, effects);
     let mut block = Block {
         code,
         flags: Flags::Context,
@@ -174,8 +187,8 @@ fn attempt(
         first_op: kept.count(),
         kept,
         last_kept: None,
-        cold: VecDeque::new(),
-        links: Vec::new(),
+        cold,
+        links,
         first_link,
         manner,
         rip,
@@ -183,25 +196,23 @@ fn attempt(
         segment: trace.segment,
         step: 0,
         here: rip,
-        effects: Effects::of_all(trace),
-        heads: Heads::default(),
+        effects,
+        heads,
         lent: Homes::default(),
-        shares: Vec::new(),
+        shares,
+        grouping,
         in_address: None,
         checked: None,
         weak: 0,
         landing: None,
-        landings: Vec::new(),
+        landings,
         unnoted: None,
     };
     block.find_heads(trace);
     if manner.shares {
         block.share(trace);
     }
-    let need = trace
-        .steps
-        .iter()
-        .fold(0, |need, step| need | copy::vector_need(&step.instruction, step.plan()));
+    let need = trace.steps.iter().fold(0, |need, step| need | step.shape.need);
     if need != 0 {
         block.vectors(need);
     }
@@ -224,7 +235,7 @@ fn attempt(
             Then::Next => block.next(step, op),
             Then::Followed => block.followed(op),
             Then::Unless { taken, exit } => block.unless(&step.instruction, op, taken, exit),
-            Then::Last => block.branch(&step.instruction, op),
+            Then::Last => block.branch(step, op),
         };
         open = step.then != Then::Last;
         let share = block.share_of(n);
@@ -261,20 +272,24 @@ fn attempt(
             block.code.homes = lent;
         }
     }
-    block.finish()
+    block.finish(landed)
 }
 
 impl Block<'_> {
     /// Finds out which accesses share checks: those that follow others cannot fault.
     fn share(&mut self, trace: &Trace) {
-        self.shares = self.shares_of(trace);
+        let mut shares = std::mem::take(self.shares);
+        let mut grouping = std::mem::take(self.grouping);
+        self.shares_of(trace, &mut grouping, &mut shares);
+        (*self.shares, *self.grouping) = (shares, grouping);
         self.forget_streams();
-        for ((effects, share), step) in self.effects.iter_mut().zip(&self.shares).zip(&trace.steps)
+        for ((effects, share), step) in self.effects.iter_mut().zip(&*self.shares).zip(&trace.steps)
         {
             let follows = matches!(share, Share::Follows { mirrored: false, .. });
             if follows && step.then == Then::Next {
-                effects.wants = StackUse::of(&step.instruction).is_none()
-                    && step.plan().is_none_or(|plan| FlagUse::of(plan).reads);
+                let shape = &step.shape;
+                effects.wants =
+                    shape.stack().is_none() && (shape.plan().is_none() || shape.flags.reads);
             }
         }
     }
@@ -293,20 +308,19 @@ impl Block<'_> {
     }
 
     fn next(&mut self, step: &Step, op: &Op) -> Result<(), NotCopied> {
-        let instruction = &step.instruction;
-        match instruction.code() {
-            _ if let Some((what, word)) = StackUse::of(instruction) => {
-                self.stack(instruction, op, what, word)
-            }
-            Code::Lea_r64_m | Code::Lea_r32_m | Code::Lea_r16_m => self.lea(instruction, op),
-            _ if let Some(string) = StringUse::of(instruction) => self.string(string, op),
+        let it = &step.instruction;
+        match &step.shape.how {
+            How::Stack(what, word) => self.stack(it, op, *what, *word),
+            How::Lea => self.lea(it, op),
+            How::String(string) => self.string(*string, op),
             // Outside 64-bit mode it knows half of the registers only.
-            Code::VEX_Vzeroupper if self.mode == Mode::LONG => self.code.emit(instruction),
-            code if is_division(code) => self.divide(instruction, op),
-            _ if step.is_nothing() => Ok(()),
-            _ if x87::is_control(instruction) => self.x87_control(instruction, op),
-            _ if privileged::touches(instruction).is_some() => self.privileged(instruction, op),
-            _ => copy::copy(self, step.plan().ok_or(NotCopied)?, op),
+            How::ZeroUpper if self.mode == Mode::LONG => self.code.emit(it),
+            How::Divide => self.divide(it, op),
+            How::Nothing => Ok(()),
+            How::X87Control => self.x87_control(it, op),
+            How::Privileged(_) => self.privileged(it, op),
+            How::Copied(plan) => copy::copy(self, it, plan, &step.shape, op),
+            How::ZeroUpper | How::Other => Err(NotCopied),
         }
     }
 
@@ -406,7 +420,7 @@ impl Block<'_> {
             self.flags = Flags::Host;
         }
         if self.flags == Flags::Host {
-            keep_flags(&mut self.code);
+            keep_flags(self.code);
             self.flags = Flags::Both;
         }
         Ok(())
@@ -420,7 +434,7 @@ impl Block<'_> {
                 self.flags = Flags::Host;
             }
             Flags::Context | Flags::Dead => {
-                load_flags(&mut self.code);
+                load_flags(self.code);
                 self.flags = Flags::Both;
             }
             Flags::Host | Flags::Both => {}
@@ -489,16 +503,17 @@ impl Block<'_> {
         let resume = self.code.label();
         let at = self.apart(Cold::Vectors { need, resume });
         self.code.load(VALUE, fields::VECTORS);
-        require(&mut self.code, need);
+        require(self.code, need);
         self.code.jump_if(Condition::NOT_EQUAL, at);
         self.code.bind(resume);
     }
 
-    fn finish(mut self) -> Result<Translated, NotCopied> {
+    /// Writes what lies behind the rest; where instructions land that fault goes into `landed`.
+    fn finish(mut self, mut landed: Vec<Landing>) -> Result<Translated, NotCopied> {
         self.step = self.effects.len();
         while let Some(Apart { at, fix, homes, note, what }) = self.cold.pop_front() {
             self.code.bind(at);
-            fix.write(&mut self.code)?;
+            fix.write(self.code)?;
             if let Some(op) = note {
                 self.code.note_x87(op);
             }
@@ -525,18 +540,21 @@ impl Block<'_> {
                     self.code.homes = homes;
                     self.go_back_anyhow(op, by)?;
                 }
-                what => what.write(&mut self.code, self.thunks, self.rip, homes)?,
+                what => what.write(self.code, self.thunks, self.rip, homes)?,
             }
         }
         let way_out = self.code.len();
         let homes = Homes::default();
-        Cold::Stale { rip: self.rip }.write(&mut self.code, self.thunks, self.rip, homes)?;
-        let landings = self.landings_by_place().ok_or(NotCopied)?;
+        Cold::Stale { rip: self.rip }.write(self.code, self.thunks, self.rip, homes)?;
+        landed.clear();
+        for landing in self.landings_by_place() {
+            landed.push(landing.ok_or(NotCopied)?);
+        }
         let (code, relocations) = self.code.finish()?;
         let movable = relocations.can_move(self.rip);
         let relocations = relocations.into_list();
         let (links, first_op) = (self.links, self.first_op);
-        Ok(Translated { code, links, way_out, first_op, relocations, movable, landings })
+        Ok(Translated { code, links, way_out, first_op, relocations, movable, landings: landed })
     }
 }
 

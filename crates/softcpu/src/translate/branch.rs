@@ -12,6 +12,7 @@ use super::registers::{ADDRESS, VALUE, of_word};
 use super::relocate::Kind;
 use super::returns::Way;
 use super::stack::{RSP, StackUse, down, stack_operand};
+use super::trace::Step;
 use super::{copy, fields, jumps};
 use crate::decode::op::Op;
 
@@ -58,12 +59,13 @@ impl Block<'_> {
         if !taken && op.imm <= op.rip { self.poll(op.imm) } else { Ok(()) }
     }
 
-    pub(super) fn branch(&mut self, instruction: &Instruction, op: &Op) -> Result<(), NotCopied> {
+    pub(super) fn branch(&mut self, step: &Step, op: &Op) -> Result<(), NotCopied> {
+        let instruction = &step.instruction;
         self.save_flags()?;
         self.code.give_back();
         let segment = self.segment;
         let reaches = |rip| segment.reaches(rip);
-        match (instruction.code(), StackUse::of(instruction)) {
+        match (instruction.code(), step.shape.stack()) {
             (_, Some((StackUse::Call, word))) if reaches(op.imm) && reaches(op.next_rip()) => {
                 let to = stack_operand(self.mode, op, RSP, down(word));
                 let place = self.check_last(op, &to, Access::store(word))?;

@@ -17,9 +17,10 @@ use super::manner::Manner;
 use super::mode::Mode;
 use super::orders::Orders;
 use super::patience::Patience;
-use super::plans::Plans;
 use super::regions::{self, Filling, Regions};
 use super::route::Route;
+use super::scratch::Scratch;
+use super::shapes::Shapes;
 use super::thunks::{self, Thunks};
 use super::trace::Trace;
 use super::wishes::{Splits, Wanted, Wish};
@@ -97,12 +98,13 @@ pub(crate) struct Translator {
     /// Blocks by the frame their code is in.
     pub(super) frames: Frames,
     /// What is known of instructions.
-    pub(super) plans: Plans,
+    pub(super) shapes: Shapes,
     /// The last trace and route, for the memory they have.
     pub(super) spare: Trace,
     pub(super) spare_route: Route,
-    /// The last code that was made, for the memory it has.
-    spare_code: Vec<u8>,
+    /// What was made last, for the memory it has.
+    spare_made: block::Translated,
+    scratch: Scratch,
     /// The link that the last block was left by, and the number of the mappings it was left
     /// under.
     pub(super) pending: Option<(u32, u64)>,
@@ -225,10 +227,11 @@ impl Translator {
             splits: HashMap::default(),
             wishes: HashMap::default(),
             frames: Frames::default(),
-            plans: Plans::new(),
+            shapes: Shapes::new(),
             spare: Trace::default(),
             spare_route: Route::default(),
-            spare_code: Vec::new(),
+            spare_made: block::Translated::default(),
+            scratch: Scratch::default(),
             pending: None,
             seen: 0,
             refused: None,
@@ -349,12 +352,11 @@ impl Translator {
         let first_link = self.regions.number(self.regions.newest()?.links.len())?;
         let (rip, mode) = (trace.ops.first()?.rip, trace.mode);
         let wish = self.wish(frame, rip, mode);
-        let (thunks, manner) = (&self.thunks, wish.manner(mirrors));
+        let manner = wish.manner(mirrors);
         let region = self.regions.current()?;
-        let spare = std::mem::take(&mut self.spare_code);
-        let made =
-            block::translate(trace, thunks, &mut region.ops, address, first_link, manner, spare)
-                .ok()?;
+        let site = block::Site { thunks: &self.thunks, base: address, first_link };
+        let (scratch, spare) = (&mut self.scratch, std::mem::take(&mut self.spare_made));
+        let made = block::translate(trace, site, &mut region.ops, manner, scratch, spare).ok()?;
         #[cfg(test)]
         let made = if self.smuggled.is_empty() {
             made
@@ -379,7 +381,7 @@ impl Translator {
             manner,
         };
         let entry = self.add(&made.code, &made.links, placed, version, tail)?;
-        self.spare_code = made.code;
+        self.spare_made = made;
         self.count(trace.bytes());
         #[cfg(test)]
         self.remember(trace, manner);

@@ -15,7 +15,7 @@ use super::context::{AVX, SSE, X87};
 use super::fields;
 use super::flags::Producer;
 use super::registers::{ACCUMULATOR, ADDRESS, Home, Homes, VALUE, is_high_byte, part};
-use super::x87;
+use super::shapes::{How, Shape};
 use crate::decode::op::Op;
 use crate::native::{Plan, Traits};
 use crate::state::rflags::RFlags;
@@ -23,21 +23,21 @@ use crate::state::rflags::RFlags;
 /// RAX's number.
 const RAX: u8 = 0;
 
-/// What of the vector and x87 units `instruction` uses, if it is copied as `plan` has it.
-pub(super) fn vector_need(instruction: &Instruction, plan: Option<&Plan>) -> u8 {
-    if instruction.code() == Code::VEX_Vzeroupper {
-        return SSE | AVX;
+/// What of the vector and x87 units an instruction uses that is done like that.
+pub(super) fn vector_need(how: &How) -> u8 {
+    match how {
+        How::ZeroUpper => SSE | AVX,
+        How::X87Control => X87,
+        How::Copied(plan) => {
+            let of = |traits: Traits, unit: u8| if plan.traits.contains(traits) { unit } else { 0 };
+            of(Traits::AVX, SSE | AVX) | of(Traits::SSE, SSE) | of(Traits::X87, X87)
+        }
+        _ => 0,
     }
-    if x87::is_control(instruction) {
-        return X87;
-    }
-    let Some(plan) = plan else { return 0 };
-    let of = |traits: Traits, unit: u8| if plan.traits.contains(traits) { unit } else { 0 };
-    of(Traits::AVX, SSE | AVX) | of(Traits::SSE, SSE) | of(Traits::X87, X87)
 }
 
 /// What copying an instruction does to flags.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct FlagUse {
     /// It reads some.
     pub(super) reads: bool,
@@ -48,6 +48,7 @@ pub(super) struct FlagUse {
 }
 
 impl FlagUse {
+    /// That of all that are copied as `plan` has it, whose shifts by nothing are another shape.
     pub(super) fn of(plan: &Plan) -> Self {
         let status = RFlags::STATUS.bits();
         let leaves = plan.flags_out & status != status;
@@ -56,14 +57,20 @@ impl FlagUse {
     }
 }
 
-/// Copies an instruction into `block` as `plan` has it.
+/// Copies the instruction `it`, of `shape`, into `block` as `plan` has it.
 ///
 /// # Errors
 /// It must be interpreted. `block` may then hold part of it.
-pub(super) fn copy(block: &mut Block<'_>, plan: &Plan, op: &Op) -> Result<(), NotCopied> {
+pub(super) fn copy(
+    block: &mut Block<'_>,
+    it: &Instruction,
+    plan: &Plan,
+    shape: &Shape,
+    op: &Op,
+) -> Result<(), NotCopied> {
     let memory = plan.traits.contains(Traits::MEMORY);
     let Renamed { mut instruction, temporaries, accumulator } =
-        rename(plan, memory, block.code.homes)?;
+        rename(it, plan, memory, block.code.homes)?;
     if memory {
         let access = Access {
             len: u8::try_from(plan.size).map_err(|_| NotCopied)?,
@@ -72,7 +79,7 @@ pub(super) fn copy(block: &mut Block<'_>, plan: &Plan, op: &Op) -> Result<(), No
         };
         block.check(op, op, access)?.give_to(&mut instruction);
     }
-    let flags = FlagUse::of(plan);
+    let flags = shape.flags;
     // What changes some of them, and none is wanted again, need not find the others.
     let passes_on = flags.changes && flags.leaves && block.wants_flags_later();
     let finds = flags.reads || passes_on;
@@ -80,7 +87,7 @@ pub(super) fn copy(block: &mut Block<'_>, plan: &Plan, op: &Op) -> Result<(), No
         block.want_flags()?;
     }
     if finds || !flags.changes {
-        block.overwrite(written(plan))?;
+        block.overwrite(shape.effects.writes())?;
     }
     if accumulator {
         block.code.copy(VALUE, ACCUMULATOR);
@@ -107,7 +114,7 @@ pub(super) fn copy(block: &mut Block<'_>, plan: &Plan, op: &Op) -> Result<(), No
     if flags.changes && flags.leaves && !passes_on {
         block.unmade_flags();
     } else if flags.changes {
-        let again = |()| Producer::of(&plan.instruction, block.code.homes);
+        let again = |()| Producer::of(it, block.code.homes);
         block.made_flags((!finds).then_some(()).and_then(again));
     }
     if memory {
@@ -154,8 +161,8 @@ struct Renamed {
     accumulator: bool,
 }
 
-fn rename(plan: &Plan, memory: bool, homes: Homes) -> Result<Renamed, NotCopied> {
-    let mut it = plan.instruction;
+fn rename(it: &Instruction, plan: &Plan, memory: bool, homes: Homes) -> Result<Renamed, NotCopied> {
+    let mut it = *it;
     let registers: SmallVec<[(u32, R); 4]> = (0..it.op_count())
         .filter(|n| it.op_kind(*n) == OpKind::Register)
         .map(|n| (n, it.op_register(n)))

@@ -1,15 +1,16 @@
 //! What the steps of a trace do to flags and registers, and so whether anybody still wants what
 //! there is of them.
 
-use iced_x86::{Code, Register as R};
+use iced_x86::{Instruction, Register as R};
 
 use super::block::Block;
 use super::copy::{self, FlagUse};
-use super::privileged::{self, Touches};
+use super::privileged::Touches;
+use super::shapes::How;
 use super::stack::{RBP, RSP, StackUse};
-use super::strings::StringUse;
 use super::trace::{Step, Then, Trace};
 use super::x87;
+use crate::decode::op::Op;
 
 /// What translating a step may do to flags and registers.
 #[derive(Clone, Copy, Debug)]
@@ -30,62 +31,64 @@ impl Effects {
     const ANYTHING: Self =
         Self { wants: true, makes: false, sets_pointers: false, writes: u16::MAX, next: None };
 
-    /// Those of all steps of `trace`.
-    pub(super) fn of_all(trace: &Trace) -> Vec<Self> {
-        let next = |(n, step): (usize, &Step)| match (step.onwards, step.then) {
-            (_, Then::Last) => None,
-            (Some(onwards), _) => trace.step_at(onwards),
-            (None, _) => Some(n.saturating_add(1)),
-        };
-        let nexts = trace.steps.iter().enumerate().map(next);
-        trace.steps.iter().zip(nexts).map(|(step, next)| Self { next, ..Self::of(step) }).collect()
+    /// Guest registers that are changed, a bit each.
+    pub(super) fn writes(self) -> u16 {
+        self.writes
     }
 
-    fn of(step: &Step) -> Self {
+    /// Those of all steps of `trace`, into `effects`.
+    pub(super) fn of_all(trace: &Trace, effects: &mut Vec<Self>) {
+        effects.clear();
+        effects.extend(trace.steps.iter().zip(&trace.ops).enumerate().map(|(n, (step, op))| {
+            let next = match (step.onwards, step.then) {
+                (_, Then::Last) => None,
+                (Some(onwards), _) => trace.step_at(onwards),
+                (None, _) => Some(n.saturating_add(1)),
+            };
+            Self { next, ..Self::of(step, op) }
+        }));
+    }
+
+    fn of(step: &Step, op: &Op) -> Self {
+        match step.then {
+            Then::Next => step.shape.effects,
+            // One backwards looks for events, and may leave.
+            Then::Followed => Self { wants: op.imm <= op.rip, writes: 0, ..Self::ANYTHING },
+            Then::Unless { .. } => Self { writes: 0, ..Self::ANYTHING },
+            Then::Last => Self::ANYTHING,
+        }
+    }
+
+    /// Those of an instruction that is done like that, if the next one follows it.
+    pub(super) fn of_shape(how: &How, it: &Instruction) -> Self {
         let bit = |register: R| 1_u16 << (register.full_register().number() & 15);
         let stack = 1 << RSP;
-        let it = &step.instruction;
-        let leaves = Self { writes: stack, ..Self::ANYTHING };
-        match (step.then, it.code()) {
-            // One backwards looks for events, and may leave.
-            (Then::Followed, _) => {
-                Self { wants: it.near_branch_target() <= it.ip(), writes: 0, ..leaves }
+        match how {
+            How::Stack(StackUse::Pop, _) => {
+                Self { writes: stack | bit(it.op0_register()), ..Self::ANYTHING }
             }
-            (Then::Unless { .. }, _) => Self { writes: 0, ..Self::ANYTHING },
-            (Then::Last, _) => Self::ANYTHING,
-            (Then::Next, _) if let Some((what, _)) = StackUse::of(it) => Self {
-                writes: match what {
-                    StackUse::Pop => stack | bit(it.op0_register()),
-                    StackUse::Leave => stack | 1 << RBP,
-                    _ => stack,
-                },
-                ..leaves
-            },
-            (Then::Next, _) if let Some(string) = StringUse::of(it) => {
-                Self { makes: string.makes_flags(), writes: string.writes(), ..leaves }
+            How::Stack(StackUse::Leave, _) => Self { writes: stack | 1 << RBP, ..Self::ANYTHING },
+            How::Stack(..) => Self { writes: stack, ..Self::ANYTHING },
+            How::String(string) => {
+                Self { makes: string.makes_flags(), writes: string.writes(), ..Self::ANYTHING }
             }
-            (Then::Next, Code::Lea_r64_m | Code::Lea_r32_m | Code::Lea_r16_m) => {
-                Self { wants: false, writes: bit(it.op0_register()), ..leaves }
+            How::Lea => Self { wants: false, writes: bit(it.op0_register()), ..Self::ANYTHING },
+            How::ZeroUpper | How::Nothing => Self { wants: false, writes: 0, ..Self::ANYTHING },
+            How::X87Control => Self { writes: 0, ..Self::ANYTHING },
+            How::Privileged(Touches { flags, registers }) => {
+                Self { wants: *flags, writes: *registers, ..Self::ANYTHING }
             }
-            (Then::Next, Code::VEX_Vzeroupper) => Self { wants: false, writes: 0, ..leaves },
-            (Then::Next, _) if x87::is_control(it) => Self { writes: 0, ..leaves },
-            (Then::Next, _) if step.is_nothing() => Self { wants: false, writes: 0, ..leaves },
-            (Then::Next, _) if let Some(Touches { flags, registers }) = privileged::touches(it) => {
-                Self { wants: flags, writes: registers, ..leaves }
-            }
-            (Then::Next, _) => match step.plan() {
-                None => Self::ANYTHING,
-                Some(plan) => {
-                    let flags = FlagUse::of(plan);
-                    Self {
-                        wants: flags.reads || plan.size != 0,
-                        makes: !flags.reads && !flags.leaves,
-                        sets_pointers: x87::sets_pointers(step),
-                        writes: copy::written(plan),
-                        next: None,
-                    }
+            How::Copied(plan) => {
+                let flags = FlagUse::of(plan);
+                Self {
+                    wants: flags.reads || plan.size != 0,
+                    makes: !flags.reads && !flags.leaves,
+                    sets_pointers: x87::sets_pointers(plan),
+                    writes: copy::written(plan),
+                    next: None,
                 }
-            },
+            }
+            How::Divide | How::Other => Self::ANYTHING,
         }
     }
 }
@@ -109,7 +112,7 @@ impl Block<'_> {
     /// Whether somebody may want the flags that step `n` finds.
     pub(super) fn wanted_from(&self, n: Option<usize>) -> bool {
         let mut at = n;
-        for _ in &self.effects {
+        for _ in 0..self.effects.len() {
             let Some(effects) = at.and_then(|n| self.effects.get(n)) else { return true };
             if effects.wants {
                 return true;
@@ -128,7 +131,7 @@ impl Block<'_> {
         let Some(producer) = &self.producer else { return false };
         let mut lost = false;
         let mut at = Some(self.step);
-        for _ in &self.effects {
+        for _ in 0..self.effects.len() {
             let Some(effects) = at.and_then(|n| self.effects.get(n)) else { break };
             if lost && effects.wants {
                 return false;

@@ -34,6 +34,7 @@ impl Heads {
 impl Block<'_> {
     /// Finds the places that the trace jumps to.
     pub(super) fn find_heads(&mut self, trace: &Trace) {
+        self.heads.0.clear();
         for rip in trace.steps.iter().flat_map(Step::goes_to) {
             if !self.heads.has(rip)
                 && let Some(n) = trace.step_at(rip)

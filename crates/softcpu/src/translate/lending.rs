@@ -4,11 +4,10 @@
 //! A register in memory costs an instruction at each use and, worse, the time a store takes
 //! to reach the load behind it, which in a loop adds up along the chain of its values.
 
-use iced_x86::Code;
-
 use super::block::Block;
 use super::registers::Homes;
-use super::strings::StringUse;
+use super::shapes::How;
+use super::stack::StackUse;
 use super::trace::{Step, Trace};
 use crate::decode::op::{Op, OpFlags};
 use crate::state::GPR_ZERO;
@@ -50,7 +49,6 @@ fn count(uses: &mut [u32; 16], step: &Step, op: &Op, weight: u32) {
             *uses = uses.saturating_add(weight);
         }
     };
-    let it = &step.instruction;
     if op.flags.contains(OpFlags::MEM) {
         for number in [op.base, op.index] {
             if number != GPR_ZERO {
@@ -58,32 +56,25 @@ fn count(uses: &mut [u32; 16], step: &Step, op: &Op, weight: u32) {
             }
         }
     }
-    if let Some(string) = StringUse::of(it) {
-        for number in (0..16).filter(|number| string.writes() & 1 << number != 0) {
-            used(number);
-            used(number);
+    let first = step.instruction.op0_register();
+    match &step.shape.how {
+        How::String(string) => {
+            for number in (0..16).filter(|number| string.writes() & 1 << number != 0) {
+                used(number);
+                used(number);
+            }
         }
-    }
-    match (it.code(), step.plan()) {
-        (
-            Code::Push_r64
-            | Code::Pop_r64
-            | Code::Push_r32
-            | Code::Pop_r32
-            | Code::Lea_r64_m
-            | Code::Lea_r32_m,
-            _,
-        ) => {
-            used(it.op0_register().number() as u8);
+        How::Stack(StackUse::Push | StackUse::Pop, 4..) | How::Lea if first.is_gpr() => {
+            used(first.number() as u8);
         }
-        (_, Some(plan)) => {
+        How::Copied(plan) => {
             for gpr in &plan.gprs {
                 for _ in 0..u8::from(gpr.loaded).saturating_add(u8::from(gpr.written)) {
                     used(gpr.number);
                 }
             }
         }
-        (_, None) => {}
+        _ => {}
     }
 }
 

@@ -5,15 +5,16 @@
 //! that depend on it, as a clone is ([`super::relocate`]). Jobs go to and fro, and keep their
 //! memory: what one thread allocates and another frees takes either of them longer.
 
-use super::block::{self, Translated};
+use super::block::{self, Site, Translated};
 use super::cache::{Entry, Placed, Translator};
 use super::clone::Span;
 use super::manner::Manner;
 use super::mode::Mode;
 use super::ops::Ops;
-use super::plans::Plans;
 use super::relocate::{self, Distance, MadeWith};
 use super::route::Route;
+use super::scratch::Scratch;
+use super::shapes::Shapes;
 use super::thunks::Thunks;
 use super::trace::Trace;
 use super::wishes::Wanted;
@@ -106,39 +107,47 @@ impl Job {
 /// Makes translations, one after the other.
 #[derive(Debug)]
 pub(super) struct Maker {
-    plans: Plans,
+    shapes: Shapes,
     /// What those are for.
     features: FeatureSet,
     /// The last trace, for the memory it has.
     spare: Trace,
+    scratch: Scratch,
 }
 
 impl Maker {
     pub(super) fn new() -> Self {
-        Self { plans: Plans::new(), features: FeatureSet::default(), spare: Trace::default() }
+        Self {
+            shapes: Shapes::new(),
+            features: FeatureSet::default(),
+            spare: Trace::default(),
+            scratch: Scratch::default(),
+        }
     }
 
-    /// Does `job`.
+    /// Does `job`, in the memory of what it has made before.
     pub(super) fn make(&mut self, job: &mut Job) {
-        let Job { route, order, ops, .. } = job;
+        let Job { route, order, ops, made } = job;
         if self.features != order.features {
-            (self.plans, self.features) = (Plans::new(), order.features);
+            (self.shapes, self.features) = (Shapes::new(), order.features);
         }
         ops.clear();
-        let spare = std::mem::take(&mut self.spare);
-        job.made = Trace::of(route, &mut self.plans, &order.features, spare).and_then(|trace| {
-            let Order { thunks, base, manner, .. } = order;
-            let made = block::translate(&trace, thunks, ops, *base, 0, *manner, Vec::new());
-            let made = made.ok().filter(|_| ops.together().is_some()).map(|translated| Made {
-                translated,
-                instructions: trace.steps.len(),
-                guest_bytes: trace.bytes(),
-                #[cfg(test)]
-                trace: trace.clone(),
-            });
-            self.spare = trace;
-            made
+        let spare = made.take().map(|made| made.translated).unwrap_or_default();
+        let memory = std::mem::take(&mut self.spare);
+        let Some(trace) = Trace::of(route, &mut self.shapes, &order.features, memory) else {
+            return;
+        };
+        let site = Site { thunks: &order.thunks, base: order.base, first_link: 0 };
+        let translated =
+            block::translate(&trace, site, ops, order.manner, &mut self.scratch, spare);
+        *made = translated.ok().filter(|_| ops.together().is_some()).map(|translated| Made {
+            translated,
+            instructions: trace.steps.len(),
+            guest_bytes: trace.bytes(),
+            #[cfg(test)]
+            trace: trace.clone(),
         });
+        self.spare = trace;
     }
 }
 

@@ -73,13 +73,12 @@ impl Block<'_> {
         }
     }
 
-    /// Where all accesses through the mirror land. `None` if there is too much code.
-    pub(super) fn landings_by_place(&self) -> Option<Vec<Landing>> {
-        let landing = |(at, label): &(usize, Label)| {
+    /// Where all accesses through the mirror land. `None` for one if there is too much code.
+    pub(super) fn landings_by_place(&self) -> impl Iterator<Item = Option<Landing>> {
+        self.landings.iter().map(|(at, label)| {
             let to = self.code.place_of(*label)?;
             Some(Landing { at: u16::try_from(*at).ok()?, to: u16::try_from(to).ok()? })
-        };
-        self.landings.iter().map(landing).collect()
+        })
     }
 }
 

@@ -151,7 +151,7 @@ impl Vcpu {
         };
         let translator = self.translator.as_mut()?;
         let spare = std::mem::take(&mut translator.spare);
-        let trace = Trace::of(&route, &mut translator.plans, self.cpuid.features(), spare);
+        let trace = Trace::of(&route, &mut translator.shapes, self.cpuid.features(), spare);
         translator.spare_route = route;
         trace
     }

@@ -84,6 +84,12 @@ pub(super) struct Relocations {
     stays: bool,
 }
 
+impl From<Vec<Relocation>> for Relocations {
+    fn from(list: Vec<Relocation>) -> Self {
+        Self { list, stays: false }
+    }
+}
+
 impl Relocations {
     pub(super) fn add(&mut self, at: usize, kind: Kind) {
         match Relocation::new(at, kind) {

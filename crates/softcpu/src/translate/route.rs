@@ -69,15 +69,18 @@ pub(super) struct Leg<'a> {
 }
 
 impl Leg<'_> {
-    /// Puts its instructions into `instructions`. Says whether they are what the interpreter has.
-    pub(super) fn decode(&self, instructions: &mut Vec<Instruction>) -> bool {
+    /// Hands its instructions to `take`, one after the other. Says whether they are what the
+    /// interpreter has.
+    pub(super) fn decode(&self, mut take: impl FnMut(Instruction)) -> bool {
         let decoder = Decoder::with_ip(self.bitness, self.bytes, self.rip, DecoderOptions::NONE);
-        instructions.clear();
-        instructions.extend(decoder.into_iter().take(self.ops.len()));
-        let alike = instructions.iter().zip(self.ops).all(|(instruction, op)| {
-            instruction.ip() == op.rip && instruction.code() as u16 == op.code
+        let mut instructions = decoder.into_iter();
+        let alike = self.ops.iter().all(|op| {
+            let Some(instruction) = instructions.next() else { return false };
+            let alike = instruction.ip() == op.rip && instruction.code() as u16 == op.code;
+            take(instruction);
+            alike
         });
-        alike && instructions.len() == self.ops.len() && !instructions.is_empty()
+        alike && !self.ops.is_empty()
     }
 }
 

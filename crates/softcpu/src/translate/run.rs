@@ -239,7 +239,7 @@ impl Vcpu {
         {
             for (step, op) in trace.steps.iter_mut().zip(&mut trace.ops) {
                 mistake(&mut step.instruction, op);
-                step.known = translator.plans.known(&step.instruction, self.cpuid.features());
+                step.shape = translator.shapes.of(&mut step.instruction, self.cpuid.features());
             }
         }
     }

@@ -13,7 +13,6 @@ use iced_x86::{Code, OpKind, Register};
 
 use super::access::Access;
 use super::block::Block;
-use super::division::is_division;
 use super::mode::Mode;
 use super::stack::{RBP, RSP, StackUse, down, stack_operand};
 use super::trace::{Step, Then, Trace};
@@ -218,40 +217,104 @@ struct Open {
     moved: i64,
 }
 
+/// Memory for finding out which accesses share checks.
+#[derive(Debug, Default)]
+pub(super) struct Grouping {
+    groups: Vec<Group>,
+    open: Vec<Open>,
+    apart: Vec<Origin>,
+    joined: Vec<Option<Joined>>,
+}
+
+/// An access that belongs to a group.
+#[derive(Clone, Copy, Debug)]
+struct Joined {
+    /// The group's number.
+    group: usize,
+    /// The access's distance.
+    at: i64,
+    /// How far the origin moves with the step.
+    moves: i64,
+}
+
 impl Block<'_> {
-    /// Which steps of `trace` share checks: one entry each.
-    pub(super) fn shares_of(&self, trace: &Trace) -> Vec<Share> {
-        let mut groups: Vec<Group> = Vec::new();
-        let mut open: Vec<Open> = Vec::new();
-        let mut apart: Vec<Origin> = Vec::new();
-        // The group of each step, the distance, and how the origin moves with the step.
-        let mut joined: Vec<Option<(usize, i64, i64)>> = Vec::with_capacity(trace.steps.len());
+    /// Which steps of `trace` share checks: one entry each in `shares`.
+    pub(super) fn shares_of(
+        &self,
+        trace: &Trace,
+        grouping: &mut Grouping,
+        shares: &mut Vec<Share>,
+    ) {
+        self.find_groups(trace, grouping);
+        let Grouping { groups, joined, .. } = grouping;
+        // The first one leads.
+        let mut led = 0;
+        shares.clear();
+        shares.extend(joined.iter().map(|joined| {
+            let Some(Joined { group: number, at, moves }) = *joined else { return Share::None };
+            let Some(group) = groups.get(number) else { return Share::None };
+            // Groups have their numbers in the order in which they are led.
+            if number < led {
+                Share::Follows { place: group.place, at, mirrored: false }
+            } else {
+                led = number.saturating_add(1);
+                Share::Leads { group: *group, at, moves }
+            }
+        }));
+        self.find_streams(trace, shares);
+        let mut mirrored_at = [false; PLACES as usize];
+        for share in shares {
+            match share {
+                Share::Leads { group, .. } => {
+                    if let Some(at) = mirrored_at.get_mut(usize::from(group.place)) {
+                        *at = group.mirrored;
+                    }
+                    if !group.is_shared() && group.stream.is_none() && !group.mirrored {
+                        *share = Share::None;
+                    }
+                }
+                Share::Follows { place, mirrored, .. } => {
+                    *mirrored = mirrored_at.get(usize::from(*place)).is_some_and(|it| *it);
+                }
+                Share::None => {}
+            }
+        }
+    }
+
+    /// Finds the groups of the accesses of `trace`.
+    fn find_groups(&self, trace: &Trace, grouping: &mut Grouping) {
+        let Grouping { groups, open, apart, joined } = grouping;
+        groups.clear();
+        open.clear();
+        apart.clear();
+        joined.clear();
         for (n, (step, op)) in trace.steps.iter().zip(&trace.ops).enumerate() {
             if self.heads.has(op.rip) {
                 open.clear();
             }
             let access = simple(step, op, trace.mode);
-            let copied = step.then == Then::Next && StackUse::of(&step.instruction).is_none();
+            let copied = step.then == Then::Next && step.shape.stack().is_none();
             if let Some(access) = &access
                 && self.manner.apart.has(op.next_rip())
             {
                 apart.push(access.origin);
             }
-            let joins = access.map(|access| {
-                let joins = join(&mut groups, &mut open, &access, self.manner.mirrored);
+            let mut joins = access.map(|access| {
+                let joins = join(groups, open, &access, self.manner.mirrored);
                 // A store from an MMX register has changed the x87 unit already when it faults.
                 let may_fault = |plan: &Plan| !plan.traits.contains(Traits::X87);
-                if let Some(group) = groups.get_mut(joins.0) {
+                if let Some(group) = groups.get_mut(joins.group) {
                     group.mirrored &= copied && step.plan().is_some_and(may_fault);
                 }
                 if apart.contains(&access.origin) {
-                    open.retain(|open| open.group != joins.0);
+                    open.retain(|open| open.group != joins.group);
                 }
                 joins
             });
-            let writes = self.writes_of(n);
-            let mut moves = 0;
-            for number in (0..16_u8).filter(|number| writes & 1 << number != 0) {
+            let mut writes = self.writes_of(n);
+            while writes != 0 && !open.is_empty() {
+                let number = writes.trailing_zeros() as u8;
+                writes &= writes.wrapping_sub(1);
                 let change = change(step, op, number, trace.mode);
                 open.retain_mut(|open| {
                     let Some(distance) = open.origin.follows(number, change) else { return false };
@@ -262,71 +325,26 @@ impl Block<'_> {
                         return false;
                     }
                     open.moved = open.moved.wrapping_add(distance);
-                    if joins.is_some_and(|(group, _)| group == open.group) {
-                        moves = distance.wrapping_add(moves);
+                    if let Some(joins) = joins.as_mut().filter(|joins| joins.group == open.group) {
+                        joins.moves = joins.moves.wrapping_add(distance);
                     }
                     true
                 });
             }
-            joined.push(joins.map(|(group, at)| (group, at, moves)));
+            joined.push(joins);
         }
-        let mut led = vec![false; groups.len()];
-        let mut share = |joined: Option<(usize, i64, i64)>| {
-            let Some((number, at, moves)) = joined else { return Share::None };
-            match (groups.get(number), led.get_mut(number)) {
-                (Some(group), Some(led)) => {
-                    if std::mem::replace(led, true) {
-                        Share::Follows { place: group.place, at, mirrored: false }
-                    } else {
-                        Share::Leads { group: *group, at, moves }
-                    }
-                }
-                _ => Share::None,
-            }
-        };
-        let mut shares: Vec<Share> = joined.into_iter().map(&mut share).collect();
-        self.find_streams(trace, &mut shares);
-        let mut mirrored_at = [false; PLACES as usize];
-        for share in &mut shares {
-            match share {
-                Share::Leads { group, .. } => {
-                    if let Some(at) = mirrored_at.get_mut(usize::from(group.place)) {
-                        *at = group.mirrored;
-                    }
-                }
-                Share::Follows { place, mirrored, .. } => {
-                    *mirrored = mirrored_at.get(usize::from(*place)).is_some_and(|it| *it);
-                }
-                Share::None => {}
-            }
-        }
-        for share in &mut shares {
-            if let Share::Leads { group, .. } = share
-                && !group.is_shared()
-                && group.stream.is_none()
-                && !group.mirrored
-            {
-                *share = Share::None;
-            }
-        }
-        shares
     }
 }
 
 /// Puts `access` into a group that is open, or opens one for it. Says which, and the distance.
-fn join(
-    groups: &mut Vec<Group>,
-    open: &mut Vec<Open>,
-    access: &Simple,
-    mirrored: bool,
-) -> (usize, i64) {
+fn join(groups: &mut Vec<Group>, open: &mut Vec<Open>, access: &Simple, mirrored: bool) -> Joined {
     for open in open.iter().filter(|open| open.origin == access.origin) {
         let at = open.moved.wrapping_add(access.displacement);
         if let Some(begun) = groups.get_mut(open.group)
             && let Some(wider) = begun.with(access, at)
         {
             *begun = wider;
-            return (open.group, at);
+            return Joined { group: open.group, at, moves: 0 };
         }
     }
     if open.len() >= usize::from(PLACES) {
@@ -350,7 +368,7 @@ fn join(
         mirrored,
         members: 1,
     });
-    (group, displacement)
+    Joined { group, at: displacement, moves: 0 }
 }
 
 /// The access that `step` makes in `mode`, if it is from an origin.
@@ -360,7 +378,7 @@ fn simple(step: &Step, op: &Op, mode: Mode) -> Option<Simple> {
         let operand = stack_operand(mode, op, base, displacement);
         Simple::to(&operand, i64::from(word), stores, 0)
     };
-    match (step.then, StackUse::of(&step.instruction), step.plan()) {
+    match (step.then, step.shape.stack(), step.plan()) {
         (Then::Next, Some((StackUse::Push, word)), _)
         | (Then::Last, Some((StackUse::Call, word)), _) => stack(RSP, down(word), word, true),
         (Then::Next, Some((StackUse::Pop, word)), _)
@@ -368,9 +386,7 @@ fn simple(step: &Step, op: &Op, mode: Mode) -> Option<Simple> {
         (Then::Next, Some((StackUse::Leave, word)), _) => stack(RBP, 0, word, false),
         (Then::Next, None, _) if code == Code::Pushfq => stack(RSP, down(8), 8, true),
         (Then::Next, None, _) if code == Code::Popfq => stack(RSP, 0, 8, false),
-        (Then::Next, None, Some(plan))
-            if plan.traits.contains(Traits::MEMORY) && !is_division(code) =>
-        {
+        (Then::Next, None, Some(plan)) if plan.traits.contains(Traits::MEMORY) => {
             let align_mask = u8::try_from(plan.alignment.saturating_sub(1)).ok()?;
             let stores = plan.traits.contains(Traits::STORES);
             Simple::to(&mode.operand(op), i64::try_from(plan.size).ok()?, stores, align_mask)
@@ -419,7 +435,7 @@ fn change(step: &Step, op: &Op, number: u8, mode: Mode) -> Change {
         _ => Change::Anyhow,
     };
     let immediate = || it.try_immediate(1).unwrap_or(0) as i64;
-    match (it.code(), StackUse::of(it)) {
+    match (it.code(), step.shape.stack()) {
         (_, Some((StackUse::Push | StackUse::PushMemory, word))) if number == RSP => {
             moved(mode, down(word))
         }

@@ -13,8 +13,8 @@ use super::assembler::{Assembler, Condition, Label, NotCopied};
 use super::block::{Apart, Block};
 use super::cold::{Cold, Fix};
 use super::fields;
-use super::privileged;
 use super::registers::{ADDRESS, VALUE};
+use super::shapes::How;
 use super::sharing::{Group, Share, walks};
 use super::trace::Trace;
 use crate::addr::PAGE_SIZE;
@@ -43,7 +43,7 @@ impl Block<'_> {
     /// Makes streams of the groups of `trace` that are worth it.
     pub(super) fn find_streams(&self, trace: &Trace, shares: &mut [Share]) {
         let changes_view =
-            trace.steps.iter().any(|step| privileged::touches(&step.instruction).is_some());
+            trace.steps.iter().any(|step| matches!(step.shape.how, How::Privileged(_)));
         if !self.manner.hot || changes_view {
             return;
         }

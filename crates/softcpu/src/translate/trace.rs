@@ -1,14 +1,16 @@
 //! What is translated together: a *trace*, instruction by instruction, with what comes after each.
 //! It is made of a [`Route`] through the guest's blocks, by whoever translates it.
 
+use std::sync::Arc;
+
 use iced_x86::Instruction;
 
-use super::copy::vector_need;
 use super::mode::{CodeSegment, Mode};
-use super::plans::{Known, Plans};
 use super::route::Route;
+use super::shapes::{Shape, Shapes};
 use crate::decode::op::Op;
 use crate::native::Plan;
+
 use crate::native::features::FeatureSet;
 
 /// Most instructions in a trace.
@@ -35,8 +37,9 @@ pub(super) enum Then {
 /// One instruction of a trace.
 #[derive(Clone, Debug)]
 pub(super) struct Step {
+    /// As it is copied, if it is; else as the guest has it.
     pub(super) instruction: Instruction,
-    pub(super) known: Known,
+    pub(super) shape: Arc<Shape>,
     pub(super) then: Then,
     /// Where the trace goes on behind it, if that is not the next step and nothing that the
     /// instruction says itself.
@@ -46,12 +49,7 @@ pub(super) struct Step {
 impl Step {
     /// How it is copied, if it is.
     pub(super) fn plan(&self) -> Option<&Plan> {
-        self.known.plan()
-    }
-
-    /// Whether it does nothing that a guest can see.
-    pub(super) fn is_nothing(&self) -> bool {
-        matches!(self.known, Known::Nothing)
+        self.shape.plan()
     }
 
     /// Where it may go on besides the next step, as far as it does not say so itself.
@@ -80,14 +78,13 @@ impl Trace {
     /// when it was copied.
     pub(super) fn of(
         route: &Route,
-        plans: &mut Plans,
+        shapes: &mut Shapes,
         features: &FeatureSet,
         spare: Self,
     ) -> Option<Self> {
         let Self { mut steps, mut ops, .. } = spare;
         steps.clear();
         ops.clear();
-        let mut instructions = Vec::with_capacity(MOST_STEPS / 4);
         let mut vectors = route.vectors;
         let mut lost = false;
         for leg in route.legs() {
@@ -101,19 +98,20 @@ impl Trace {
                 continue;
             }
             lost = true;
-            if !leg.decode(&mut instructions) {
-                continue;
-            }
             let before = steps.len();
-            if before.saturating_add(instructions.len()) > MOST_STEPS && !first {
+            if before.saturating_add(leg.ops.len()) > MOST_STEPS && !first {
                 continue;
             }
             let mut need = 0;
-            steps.extend(instructions.iter().map(|instruction| {
-                let known = plans.known(instruction, features);
-                need |= vector_need(instruction, known.plan());
-                Step { instruction: *instruction, known, then: Then::Next, onwards: None }
-            }));
+            let decoded = leg.decode(|mut instruction| {
+                let shape = shapes.of(&mut instruction, features);
+                need |= shape.need;
+                steps.push(Step { instruction, shape, then: Then::Next, onwards: None });
+            });
+            if !decoded {
+                steps.truncate(before);
+                continue;
+            }
             if first {
                 vectors |= need;
             }

@@ -19,7 +19,6 @@ use super::context::X87;
 use super::fields;
 use super::registers::{ADDRESS, VALUE};
 use super::relocate::Kind;
-use super::trace::{Step, Then};
 use crate::decode::op::Op;
 use crate::native::{Plan, Traits};
 use crate::state::fpu::X87_EXCEPTIONS;
@@ -40,10 +39,9 @@ pub(super) fn may_copy(plan: &Plan) -> bool {
     !plan.traits.contains(Traits::RESETS_POINTERS) && plan.instruction.code() != Code::Fldcw_m2byte
 }
 
-/// Whether `step` sets FIP and FOP.
-pub(super) fn sets_pointers(step: &Step) -> bool {
-    let sets = |plan: &Plan| plan.traits.contains(Traits::POINTERS);
-    step.then == Then::Next && step.plan().is_some_and(sets)
+/// Whether what `plan` has sets FIP and FOP.
+pub(super) fn sets_pointers(plan: &Plan) -> bool {
+    plan.traits.contains(Traits::POINTERS)
 }
 
 impl Block<'_> {
@@ -79,7 +77,7 @@ impl Block<'_> {
     /// Uses [`VALUE`].
     pub(super) fn note_x87(&mut self, plan: &Plan, op: &Op) {
         self.unnoted = None;
-        if plan.traits.contains(Traits::POINTERS) {
+        if sets_pointers(plan) {
             let kept = self.keep(op);
             // Where a jump comes in, another may have been the last.
             if self.sets_pointers_next() && !self.heads.has(op.next_rip()) {

@@ -1,3 +1,5 @@
+use std::sync::Arc;
+
 use super::super::config::Config;
 use super::super::manner::Manner;
 use super::super::relocate::Kind;
@@ -27,7 +29,7 @@ fn moved(trace: &Trace, distance: u64) -> Trace {
             then => then,
         };
         let onwards = step.onwards.map(|rip| rip.wrapping_add(distance));
-        Step { instruction, known: step.known.clone(), then, onwards }
+        Step { instruction, shape: Arc::clone(&step.shape), then, onwards }
     };
     Trace {
         steps: trace.steps.iter().map(step).collect(),
@@ -70,8 +72,9 @@ fn compare_newest(translator: &Translator, links: &[block::Link]) {
     let address = translator.memory.address(newest.offset as usize) as u64;
     let mut ops = Ops::default();
     let (thunks, first_link) = (&translator.thunks, newest.first_link);
-    let made = block::translate(trace, thunks, &mut ops, address, first_link, *manner, Vec::new())
-        .unwrap();
+    let site = block::Site { thunks, base: address, first_link };
+    let (mut scratch, spare) = Default::default();
+    let made = block::translate(trace, site, &mut ops, *manner, &mut scratch, spare).unwrap();
     let (mut wanted, relocations) = (made.code, made.relocations);
     let kept = newest.relocations.of(&region.relocations);
     assert_eq!(kept, Some(&relocations[..]).filter(|_| made.movable));
