@@ -405,12 +405,7 @@ impl Block<'_> {
     }
 
     fn make_flags(&mut self) -> Result<(), NotCopied> {
-        if let Some(producer) = self.producer {
-            for step in producer.steps() {
-                self.code.emit(step)?;
-            }
-        }
-        Ok(())
+        self.producer.map_or(Ok(()), |producer| producer.write(self.code))
     }
 
     /// Makes sure that the context has the flags. Uses [`VALUE`].

@@ -26,11 +26,7 @@ impl Fix {
         match self {
             Self::None => return Ok(()),
             Self::Keep => {}
-            Self::Make(producer) => {
-                for step in producer.steps() {
-                    code.emit(step)?;
-                }
-            }
+            Self::Make(producer) => producer.write(code)?,
         }
         keep_flags(code);
         Ok(())

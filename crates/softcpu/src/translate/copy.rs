@@ -14,7 +14,7 @@ use super::block::Block;
 use super::context::{AVX, SSE, X87};
 use super::fields;
 use super::flags::Producer;
-use super::registers::{ACCUMULATOR, ADDRESS, Home, Homes, VALUE, is_high_byte, part};
+use super::registers::{ACCUMULATOR, ADDRESS, Home, Homes, VALUE, is_high_byte, part, whole};
 use super::shapes::{How, Shape};
 use crate::decode::op::Op;
 use crate::native::{Plan, Traits};
@@ -69,8 +69,9 @@ pub(super) fn copy(
     op: &Op,
 ) -> Result<(), NotCopied> {
     let memory = plan.traits.contains(Traits::MEMORY);
-    let Renamed { mut instruction, temporaries, accumulator } =
-        rename(it, plan, memory, block.code.homes)?;
+    let accumulator = shape.names.accumulator;
+    let Renamed { mut instruction, temporaries } =
+        rename(it, &shape.names, plan, memory, block.code.homes)?;
     if memory {
         let access = Access {
             len: u8::try_from(plan.size).map_err(|_| NotCopied)?,
@@ -157,25 +158,53 @@ struct Temporary {
 struct Renamed {
     instruction: Instruction,
     temporaries: SmallVec<[Temporary; 2]>,
-    /// RAX is an implied operand: it must be the guest's.
-    accumulator: bool,
 }
 
-fn rename(it: &Instruction, plan: &Plan, memory: bool, homes: Homes) -> Result<Renamed, NotCopied> {
+/// Which general registers an instruction has.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Names {
+    /// Operands that are one, by their number.
+    registers: SmallVec<[(u8, R); 4]>,
+    /// RAX is an implied operand: it must be the guest's.
+    accumulator: bool,
+    /// All are in host registers of the same names while nothing is lent.
+    same: bool,
+}
+
+impl Names {
+    /// Those of `it`, which is copied as `plan` has it.
+    pub(super) fn of(it: &Instruction, plan: &Plan) -> Self {
+        let registers: SmallVec<[(u8, R); 4]> = (0..it.op_count())
+            .filter(|n| it.op_kind(*n) == OpKind::Register)
+            .map(|n| (n as u8, it.op_register(n)))
+            .filter(|(_, register)| register.is_gpr())
+            .collect();
+        let named = |number: u8| {
+            registers.iter().any(|(_, r)| r.full_register().number() == usize::from(number))
+        };
+        let accumulator = plan.gprs.iter().any(|used| used.number == RAX) && !named(RAX)
+            || registers.iter().any(|(_, r)| *r == R::AH)
+            || matches!(it.mnemonic(), M::Cmpxchg | M::Mul)
+            || it.code() == Code::Fnstsw_AX
+            || it.mnemonic() == M::Imul && it.op_count() == 1;
+        let at_home = |number: u8| Homes::default().of(number) == Home::Host(whole(number));
+        let same = !accumulator && plan.gprs.iter().all(|used| at_home(used.number));
+        Self { registers, accumulator, same }
+    }
+}
+
+fn rename(
+    it: &Instruction,
+    names: &Names,
+    plan: &Plan,
+    memory: bool,
+    homes: Homes,
+) -> Result<Renamed, NotCopied> {
     let mut it = *it;
-    let registers: SmallVec<[(u32, R); 4]> = (0..it.op_count())
-        .filter(|n| it.op_kind(*n) == OpKind::Register)
-        .map(|n| (n, it.op_register(n)))
-        .filter(|(_, register)| register.is_gpr())
-        .collect();
-    let named = |number: u8| {
-        registers.iter().any(|(_, r)| r.full_register().number() == usize::from(number))
-    };
-    let accumulator = plan.gprs.iter().any(|used| used.number == RAX) && !named(RAX)
-        || registers.iter().any(|(_, r)| *r == R::AH)
-        || matches!(it.mnemonic(), M::Cmpxchg | M::Mul)
-        || it.code() == Code::Fnstsw_AX
-        || it.mnemonic() == M::Imul && it.op_count() == 1;
+    let accumulator = names.accumulator;
+    if names.same && homes.lends_nothing() {
+        return Ok(Renamed { instruction: it, temporaries: SmallVec::new() });
+    }
     let mut free: SmallVec<[R; 2]> = SmallVec::new();
     if !accumulator {
         free.push(VALUE);
@@ -192,7 +221,8 @@ fn rename(it: &Instruction, plan: &Plan, memory: bool, homes: Homes) -> Result<R
             temporaries.push(Temporary { guest, host, loaded, written: used.written });
         }
     }
-    for (n, register) in registers {
+    for (n, register) in &names.registers {
+        let (n, register) = (u32::from(*n), *register);
         let number = register.full_register().number() as u8;
         if is_high_byte(register) {
             // The encoder refuses it beside what needs a REX prefix.
@@ -206,7 +236,7 @@ fn rename(it: &Instruction, plan: &Plan, memory: bool, homes: Homes) -> Result<R
         };
         it.try_set_op_register(n, part(host, register)).map_err(|_| NotCopied)?;
     }
-    Ok(Renamed { instruction: it, temporaries, accumulator })
+    Ok(Renamed { instruction: it, temporaries })
 }
 
 /// The condition of a Jcc, as its opcode has it.

@@ -6,8 +6,9 @@
 //! check destroys are usually not kept but *deferred*: what goes to the interpreter makes
 //! them first, and the fast path does not pay.
 
-use iced_x86::{Code, Instruction, MemoryOperand, OpKind, Register as R};
+use iced_x86::{Code, Instruction, MemoryOperand, Mnemonic as M, OpKind, Register as R};
 
+use super::assembler::{Assembler, NotCopied};
 use super::fields;
 use super::registers::{Home, Homes, VALUE, is_high_byte, part, whole};
 
@@ -26,28 +27,72 @@ pub(super) enum Flags {
     Dead,
 }
 
-/// Instructions that make the flags again, from registers that still have their values.
+/// How to make the flags again, from registers that still have their values.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Producer {
-    steps: [Option<Instruction>; 3],
+    /// The guest's instruction that made them, in its form with named operands.
+    it: Instruction,
+    kind: Kind,
+    /// Where guest registers were for it.
+    homes: Homes,
     /// Guest registers it reads, a bit each.
     pub(super) reads: u16,
 }
 
 impl Producer {
-    /// The instructions. They use [`VALUE`] and nothing else.
-    pub(super) fn steps(&self) -> impl Iterator<Item = &Instruction> {
-        self.steps.iter().flatten()
-    }
-
     /// What makes the flags of `it` again, which is a guest's instruction in its form with
     /// named operands, once it has run, as long as guest registers are in `homes`.
     pub(super) fn of(it: &Instruction, homes: Homes) -> Option<Self> {
-        let mut operands = Operands { homes, loads: None, reads: 0 };
-        match general(it.code())? {
+        let kind = Kind::of(it.code())?;
+        let mut reads = 0_u16;
+        let mut in_memory = 0_u32;
+        let operands = if kind == Kind::Logic { 1 } else { it.op_count() };
+        for n in 0..operands {
+            match it.op_kind(n) {
+                OpKind::Register => {
+                    let number = named(it, n)?.full_register().number() as u8 & 15;
+                    let new = reads & 1 << number == 0;
+                    // What a sum is of must be told apart, to undo it.
+                    if !new && matches!(kind, Kind::Sum { .. }) {
+                        return None;
+                    }
+                    reads |= 1 << number;
+                    let loaded = new && homes.of(number) == Home::Memory;
+                    in_memory = in_memory.saturating_add(loaded.into());
+                }
+                OpKind::Memory => return None,
+                _ => {}
+            }
+        }
+        let registers = reads.count_ones();
+        let possible = match kind {
+            Kind::Compare => in_memory <= 1,
+            Kind::Logic => true,
+            Kind::Sum { subtracts } => {
+                // The negative of the smallest number is none of 32 bits.
+                let undone = subtracts || it.try_immediate(1).is_ok_and(|by| by as i32 != i32::MIN);
+                it.op0_register().size() >= 4 && if registers < 2 { undone } else { in_memory == 0 }
+            }
+        };
+        possible.then_some(Self { it: *it, kind, homes, reads })
+    }
+
+    /// Writes the instructions that make them, which use [`VALUE`] and nothing else.
+    ///
+    /// # Errors
+    /// As [`Assembler::emit`].
+    pub(super) fn write(&self, code: &mut Assembler) -> Result<(), NotCopied> {
+        let steps = self.steps().ok_or(NotCopied)?;
+        steps.iter().flatten().try_for_each(|step| code.emit(step))
+    }
+
+    fn steps(&self) -> Option<[Option<Instruction>; 3]> {
+        let it = &self.it;
+        let mut operands = Operands { homes: self.homes, loads: None, reads: 0 };
+        let subtracts = match self.kind {
             Kind::Compare => {
-                let steps = operands.as_it_was(it)?;
-                Some(Self { steps: [operands.loads, Some(steps), None], reads: operands.reads })
+                let again = operands.as_it_was(it)?;
+                return Some([operands.loads, Some(again), None]);
             }
             Kind::Logic => {
                 let register = named(it, 0)?;
@@ -59,72 +104,55 @@ impl Producer {
                     _ => Code::Test_rm8_r8,
                 };
                 let test = Instruction::with2(code, to, to).ok()?;
-                Some(Self { steps: [operands.loads, Some(test), None], reads: operands.reads })
+                return Some([operands.loads, Some(test), None]);
             }
-            Kind::Sum { subtracts } => {
-                let register = named(it, 0).filter(|register| register.size() >= 4)?;
-                let to = operands.host(register)?;
-                let scratch = part(VALUE, register);
-                let wide = register.size() == 8;
-                if it.op1_kind() == OpKind::Register {
-                    let second = named(it, 1)?;
-                    let from = operands.host(second)?;
-                    if to == from || operands.loads.is_some() {
-                        return None;
-                    }
-                    let sum = MemoryOperand::new(
-                        to.full_register(),
-                        from.full_register(),
-                        1,
-                        0,
-                        0,
-                        false,
-                        R::None,
-                    );
-                    let steps = if subtracts {
-                        let code = if wide { Code::Cmp_r64_rm64 } else { Code::Cmp_r32_rm32 };
-                        [
-                            Some(Instruction::with2(Code::Lea_r64_m, VALUE, sum).ok()?),
-                            Some(Instruction::with2(code, scratch, from).ok()?),
-                            None,
-                        ]
-                    } else {
-                        let (sub, add) = if wide {
-                            (Code::Sub_r64_rm64, Code::Add_r64_rm64)
-                        } else {
-                            (Code::Sub_r32_rm32, Code::Add_r32_rm32)
-                        };
-                        let copy =
-                            Instruction::with2(Code::Mov_r64_rm64, VALUE, to.full_register());
-                        [
-                            Some(copy.ok()?),
-                            Some(Instruction::with2(sub, scratch, from).ok()?),
-                            Some(Instruction::with2(add, scratch, from).ok()?),
-                        ]
-                    };
-                    return Some(Self { steps, reads: operands.reads });
-                }
-                let value = it.try_immediate(1).ok()? as i32;
-                let back =
-                    if subtracts { i64::from(value) } else { i64::from(value).checked_neg()? };
-                i32::try_from(back).ok()?;
-                let before = MemoryOperand::with_base_displ_size(to.full_register(), back, 1);
-                let before = Instruction::with2(Code::Lea_r64_m, VALUE, before).ok()?;
-                let code = match (subtracts, wide) {
-                    (true, true) => Code::Cmp_rm64_imm32,
-                    (true, false) => Code::Cmp_rm32_imm32,
-                    (false, true) => Code::Add_rm64_imm32,
-                    (false, false) => Code::Add_rm32_imm32,
-                };
-                let again = Instruction::with2(code, scratch, value).ok()?;
-                let steps = [operands.loads, Some(before), Some(again)];
-                Some(Self { steps, reads: operands.reads })
+            Kind::Sum { subtracts } => subtracts,
+        };
+        let register = named(it, 0)?;
+        let to = operands.host(register)?;
+        let scratch = part(VALUE, register);
+        let wide = register.size() == 8;
+        if it.op1_kind() == OpKind::Register {
+            let from = operands.host(named(it, 1)?)?;
+            if subtracts {
+                let (base, index) = (to.full_register(), from.full_register());
+                let sum = MemoryOperand::new(base, index, 1, 0, 0, false, R::None);
+                let code = if wide { Code::Cmp_r64_rm64 } else { Code::Cmp_r32_rm32 };
+                return Some([
+                    Some(Instruction::with2(Code::Lea_r64_m, VALUE, sum).ok()?),
+                    Some(Instruction::with2(code, scratch, from).ok()?),
+                    None,
+                ]);
             }
+            let (sub, add) = if wide {
+                (Code::Sub_r64_rm64, Code::Add_r64_rm64)
+            } else {
+                (Code::Sub_r32_rm32, Code::Add_r32_rm32)
+            };
+            let copy = Instruction::with2(Code::Mov_r64_rm64, VALUE, to.full_register());
+            return Some([
+                Some(copy.ok()?),
+                Some(Instruction::with2(sub, scratch, from).ok()?),
+                Some(Instruction::with2(add, scratch, from).ok()?),
+            ]);
         }
+        let value = it.try_immediate(1).ok()? as i32;
+        let back = if subtracts { value } else { value.wrapping_neg() };
+        let before = MemoryOperand::with_base_displ_size(to.full_register(), back.into(), 1);
+        let before = Instruction::with2(Code::Lea_r64_m, VALUE, before).ok()?;
+        let code = match (subtracts, wide) {
+            (true, true) => Code::Cmp_rm64_imm32,
+            (true, false) => Code::Cmp_rm32_imm32,
+            (false, true) => Code::Add_rm64_imm32,
+            (false, false) => Code::Add_rm32_imm32,
+        };
+        let again = Instruction::with2(code, scratch, value).ok()?;
+        Some([operands.loads, Some(before), Some(again)])
     }
 }
 
 /// How the flags of an instruction can be had again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Kind {
     /// By running it again: it changes nothing else.
     Compare,
@@ -134,14 +162,15 @@ enum Kind {
     Sum { subtracts: bool },
 }
 
-fn general(code: Code) -> Option<Kind> {
-    use iced_x86::Mnemonic as M;
-    match code.mnemonic() {
-        M::Cmp | M::Test => Some(Kind::Compare),
-        M::And | M::Or | M::Xor => Some(Kind::Logic),
-        M::Add => Some(Kind::Sum { subtracts: false }),
-        M::Sub => Some(Kind::Sum { subtracts: true }),
-        _ => None,
+impl Kind {
+    fn of(code: Code) -> Option<Self> {
+        match code.mnemonic() {
+            M::Cmp | M::Test => Some(Self::Compare),
+            M::And | M::Or | M::Xor => Some(Self::Logic),
+            M::Add => Some(Self::Sum { subtracts: false }),
+            M::Sub => Some(Self::Sum { subtracts: true }),
+            _ => None,
+        }
     }
 }
 

@@ -87,6 +87,11 @@ impl Homes {
         self.loans.into_iter().flatten()
     }
 
+    /// Whether all registers are where they are between traces.
+    pub(super) fn lends_nothing(&self) -> bool {
+        self.loans.iter().all(Option::is_none)
+    }
+
     /// Where guest register `number` is.
     pub(super) fn of(&self, number: u8) -> Home {
         for loan in self.loans() {

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use iced_x86::{Code, Instruction, InstructionInfoFactory, Mnemonic as M, OpKind};
 
 use super::assembler::NotCopied;
-use super::copy::{self, FlagUse};
+use super::copy::{self, FlagUse, Names};
 use super::division::is_division;
 use super::effects::Effects;
 use super::privileged::{Touches, touches};
@@ -22,7 +22,7 @@ use crate::native::{Plan, is_hint, is_special, normalise, plan, without_prefix};
 
 /// Shapes remembered; a power of two.
 const PLACES: usize = 1 << PLACE_BITS;
-const PLACE_BITS: u32 = 11;
+const PLACE_BITS: u32 = 13;
 
 /// In which way an instruction is translated.
 #[derive(Clone, Debug)]
@@ -55,7 +55,8 @@ pub(super) struct Shape {
     pub(super) how: How,
     /// What it uses of the vector and x87 units.
     pub(super) need: u8,
-    /// What copying it does to flags, if it is copied.
+    /// If it is copied: which registers it has, and what that does to flags.
+    pub(super) names: Names,
     pub(super) flags: FlagUse,
     /// What it does to flags and registers, if the next one follows it.
     pub(super) effects: Effects,
@@ -66,11 +67,11 @@ impl Shape {
     fn of(how: How, it: &Instruction) -> Self {
         let need = copy::vector_need(&how);
         let effects = Effects::of_shape(&how, it);
-        let flags = match &how {
-            How::Copied(plan) => FlagUse::of(plan),
-            _ => FlagUse::default(),
+        let (names, flags) = match &how {
+            How::Copied(plan) => (Names::of(&normalise(it), plan), FlagUse::of(plan)),
+            _ => Default::default(),
         };
-        Self { how, need, flags, effects }
+        Self { how, need, names, flags, effects }
     }
 
     /// How it is copied, if it is.
