@@ -112,12 +112,12 @@ pub(super) struct Block<'a> {
     /// Where guest registers are at heads.
     pub(super) lent: Homes,
     /// How the steps' accesses are checked.
-    shares: &'a mut Vec<Share>,
+    pub(super) shares: &'a mut Vec<Share>,
     grouping: &'a mut Grouping,
     /// The place whose host address is in [`ADDRESS`](super::registers::ADDRESS).
     pub(super) in_address: Option<u8>,
-    /// What the step's access was checked as, once it was.
-    pub(super) checked: Option<Share>,
+    /// The step's access was checked as its share says.
+    pub(super) checked: bool,
     /// The places of what was checked before an instruction was interpreted in line, a bit each.
     pub(super) weak: u16,
     /// Where the step's access lands if it faults, once that is known; and all of those before.
@@ -202,7 +202,7 @@ fn attempt(
         shares,
         grouping,
         in_address: None,
-        checked: None,
+        checked: false,
         weak: 0,
         landing: None,
         landings,
@@ -230,7 +230,7 @@ fn attempt(
         }
         let before = (block.code.len(), block.flags, block.producer, block.cold.len());
         let homes = block.code.homes;
-        block.checked = None;
+        block.checked = false;
         let done = match step.then {
             Then::Next => block.next(step, op),
             Then::Followed => block.followed(op),
@@ -238,14 +238,12 @@ fn attempt(
             Then::Last => block.branch(step, op),
         };
         open = step.then != Then::Last;
-        let share = block.share_of(n);
-        if !share.is_alone() && block.checked.take() != Some(share) {
+        let alone = block.share_of(n).is_alone();
+        if !alone && (done.is_err() || !block.checked) {
             return Err(NotCopied);
         }
+        block.checked = false;
         if done.is_err() {
-            if !share.is_alone() {
-                return Err(NotCopied);
-            }
             block.code.take_back(before.0);
             block.landing = None;
             block.landings.retain(|(at, _)| *at < before.0);
@@ -288,8 +286,8 @@ impl Block<'_> {
             let follows = matches!(share, Share::Follows { mirrored: false, .. });
             if follows && step.then == Then::Next {
                 let shape = &step.shape;
-                effects.wants =
-                    shape.stack().is_none() && (shape.plan().is_none() || shape.flags.reads);
+                effects.wants = shape.stack().is_none()
+                    && shape.copying().is_none_or(|copying| copying.flags.reads);
             }
         }
     }
@@ -303,8 +301,8 @@ impl Block<'_> {
         streams.collect()
     }
 
-    pub(super) fn share_of(&self, step: usize) -> Share {
-        self.shares.get(step).copied().unwrap_or(Share::None)
+    pub(super) fn share_of(&self, step: usize) -> &Share {
+        self.shares.get(step).unwrap_or(&Share::None)
     }
 
     fn next(&mut self, step: &Step, op: &Op) -> Result<(), NotCopied> {
@@ -319,7 +317,7 @@ impl Block<'_> {
             How::Nothing => Ok(()),
             How::X87Control => self.x87_control(it, op),
             How::Privileged(_) => self.privileged(it, op),
-            How::Copied(plan) => copy::copy(self, it, plan, &step.shape, op),
+            How::Copied(copying) => copy::copy(self, it, copying, op),
             How::ZeroUpper | How::Other => Err(NotCopied),
         }
     }

@@ -20,17 +20,16 @@ impl Block<'_> {
         operand: &Op,
         access: Access,
     ) -> Result<Place, NotCopied> {
-        let share = self.share_of(self.step);
-        if let Share::Follows { place, at, mirrored } = share {
+        if let Share::Follows { place, at, mirrored } = *self.share_of(self.step) {
             let from = self.code.register_of(Origin::of(operand), true);
             if mirrored && from.is_some() && self.is_weak(place) {
                 self.lose_flags()?;
-                (self.checked, self.in_address) = (Some(share), None);
+                (self.checked, self.in_address) = (true, None);
                 let group = Group::alone(Origin::of(operand), operand.disp as i64, access);
                 let slow = self.interpreted_apart(op, None);
                 return self.check_mirrored(op, operand, &group, operand.disp as i64, slow);
             }
-            let place = self.follow(share, place, at);
+            let place = self.follow(place, at);
             if !mirrored {
                 return Ok(place);
             }
@@ -41,8 +40,8 @@ impl Block<'_> {
         }
         let operand = self.mode.operand(operand);
         self.lose_flags()?;
-        self.checked = Some(share);
-        if let Share::Leads { group, at, moves } = share {
+        self.checked = true;
+        if let Share::Leads { group, at, moves } = *self.share_of(self.step) {
             let (resume, kept) = (self.code.label(), self.keep(op));
             let (next, group_behind) = (op.next_rip(), group.seen_from(moves));
             let slow = self.apart(if group.is_shared() {
@@ -80,20 +79,22 @@ impl Block<'_> {
         self.apart(Cold::Interpret { op: kept, resume, to_host: false, again })
     }
 
-    /// The step's access is at a distance from what was checked before, as `share` has it.
-    fn follow(&mut self, share: Share, place: u8, at: i64) -> Place {
+    /// The step's access is at a distance from what was checked before and is kept at `place`.
+    fn follow(&mut self, place: u8, at: i64) -> Place {
         if self.in_address.replace(place) != Some(place) {
             self.code.load(ADDRESS, fields::shared(place));
         }
-        self.checked = Some(share);
+        self.checked = true;
         Place::at(at)
     }
 
     /// The instruction is done: what interpreted it goes on here.
     pub(super) fn resume_here(&mut self) {
-        if matches!(self.checked, Some(Share::Follows { mirrored: false, .. })) {
+        let share = self.shares.get(self.step).filter(|_| self.checked);
+        if matches!(share, Some(Share::Follows { mirrored: false, .. })) {
             return;
         }
+        let mirrored = matches!(share, Some(Share::Leads { group, .. }) if group.mirrored);
         let in_host = matches!(self.flags, Flags::Host | Flags::Both);
         // One that leads may have two of them, last.
         let mut two = false;
@@ -105,7 +106,7 @@ impl Block<'_> {
             };
             *to_host = in_host;
             self.code.bind(*resume);
-            if two || !matches!(self.checked, Some(Share::Leads { group, .. }) if group.mirrored) {
+            if two || !mirrored {
                 break;
             }
             two = true;
@@ -119,9 +120,8 @@ impl Block<'_> {
         operand: &Op,
         access: Access,
     ) -> Result<Place, NotCopied> {
-        let share = self.share_of(self.step);
-        if let Share::Follows { place, at, .. } = share {
-            return Ok(self.follow(share, place, at));
+        if let Share::Follows { place, at, .. } = *self.share_of(self.step) {
+            return Ok(self.follow(place, at));
         }
         let operand = self.mode.operand(operand);
         self.lose_flags()?;

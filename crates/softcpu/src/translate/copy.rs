@@ -15,9 +15,9 @@ use super::context::{AVX, SSE, X87};
 use super::fields;
 use super::flags::Producer;
 use super::registers::{ACCUMULATOR, ADDRESS, Home, Homes, VALUE, is_high_byte, part, whole};
-use super::shapes::{How, Shape};
+use super::shapes::How;
 use crate::decode::op::Op;
-use crate::native::{Plan, Traits};
+use crate::native::{Plan, Traits, Uses};
 use crate::state::rflags::RFlags;
 
 /// RAX's number.
@@ -28,8 +28,9 @@ pub(super) fn vector_need(how: &How) -> u8 {
     match how {
         How::ZeroUpper => SSE | AVX,
         How::X87Control => X87,
-        How::Copied(plan) => {
-            let of = |traits: Traits, unit: u8| if plan.traits.contains(traits) { unit } else { 0 };
+        How::Copied(copying) => {
+            let of =
+                |traits: Traits, unit: u8| if copying.traits.contains(traits) { unit } else { 0 };
             of(Traits::AVX, SSE | AVX) | of(Traits::SSE, SSE) | of(Traits::X87, X87)
         }
         _ => 0,
@@ -48,8 +49,7 @@ pub(super) struct FlagUse {
 }
 
 impl FlagUse {
-    /// That of all that are copied as `plan` has it, whose shifts by nothing are another shape.
-    pub(super) fn of(plan: &Plan) -> Self {
+    fn of(plan: &Plan) -> Self {
         let status = RFlags::STATUS.bits();
         let leaves = plan.flags_out & status != status;
         let reads = plan.flags_in && !overwrites_flags(&plan.instruction);
@@ -57,30 +57,78 @@ impl FlagUse {
     }
 }
 
-/// Copies the instruction `it`, of `shape`, into `block` as `plan` has it.
+/// How instructions of one shape are copied.
+#[derive(Clone, Debug)]
+pub(super) struct Copying {
+    /// General registers they use, by number.
+    pub(super) gprs: Uses,
+    /// Operands that are general registers, by their number.
+    registers: SmallVec<[(u8, R); 4]>,
+    pub(super) access: Option<Access>,
+    pub(super) traits: Traits,
+    /// What it does to flags: of shifts, those by nothing are another shape.
+    pub(super) flags: FlagUse,
+    /// RAX is an implied operand: it must be the guest's.
+    accumulator: bool,
+    /// All registers are in host registers of the same names while nothing is lent.
+    same: bool,
+}
+
+impl Copying {
+    /// As `plan` has it.
+    ///
+    /// # Errors
+    /// For what accesses more memory at once than a check is for.
+    pub(super) fn of(plan: Plan) -> Result<Self, NotCopied> {
+        let it = &plan.instruction;
+        let registers: SmallVec<[(u8, R); 4]> = (0..it.op_count())
+            .filter(|n| it.op_kind(*n) == OpKind::Register)
+            .map(|n| (n as u8, it.op_register(n)))
+            .filter(|(_, register)| register.is_gpr())
+            .collect();
+        let named = |number: u8| {
+            registers.iter().any(|(_, r)| r.full_register().number() == usize::from(number))
+        };
+        let accumulator = plan.gprs.iter().any(|used| used.number == RAX) && !named(RAX)
+            || registers.iter().any(|(_, r)| *r == R::AH)
+            || matches!(it.mnemonic(), M::Cmpxchg | M::Mul)
+            || it.code() == Code::Fnstsw_AX
+            || it.mnemonic() == M::Imul && it.op_count() == 1;
+        let at_home = |number: u8| Homes::default().of(number) == Home::Host(whole(number));
+        let same = !accumulator && plan.gprs.iter().all(|used| at_home(used.number));
+        let byte = |number: usize| u8::try_from(number).map_err(|_| NotCopied);
+        let access = Access {
+            len: byte(plan.size)?,
+            stores: plan.traits.contains(Traits::STORES),
+            align_mask: byte(plan.alignment.saturating_sub(1))?,
+        };
+        let access = plan.traits.contains(Traits::MEMORY).then_some(access);
+        let (traits, flags) = (plan.traits, FlagUse::of(&plan));
+        Ok(Self { gprs: plan.gprs, registers, access, traits, flags, accumulator, same })
+    }
+
+    /// The guest registers that they change, a bit each.
+    pub(super) fn writes(&self) -> u16 {
+        let bit = |number: u8| 1_u16.checked_shl(number.into()).unwrap_or(0);
+        self.gprs.iter().filter(|used| used.written).fold(0, |all, used| all | bit(used.number))
+    }
+}
+
+/// Copies the instruction `it` into `block`, as all of its shape are.
 ///
 /// # Errors
 /// It must be interpreted. `block` may then hold part of it.
 pub(super) fn copy(
     block: &mut Block<'_>,
     it: &Instruction,
-    plan: &Plan,
-    shape: &Shape,
+    copying: &Copying,
     op: &Op,
 ) -> Result<(), NotCopied> {
-    let memory = plan.traits.contains(Traits::MEMORY);
-    let accumulator = shape.names.accumulator;
-    let Renamed { mut instruction, temporaries } =
-        rename(it, &shape.names, plan, memory, block.code.homes)?;
-    if memory {
-        let access = Access {
-            len: u8::try_from(plan.size).map_err(|_| NotCopied)?,
-            stores: plan.traits.contains(Traits::STORES),
-            align_mask: u8::try_from(plan.alignment.saturating_sub(1)).map_err(|_| NotCopied)?,
-        };
+    let Copying { access, accumulator, flags, .. } = *copying;
+    let Renamed { mut instruction, temporaries } = rename(it, copying, block.code.homes)?;
+    if let Some(access) = access {
         block.check(op, op, access)?.give_to(&mut instruction);
     }
-    let flags = shape.flags;
     // What changes some of them, and none is wanted again, need not find the others.
     let passes_on = flags.changes && flags.leaves && block.wants_flags_later();
     let finds = flags.reads || passes_on;
@@ -88,7 +136,7 @@ pub(super) fn copy(
         block.want_flags()?;
     }
     if finds || !flags.changes {
-        block.overwrite(shape.effects.writes())?;
+        block.overwrite(copying.writes())?;
     }
     if accumulator {
         block.code.copy(VALUE, ACCUMULATOR);
@@ -103,7 +151,7 @@ pub(super) fn copy(
     }
     block.may_fault();
     block.code.emit(&instruction)?;
-    block.note_x87(plan, op);
+    block.note_x87(copying, op);
     for temporary in &temporaries {
         if temporary.written {
             block.code.store(fields::gpr(temporary.guest), temporary.host);
@@ -118,16 +166,10 @@ pub(super) fn copy(
         let again = |()| Producer::of(it, block.code.homes);
         block.made_flags((!finds).then_some(()).and_then(again));
     }
-    if memory {
+    if access.is_some() {
         block.resume_here();
     }
     Ok(())
-}
-
-/// The guest registers that an instruction changes, a bit each.
-pub(super) fn written(plan: &Plan) -> u16 {
-    let bit = |number: u8| 1_u16.checked_shl(number.into()).unwrap_or(0);
-    plan.gprs.iter().filter(|used| used.written).fold(0, |all, used| all | bit(used.number))
 }
 
 /// Instructions whose flags do not depend on earlier ones: logic clears AF on every CPU,
@@ -160,51 +202,12 @@ struct Renamed {
     temporaries: SmallVec<[Temporary; 2]>,
 }
 
-/// Which general registers an instruction has.
-#[derive(Clone, Debug, Default)]
-pub(super) struct Names {
-    /// Operands that are one, by their number.
-    registers: SmallVec<[(u8, R); 4]>,
-    /// RAX is an implied operand: it must be the guest's.
-    accumulator: bool,
-    /// All are in host registers of the same names while nothing is lent.
-    same: bool,
-}
-
-impl Names {
-    /// Those of `it`, which is copied as `plan` has it.
-    pub(super) fn of(it: &Instruction, plan: &Plan) -> Self {
-        let registers: SmallVec<[(u8, R); 4]> = (0..it.op_count())
-            .filter(|n| it.op_kind(*n) == OpKind::Register)
-            .map(|n| (n as u8, it.op_register(n)))
-            .filter(|(_, register)| register.is_gpr())
-            .collect();
-        let named = |number: u8| {
-            registers.iter().any(|(_, r)| r.full_register().number() == usize::from(number))
-        };
-        let accumulator = plan.gprs.iter().any(|used| used.number == RAX) && !named(RAX)
-            || registers.iter().any(|(_, r)| *r == R::AH)
-            || matches!(it.mnemonic(), M::Cmpxchg | M::Mul)
-            || it.code() == Code::Fnstsw_AX
-            || it.mnemonic() == M::Imul && it.op_count() == 1;
-        let at_home = |number: u8| Homes::default().of(number) == Home::Host(whole(number));
-        let same = !accumulator && plan.gprs.iter().all(|used| at_home(used.number));
-        Self { registers, accumulator, same }
-    }
-}
-
-fn rename(
-    it: &Instruction,
-    names: &Names,
-    plan: &Plan,
-    memory: bool,
-    homes: Homes,
-) -> Result<Renamed, NotCopied> {
+fn rename(it: &Instruction, copying: &Copying, homes: Homes) -> Result<Renamed, NotCopied> {
     let mut it = *it;
-    let accumulator = names.accumulator;
-    if names.same && homes.lends_nothing() {
+    if copying.same && homes.lends_nothing() {
         return Ok(Renamed { instruction: it, temporaries: SmallVec::new() });
     }
+    let (accumulator, memory) = (copying.accumulator, copying.access.is_some());
     let mut free: SmallVec<[R; 2]> = SmallVec::new();
     if !accumulator {
         free.push(VALUE);
@@ -213,7 +216,7 @@ fn rename(
         free.push(ADDRESS);
     }
     let mut temporaries: SmallVec<[Temporary; 2]> = SmallVec::new();
-    for used in &plan.gprs {
+    for used in &copying.gprs {
         let guest = used.number;
         if homes.of(guest) == Home::Memory {
             let host = free.pop().ok_or(NotCopied)?;
@@ -221,7 +224,7 @@ fn rename(
             temporaries.push(Temporary { guest, host, loaded, written: used.written });
         }
     }
-    for (n, register) in &names.registers {
+    for (n, register) in &copying.registers {
         let (n, register) = (u32::from(*n), *register);
         let number = register.full_register().number() as u8;
         if is_high_byte(register) {

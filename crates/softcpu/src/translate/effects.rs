@@ -4,7 +4,7 @@
 use iced_x86::{Instruction, Register as R};
 
 use super::block::Block;
-use super::copy::{self, FlagUse};
+use super::copy::Copying;
 use super::privileged::Touches;
 use super::shapes::How;
 use super::stack::{RBP, RSP, StackUse};
@@ -24,17 +24,12 @@ pub(super) struct Effects {
     /// Guest registers it changes, a bit each.
     writes: u16,
     /// The step it goes on with, if it is in the trace.
-    next: Option<usize>,
+    next: Option<u16>,
 }
 
 impl Effects {
     const ANYTHING: Self =
         Self { wants: true, makes: false, sets_pointers: false, writes: u16::MAX, next: None };
-
-    /// Guest registers that are changed, a bit each.
-    pub(super) fn writes(self) -> u16 {
-        self.writes
-    }
 
     /// Those of all steps of `trace`, into `effects`.
     pub(super) fn of_all(trace: &Trace, effects: &mut Vec<Self>) {
@@ -45,6 +40,7 @@ impl Effects {
                 (Some(onwards), _) => trace.step_at(onwards),
                 (None, _) => Some(n.saturating_add(1)),
             };
+            let next = next.and_then(|next| u16::try_from(next).ok());
             Self { next, ..Self::of(step, op) }
         }));
     }
@@ -78,13 +74,13 @@ impl Effects {
             How::Privileged(Touches { flags, registers }) => {
                 Self { wants: *flags, writes: *registers, ..Self::ANYTHING }
             }
-            How::Copied(plan) => {
-                let flags = FlagUse::of(plan);
+            How::Copied(copying) => {
+                let Copying { flags, access, .. } = copying;
                 Self {
-                    wants: flags.reads || plan.size != 0,
+                    wants: flags.reads || access.is_some(),
                     makes: !flags.reads && !flags.leaves,
-                    sets_pointers: x87::sets_pointers(plan),
-                    writes: copy::written(plan),
+                    sets_pointers: x87::sets_pointers(copying),
+                    writes: copying.writes(),
                     next: None,
                 }
             }
@@ -106,7 +102,7 @@ impl Block<'_> {
 
     /// The step that step `n` goes on with, if it is in the trace.
     pub(super) fn step_behind(&self, n: usize) -> Option<usize> {
-        self.effects.get(n)?.next
+        self.effects.get(n)?.next.map(usize::from)
     }
 
     /// Whether somebody may want the flags that step `n` finds.
@@ -120,7 +116,7 @@ impl Block<'_> {
             if effects.makes {
                 return false;
             }
-            at = effects.next;
+            at = effects.next.map(usize::from);
         }
         true
     }
@@ -140,7 +136,7 @@ impl Block<'_> {
                 return true;
             }
             lost |= effects.writes & producer.reads != 0;
-            at = effects.next;
+            at = effects.next.map(usize::from);
         }
         !lost
     }

@@ -67,8 +67,8 @@ fn count(uses: &mut [u32; 16], step: &Step, op: &Op, weight: u32) {
         How::Stack(StackUse::Push | StackUse::Pop, 4..) | How::Lea if first.is_gpr() => {
             used(first.number() as u8);
         }
-        How::Copied(plan) => {
-            for gpr in &plan.gprs {
+        How::Copied(copying) => {
+            for gpr in &copying.gprs {
                 for _ in 0..u8::from(gpr.loaded).saturating_add(u8::from(gpr.written)) {
                     used(gpr.number);
                 }

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use iced_x86::{Code, Instruction, InstructionInfoFactory, Mnemonic as M, OpKind};
 
 use super::assembler::NotCopied;
-use super::copy::{self, FlagUse, Names};
+use super::copy::{self, Copying};
 use super::division::is_division;
 use super::effects::Effects;
 use super::privileged::{Touches, touches};
@@ -18,7 +18,7 @@ use super::stack::StackUse;
 use super::strings::StringUse;
 use super::x87;
 use crate::native::features::FeatureSet;
-use crate::native::{Plan, is_hint, is_special, normalise, plan, without_prefix};
+use crate::native::{is_hint, is_special, normalise, plan, without_prefix};
 
 /// Shapes remembered; a power of two.
 const PLACES: usize = 1 << PLACE_BITS;
@@ -43,8 +43,8 @@ pub(super) enum How {
     X87Control,
     /// It touches what is the machine's, and is done in line.
     Privileged(Touches),
-    /// It is copied as this says, but with its own immediates.
-    Copied(Plan),
+    /// It is copied.
+    Copied(Copying),
     /// It is a branch, or interpreted.
     Other,
 }
@@ -55,9 +55,6 @@ pub(super) struct Shape {
     pub(super) how: How,
     /// What it uses of the vector and x87 units.
     pub(super) need: u8,
-    /// If it is copied: which registers it has, and what that does to flags.
-    pub(super) names: Names,
-    pub(super) flags: FlagUse,
     /// What it does to flags and registers, if the next one follows it.
     pub(super) effects: Effects,
 }
@@ -67,17 +64,13 @@ impl Shape {
     fn of(how: How, it: &Instruction) -> Self {
         let need = copy::vector_need(&how);
         let effects = Effects::of_shape(&how, it);
-        let (names, flags) = match &how {
-            How::Copied(plan) => (Names::of(&normalise(it), plan), FlagUse::of(plan)),
-            _ => Default::default(),
-        };
-        Self { how, need, names, flags, effects }
+        Self { how, need, effects }
     }
 
     /// How it is copied, if it is.
-    pub(super) fn plan(&self) -> Option<&Plan> {
+    pub(super) fn copying(&self) -> Option<&Copying> {
         match &self.how {
-            How::Copied(plan) => Some(plan),
+            How::Copied(copying) => Some(copying),
             _ => None,
         }
     }
@@ -157,17 +150,17 @@ impl Shapes {
         } else if let Some(touches) = touches(it) {
             How::Privileged(touches)
         } else {
-            self.plan(it, features).map_or(How::Other, How::Copied)
+            self.copying(it, features).map_or(How::Other, How::Copied)
         }
     }
 
-    fn plan(&mut self, it: &Instruction, features: &FeatureSet) -> Result<Plan, NotCopied> {
+    fn copying(&mut self, it: &Instruction, features: &FeatureSet) -> Result<Copying, NotCopied> {
         let swaps = matches!(it.code(), Code::Xchg_r64_RAX | Code::Xchg_r32_EAX);
         if swaps || is_special(it, features) {
             return Err(NotCopied);
         }
         let plan = plan(it, features, &mut self.factory).map_err(|_| NotCopied)?;
-        if x87::may_copy(&plan) { Ok(plan) } else { Err(NotCopied) }
+        if x87::may_copy(&plan) { Copying::of(plan) } else { Err(NotCopied) }
     }
 }
 
@@ -254,14 +247,6 @@ mod tests {
         Decoder::with_ip(64, bytes, 0x1000, DecoderOptions::NONE).decode()
     }
 
-    /// `shape`, without the instruction that it was found out of.
-    fn like(mut shape: Shape) -> Shape {
-        if let How::Copied(plan) = &mut shape.how {
-            plan.instruction = Instruction::default();
-        }
-        shape
-    }
-
     #[test]
     fn what_is_remembered_is_what_would_be_found_out_again() {
         let features = FeatureSet::v3();
@@ -283,9 +268,8 @@ mod tests {
                 let fresh = Shapes::new().of(&mut instruction, &features);
                 let known = shapes.of(&mut other, &features);
                 assert_eq!(instruction, other);
-                let [known, fresh] = [known, fresh].map(|shape| Shape::clone(&shape)).map(like);
                 assert_eq!(format!("{known:?}"), format!("{fresh:?}"), "{instruction}");
-                assert!(known.plan().is_some(), "{instruction}");
+                assert!(known.copying().is_some(), "{instruction}");
             }
         }
     }

@@ -13,11 +13,13 @@ use iced_x86::{Code, OpKind, Register};
 
 use super::access::Access;
 use super::block::Block;
+use super::copy::Copying;
 use super::mode::Mode;
+use super::shapes::How;
 use super::stack::{RBP, RSP, StackUse, down, stack_operand};
 use super::trace::{Step, Then, Trace};
 use crate::decode::op::Op;
-use crate::native::{Plan, Traits};
+use crate::native::Traits;
 use crate::state::{GPR_ZERO, SEG_FLAT};
 
 /// Most bytes from the first to the last of a group.
@@ -302,9 +304,9 @@ impl Block<'_> {
             let mut joins = access.map(|access| {
                 let joins = join(groups, open, &access, self.manner.mirrored);
                 // A store from an MMX register has changed the x87 unit already when it faults.
-                let may_fault = |plan: &Plan| !plan.traits.contains(Traits::X87);
+                let may_fault = |copying: &Copying| !copying.traits.contains(Traits::X87);
                 if let Some(group) = groups.get_mut(joins.group) {
-                    group.mirrored &= copied && step.plan().is_some_and(may_fault);
+                    group.mirrored &= copied && step.shape.copying().is_some_and(may_fault);
                 }
                 if apart.contains(&access.origin) {
                     open.retain(|open| open.group != joins.group);
@@ -373,24 +375,25 @@ fn join(groups: &mut Vec<Group>, open: &mut Vec<Open>, access: &Simple, mirrored
 
 /// The access that `step` makes in `mode`, if it is from an origin.
 fn simple(step: &Step, op: &Op, mode: Mode) -> Option<Simple> {
-    let code = step.instruction.code();
     let stack = |base, displacement, word, stores| {
         let operand = stack_operand(mode, op, base, displacement);
         Simple::to(&operand, i64::from(word), stores, 0)
     };
-    match (step.then, step.shape.stack(), step.plan()) {
-        (Then::Next, Some((StackUse::Push, word)), _)
-        | (Then::Last, Some((StackUse::Call, word)), _) => stack(RSP, down(word), word, true),
-        (Then::Next, Some((StackUse::Pop, word)), _)
-        | (Then::Last, Some((StackUse::Return, word)), _) => stack(RSP, 0, word, false),
-        (Then::Next, Some((StackUse::Leave, word)), _) => stack(RBP, 0, word, false),
-        (Then::Next, None, _) if code == Code::Pushfq => stack(RSP, down(8), 8, true),
-        (Then::Next, None, _) if code == Code::Popfq => stack(RSP, 0, 8, false),
-        (Then::Next, None, Some(plan)) if plan.traits.contains(Traits::MEMORY) => {
-            let align_mask = u8::try_from(plan.alignment.saturating_sub(1)).ok()?;
-            let stores = plan.traits.contains(Traits::STORES);
-            Simple::to(&mode.operand(op), i64::try_from(plan.size).ok()?, stores, align_mask)
+    match (step.then, &step.shape.how) {
+        (Then::Next, How::Stack(StackUse::Push, word))
+        | (Then::Last, How::Stack(StackUse::Call, word)) => stack(RSP, down(*word), *word, true),
+        (Then::Next, How::Stack(StackUse::Pop, word))
+        | (Then::Last, How::Stack(StackUse::Return, word)) => stack(RSP, 0, *word, false),
+        (Then::Next, How::Stack(StackUse::Leave, word)) => stack(RBP, 0, *word, false),
+        (Then::Next, How::Copied(copying)) => {
+            let Access { len, stores, align_mask } = copying.access?;
+            Simple::to(&mode.operand(op), len.into(), stores, align_mask)
         }
+        (Then::Next, How::Privileged(_)) => match step.instruction.code() {
+            Code::Pushfq => stack(RSP, down(8), 8, true),
+            Code::Popfq => stack(RSP, 0, 8, false),
+            _ => None,
+        },
         _ => None,
     }
 }

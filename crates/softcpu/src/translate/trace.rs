@@ -9,7 +9,6 @@ use super::mode::{CodeSegment, Mode};
 use super::route::Route;
 use super::shapes::{Shape, Shapes};
 use crate::decode::op::Op;
-use crate::native::Plan;
 
 use crate::native::features::FeatureSet;
 
@@ -47,11 +46,6 @@ pub(super) struct Step {
 }
 
 impl Step {
-    /// How it is copied, if it is.
-    pub(super) fn plan(&self) -> Option<&Plan> {
-        self.shape.plan()
-    }
-
     /// Where it may go on besides the next step, as far as it does not say so itself.
     pub(super) fn goes_to(&self) -> impl Iterator<Item = u64> + use<> {
         let exit = match self.then {

@@ -16,6 +16,7 @@ use super::access::Access;
 use super::assembler::{Assembler, Condition, NotCopied};
 use super::block::Block;
 use super::context::X87;
+use super::copy::Copying;
 use super::fields;
 use super::registers::{ADDRESS, VALUE};
 use super::relocate::Kind;
@@ -39,9 +40,9 @@ pub(super) fn may_copy(plan: &Plan) -> bool {
     !plan.traits.contains(Traits::RESETS_POINTERS) && plan.instruction.code() != Code::Fldcw_m2byte
 }
 
-/// Whether what `plan` has sets FIP and FOP.
-pub(super) fn sets_pointers(plan: &Plan) -> bool {
-    plan.traits.contains(Traits::POINTERS)
+/// Whether what is copied sets FIP and FOP.
+pub(super) fn sets_pointers(copying: &Copying) -> bool {
+    copying.traits.contains(Traits::POINTERS)
 }
 
 impl Block<'_> {
@@ -72,12 +73,12 @@ impl Block<'_> {
         Ok(())
     }
 
-    /// Notes that `op`, the step's, is the last that has set FIP and FOP, if `plan` does that. If
+    /// Notes that `op`, the step's, is the last that has set FIP and FOP, if what is copied does that. If
     /// the next one does too, only the way to the interpreter does so first, should it be taken.
     /// Uses [`VALUE`].
-    pub(super) fn note_x87(&mut self, plan: &Plan, op: &Op) {
+    pub(super) fn note_x87(&mut self, copying: &Copying, op: &Op) {
         self.unnoted = None;
-        if sets_pointers(plan) {
+        if sets_pointers(copying) {
             let kept = self.keep(op);
             // Where a jump comes in, another may have been the last.
             if self.sets_pointers_next() && !self.heads.has(op.next_rip()) {
