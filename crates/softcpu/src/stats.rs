@@ -47,6 +47,8 @@ pub struct Times {
     pub decoding: Duration,
     /// Translating.
     pub translating: Duration,
+    /// What making translations beside it has taken, on another thread.
+    pub beside: Duration,
     /// The longest stretches of it.
     pub longest: Longest,
     /// What is measured on request only.
@@ -94,7 +96,11 @@ pub(crate) struct Ticks {
 impl Ticks {
     /// Adds those since the counter showed `since`.
     pub(crate) fn add_since(&mut self, since: u64) {
-        let added = host_tsc().saturating_sub(since);
+        self.add(host_tsc().saturating_sub(since));
+    }
+
+    /// Adds so many at once.
+    pub(crate) fn add(&mut self, added: u64) {
         self.all = self.all.saturating_add(added);
         self.longest = self.longest.max(added);
     }
@@ -109,6 +115,7 @@ pub(crate) struct Meter {
     outside: Ticks,
     pub(crate) decoding: Ticks,
     pub(crate) translating: Ticks,
+    pub(crate) beside: Ticks,
     pub(crate) evicting: Ticks,
     pub(crate) dropping: Ticks,
     pub(crate) sweeping: Ticks,
@@ -143,6 +150,7 @@ impl Meter {
             outside: Ticks::default(),
             decoding: Ticks::default(),
             translating: Ticks::default(),
+            beside: Ticks::default(),
             evicting: Ticks::default(),
             dropping: Ticks::default(),
             sweeping: Ticks::default(),
@@ -208,6 +216,7 @@ impl Meter {
             outside: duration(outside),
             decoding: duration(self.decoding),
             translating: duration(self.translating),
+            beside: duration(self.beside),
             longest: Longest {
                 translating: ticks_are(self.translating.longest),
                 evicting: ticks_are(self.evicting.longest),

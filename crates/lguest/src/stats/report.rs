@@ -117,6 +117,11 @@ pub(super) fn report(vcpus: &[Stats]) -> String {
     table.numbers(&BLOCKS);
     if vcpus.iter().any(|stats| stats.translator.capacity != 0) {
         table.numbers(&CODE);
+        table.row_of("  MB a second, beside", |stats| {
+            let made = total(stats, |stats| stats.translator.beside_bytes) as f64 / 1e6;
+            let seconds = sum(stats, |stats| stats.time.beside).as_secs_f64();
+            format!("{:.1}", if seconds > 0.0 { made / seconds } else { 0.0 })
+        });
         table.numbers(&MIRROR);
         for (number, reason) in Counters::EXITS.iter().enumerate() {
             if !reason.is_empty() {

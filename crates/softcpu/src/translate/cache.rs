@@ -155,6 +155,8 @@ pub struct Counters {
     pub moved: u64,
     /// Blocks that were translated beside the vCPU, among those.
     pub beside: u64,
+    /// Bytes of guest code made there, be it of use still or not.
+    pub beside_bytes: u64,
     /// Those that had been made for another vCPU, among those translated.
     pub shared: u64,
     /// Those that were ordered but taken back, for want of patience.

@@ -26,6 +26,10 @@ impl Heads {
         self.0.iter().find(|(known, _)| *known == rip).map(|(_, head)| *head)
     }
 
+    pub(super) fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
     pub(super) fn has(&self, rip: u64) -> bool {
         self.get(rip).is_some()
     }

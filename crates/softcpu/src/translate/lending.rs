@@ -21,7 +21,9 @@ impl Block<'_> {
     /// Where guest registers are best for `trace`.
     pub(super) fn homes_for(&self, trace: &Trace) -> Homes {
         let mut uses = [0_u32; 16];
-        let loops: Vec<_> = trace.loops().collect();
+        // Without a place that it jumps to there is none.
+        let loops: Vec<_> =
+            if self.heads.is_empty() { Vec::new() } else { trace.loops().collect() };
         for (n, (step, op)) in trace.steps.iter().zip(&trace.ops).enumerate() {
             let looped = loops.iter().any(|steps| steps.contains(&n));
             count(&mut uses, step, op, if looped { IN_LOOP } else { 1 });

@@ -22,6 +22,7 @@ use crate::decode::cache::Tail;
 use crate::decode::op::Op;
 use crate::memory::ram::RamFrame;
 use crate::native::features::FeatureSet;
+use crate::system::tsc::host_tsc;
 
 /// What is to be translated, and then what has come of it.
 #[derive(Debug)]
@@ -30,6 +31,8 @@ pub(super) struct Job {
     pub(super) order: Order,
     /// Nothing before it is made, or if it cannot be.
     pub(super) made: Option<Made>,
+    /// How many ticks of the TSC that took.
+    pub(super) took: u64,
     /// What a translation may have interpreted.
     ops: Ops,
 }
@@ -58,7 +61,7 @@ pub(super) struct Made {
     pub(super) translated: Translated,
     /// Guest instructions in it, and their bytes.
     instructions: usize,
-    guest_bytes: u64,
+    pub(super) guest_bytes: u64,
     #[cfg(test)]
     pub(super) trace: Trace,
 }
@@ -85,7 +88,7 @@ const OPS: usize = 512;
 impl Job {
     /// One without a route.
     pub(super) fn new(order: Order) -> Self {
-        Self { route: Route::default(), order, made: None, ops: Ops::in_chunks_of(OPS) }
+        Self { route: Route::default(), order, made: None, took: 0, ops: Ops::in_chunks_of(OPS) }
     }
 
     /// The code that is translated.
@@ -127,7 +130,13 @@ impl Maker {
 
     /// Does `job`, in the memory of what it has made before.
     pub(super) fn make(&mut self, job: &mut Job) {
-        let Job { route, order, ops, made } = job;
+        let since = host_tsc();
+        self.make_untimed(job);
+        job.took = host_tsc().saturating_sub(since);
+    }
+
+    fn make_untimed(&mut self, job: &mut Job) {
+        let Job { route, order, ops, made, .. } = job;
         if self.features != order.features {
             (self.shapes, self.features) = (Shapes::new(), order.features);
         }

@@ -223,6 +223,7 @@ impl Vcpu {
         for mut job in deliveries.drain(..) {
             let (frame, rip, _) = job.wanted();
             let of = (frame, job.order.version);
+            self.count_delivery(&job);
             let entry = self.settle(&mut job);
             mark(blocks, &job.route, of, false);
             if let Some(head) = find(blocks, job.route.segment, of, rip) {
@@ -237,6 +238,14 @@ impl Vcpu {
             orders.empty = deliveries;
         }
         self.meter.translating.add_since(since);
+    }
+
+    fn count_delivery(&mut self, job: &Job) {
+        self.meter.beside.add(job.took);
+        if let (Some(translator), Some(made)) = (&mut self.translator, &job.made) {
+            let bytes = &mut translator.counters.beside_bytes;
+            *bytes = bytes.wrapping_add(made.guest_bytes);
+        }
     }
 
     /// Gives what `job` has made a place, if it stands for what is there.
