@@ -4,18 +4,46 @@
 //! A register in memory costs an instruction at each use and, worse, the time a store takes
 //! to reach the load behind it, which in a loop adds up along the chain of its values.
 
+use iced_x86::Instruction;
+use smallvec::SmallVec;
+
 use super::block::Block;
-use super::registers::Homes;
+use super::registers::{Home, Homes};
 use super::shapes::How;
 use super::stack::StackUse;
-use super::trace::{Step, Trace};
-use crate::decode::op::{Op, OpFlags};
+use super::trace::Trace;
+use crate::decode::op::OpFlags;
+use crate::native::Use;
 use crate::state::GPR_ZERO;
 
 /// What a use in a loop counts.
 const IN_LOOP: u32 = 8;
 /// How much more the borrower must be used than the lender: what lending and giving back cost.
 const WORTH: u32 = 5;
+
+/// General registers that an instruction uses, as often as it does, but for those that its
+/// address is made of.
+pub(super) type Used = SmallVec<[u8; 8]>;
+
+/// Those of `it`, which is done like that.
+pub(super) fn used(how: &How, it: &Instruction) -> Used {
+    let first = it.op0_register();
+    match how {
+        How::String(string) => {
+            let pointers = (0..16).filter(|number| string.writes() & 1 << number != 0);
+            pointers.flat_map(|number| [number; 2]).collect()
+        }
+        How::Stack(StackUse::Push | StackUse::Pop, 4..) | How::Lea if first.is_gpr() => {
+            [first.number() as u8].into_iter().collect()
+        }
+        How::Copied(copying) => {
+            let times = |used: &Use| u8::from(used.loaded).saturating_add(used.written.into());
+            let gprs = copying.gprs.iter();
+            gprs.flat_map(|used| std::iter::repeat_n(used.number, times(used).into())).collect()
+        }
+        _ => Used::new(),
+    }
+}
 
 impl Block<'_> {
     /// Where guest registers are best for `trace`.
@@ -26,57 +54,25 @@ impl Block<'_> {
             if self.heads.is_empty() { Vec::new() } else { trace.loops().collect() };
         for (n, (step, op)) in trace.steps.iter().zip(&trace.ops).enumerate() {
             let looped = loops.iter().any(|steps| steps.contains(&n));
-            count(&mut uses, step, op, if looped { IN_LOOP } else { 1 });
-        }
-        let mut homes = Homes::default();
-        let mut lenders = Homes::LENDERS.to_vec();
-        let used = |number: u8| uses.get(usize::from(number)).copied().unwrap_or(0);
-        for user in Homes::BORROWERS {
-            let Some(owner) = lenders.iter().copied().min_by_key(|owner| used(*owner)) else {
-                break;
-            };
-            if used(user) >= used(owner).saturating_add(WORTH) {
-                homes.lend(owner, user, self.writes(user));
-                lenders.retain(|lender| *lender != owner);
-            }
-        }
-        homes
-    }
-}
-
-/// Counts the registers that `step` uses.
-fn count(uses: &mut [u32; 16], step: &Step, op: &Op, weight: u32) {
-    let mut used = |number: u8| {
-        if let Some(uses) = uses.get_mut(usize::from(number)) {
-            *uses = uses.saturating_add(weight);
-        }
-    };
-    if op.flags.contains(OpFlags::MEM) {
-        for number in [op.base, op.index] {
-            if number != GPR_ZERO {
-                used(number);
-            }
-        }
-    }
-    let first = step.instruction.op0_register();
-    match &step.shape.how {
-        How::String(string) => {
-            for number in (0..16).filter(|number| string.writes() & 1 << number != 0) {
-                used(number);
-                used(number);
-            }
-        }
-        How::Stack(StackUse::Push | StackUse::Pop, 4..) | How::Lea if first.is_gpr() => {
-            used(first.number() as u8);
-        }
-        How::Copied(copying) => {
-            for gpr in &copying.gprs {
-                for _ in 0..u8::from(gpr.loaded).saturating_add(u8::from(gpr.written)) {
-                    used(gpr.number);
+            let address = [op.base, op.index].into_iter().filter(|number| *number != GPR_ZERO);
+            let address = address.filter(|_| op.flags.contains(OpFlags::MEM));
+            for number in step.shape.used.iter().copied().chain(address) {
+                if let Some(uses) = uses.get_mut(usize::from(number)) {
+                    *uses = uses.saturating_add(if looped { IN_LOOP } else { 1 });
                 }
             }
         }
-        _ => {}
+        let mut homes = Homes::default();
+        let used = |number: u8| uses.get(usize::from(number)).copied().unwrap_or(0);
+        for user in Homes::BORROWERS.into_iter().filter(|user| used(*user) >= WORTH) {
+            let lenders =
+                Homes::LENDERS.into_iter().filter(|owner| homes.of(*owner) != Home::Memory);
+            let Some(owner) = lenders.min_by_key(|owner| used(*owner)) else { break };
+            if used(user) >= used(owner).saturating_add(WORTH) {
+                homes.lend(owner, user, self.writes(user));
+            }
+        }
+        homes
     }
 }
 

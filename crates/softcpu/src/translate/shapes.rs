@@ -13,6 +13,7 @@ use super::assembler::NotCopied;
 use super::copy::{self, Copying};
 use super::division::is_division;
 use super::effects::Effects;
+use super::lending::{self, Used};
 use super::privileged::{Touches, touches};
 use super::stack::StackUse;
 use super::strings::StringUse;
@@ -57,6 +58,7 @@ pub(super) struct Shape {
     pub(super) need: u8,
     /// What it does to flags and registers, if the next one follows it.
     pub(super) effects: Effects,
+    pub(super) used: Used,
 }
 
 impl Shape {
@@ -64,7 +66,8 @@ impl Shape {
     fn of(how: How, it: &Instruction) -> Self {
         let need = copy::vector_need(&how);
         let effects = Effects::of_shape(&how, it);
-        Self { how, need, effects }
+        let used = lending::used(&how, it);
+        Self { how, need, effects, used }
     }
 
     /// How it is copied, if it is.
