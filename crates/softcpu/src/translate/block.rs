@@ -113,7 +113,6 @@ pub(super) struct Block<'a> {
     pub(super) lent: Homes,
     /// How the steps' accesses are checked.
     pub(super) shares: &'a mut Vec<Share>,
-    grouping: &'a mut Grouping,
     /// The place whose host address is in [`ADDRESS`](super::registers::ADDRESS).
     pub(super) in_address: Option<u8>,
     /// The step's access was checked as its share says.
@@ -200,7 +199,6 @@ fn attempt(
         heads,
         lent: Homes::default(),
         shares,
-        grouping,
         in_address: None,
         checked: false,
         weak: 0,
@@ -210,7 +208,7 @@ fn attempt(
     };
     block.find_heads(trace);
     if manner.shares {
-        block.share(trace);
+        block.share(trace, grouping);
     }
     let need = trace.steps.iter().fold(0, |need, step| need | step.shape.need);
     if need != 0 {
@@ -275,11 +273,10 @@ fn attempt(
 
 impl Block<'_> {
     /// Finds out which accesses share checks: those that follow others cannot fault.
-    fn share(&mut self, trace: &Trace) {
+    fn share(&mut self, trace: &Trace, grouping: &mut Grouping) {
         let mut shares = std::mem::take(self.shares);
-        let mut grouping = std::mem::take(self.grouping);
-        self.shares_of(trace, &mut grouping, &mut shares);
-        (*self.shares, *self.grouping) = (shares, grouping);
+        self.shares_of(trace, grouping, &mut shares);
+        *self.shares = shares;
         self.forget_streams();
         for ((effects, share), step) in self.effects.iter_mut().zip(&*self.shares).zip(&trace.steps)
         {

@@ -9,7 +9,6 @@ use super::mode::{CodeSegment, Mode};
 use super::route::Route;
 use super::shapes::{Shape, Shapes};
 use crate::decode::op::Op;
-
 use crate::native::features::FeatureSet;
 
 /// Most instructions in a trace.
