@@ -41,7 +41,7 @@ impl Access {
 }
 
 /// Where in host memory a checked operand is: at [`ADDRESS`] plus these. Holds until one of
-/// the registers changes.
+/// the registers changes, of which one may be [`VALUE`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Place {
     index: R,
@@ -61,6 +61,11 @@ impl Place {
     /// So far from it and so many times a register.
     pub(super) fn from(index: R, factor: u32, displacement: i64) -> Self {
         Self { index, factor, displacement }
+    }
+
+    /// Whether it needs what is in [`VALUE`].
+    pub(super) fn needs_value(self) -> bool {
+        self.index == VALUE
     }
 
     /// The memory operand of an instruction that works on it.
@@ -95,6 +100,18 @@ pub(super) fn tlb_entry(address: u64) -> u32 {
 }
 
 impl Assembler {
+    /// Brings `place` into [`ADDRESS`] if it needs [`VALUE`] otherwise. Says where it is then.
+    ///
+    /// # Errors
+    /// None, unless the assembler is wrong.
+    pub(super) fn without_value(&mut self, place: Place) -> Result<Place, NotCopied> {
+        if !place.needs_value() {
+            return Ok(place);
+        }
+        self.lea(ADDRESS, ADDRESS, VALUE, place.factor, 0)?;
+        Ok(Place::at(place.displacement))
+    }
+
     /// Checks that `op`'s memory operand may be accessed in place, or goes to `slow`. Says
     /// where it is then. Uses [`VALUE`] and [`ADDRESS`].
     ///

@@ -117,6 +117,9 @@ pub(super) struct Block<'a> {
     pub(super) in_address: Option<u8>,
     /// The step's access was checked as its share says.
     pub(super) checked: bool,
+    /// How far the stack pointer has yet to move, and whether the step may leave it so.
+    pub(super) stack_moves: i64,
+    pub(super) stack_waits: bool,
     /// The places of what was checked before an instruction was interpreted in line, a bit each.
     pub(super) weak: u16,
     /// Where the step's access lands if it faults, once that is known; and all of those before.
@@ -201,6 +204,8 @@ fn attempt(
         shares,
         in_address: None,
         checked: false,
+        stack_moves: 0,
+        stack_waits: false,
         weak: 0,
         landing: None,
         landings,
@@ -221,13 +226,17 @@ fn attempt(
     let mut open = true;
     for (n, (step, op)) in trace.steps.iter().zip(&trace.ops).enumerate() {
         (block.step, block.here) = (n, op.rip);
+        block.stack_waits = block.may_wait_with_stack(step, op);
+        if !block.stack_waits {
+            block.move_stack_at_last()?;
+        }
         block.arrive(op.rip, open)?;
         if !open && !block.heads.has(op.rip) {
             // What would have come here is interpreted, and goes on elsewhere.
             continue;
         }
         let before = (block.code.len(), block.flags, block.producer, block.cold.len());
-        let homes = block.code.homes;
+        let (homes, stack_moves) = (block.code.homes, block.stack_moves);
         block.checked = false;
         let done = match step.then {
             Then::Next => block.next(step, op),
@@ -248,6 +257,8 @@ fn attempt(
             (block.flags, block.producer) = (before.1, before.2);
             block.cold.truncate(before.3);
             block.code.homes = homes;
+            block.stack_moves = stack_moves;
+            block.move_stack_at_last()?;
             match step.then {
                 Then::Next => block.interpret(op)?,
                 // It says itself where it goes on.
@@ -261,6 +272,7 @@ fn attempt(
         let onwards = step.onwards.or(last.then_some(op.next_rip()));
         if open && let Some(target) = onwards {
             block.step = block.step_behind(n).unwrap_or(trace.steps.len());
+            block.move_stack_at_last()?;
             block.edge(target)?;
             open = false;
         }
@@ -366,6 +378,12 @@ impl Block<'_> {
             elsewhere => elsewhere,
         };
         Ok(())
+    }
+
+    /// Whether [`Block::overwrite`] may have to save flags, which takes [`VALUE`].
+    pub(super) fn may_save_flags_for(&self, registers: u16) -> bool {
+        let reads = self.producer.map_or(0, |producer| producer.reads);
+        self.flags == Flags::Deferred && reads & registers != 0
     }
 
     /// The step is about to change `registers` of the guest's, and leaves flags alone or has

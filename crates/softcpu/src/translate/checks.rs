@@ -20,6 +20,18 @@ impl Block<'_> {
         operand: &Op,
         access: Access,
     ) -> Result<Place, NotCopied> {
+        let place = self.check_with_value(op, operand, access)?;
+        self.code.without_value(place)
+    }
+
+    /// As [`Block::check`], but where the access is may need what is in
+    /// [`VALUE`](super::registers::VALUE).
+    pub(super) fn check_with_value(
+        &mut self,
+        op: &Op,
+        operand: &Op,
+        access: Access,
+    ) -> Result<Place, NotCopied> {
         if let Share::Follows { place, at, mirrored } = *self.share_of(self.step) {
             let from = self.code.register_of(Origin::of(operand), true);
             if mirrored && from.is_some() && self.is_weak(place) {
@@ -54,10 +66,10 @@ impl Block<'_> {
             if group.mirrored {
                 return self.check_mirrored(op, &operand, &group, at, slow);
             }
-            match group.stream {
-                Some(stream) => self.check_stream(&group, stream, slow)?,
-                None => self.code.check_group(&group, slow)?,
+            if let Some(stream) = group.stream {
+                return self.check_stream(&group, stream, at, slow);
             }
+            self.code.check_group(&group, slow)?;
             return Ok(Place::at(at));
         }
         self.in_address = None;

@@ -14,6 +14,7 @@ use super::block::Block;
 use super::context::{AVX, SSE, X87};
 use super::fields;
 use super::flags::Producer;
+use super::memory_form::{memory_form, put_in_memory};
 use super::registers::{ACCUMULATOR, ADDRESS, Home, Homes, VALUE, is_high_byte, part, whole};
 use super::shapes::How;
 use crate::decode::op::Op;
@@ -57,13 +58,30 @@ impl FlagUse {
     }
 }
 
+/// An operand that is a general register.
+#[derive(Clone, Copy, Debug)]
+struct Named {
+    /// Which one.
+    operand: u32,
+    register: R,
+    /// The code with which it can be in memory.
+    in_memory: Option<Code>,
+}
+
+impl Named {
+    /// The register's number.
+    fn number(&self) -> u8 {
+        self.register.full_register().number() as u8
+    }
+}
+
 /// How instructions of one shape are copied.
 #[derive(Clone, Debug)]
 pub(super) struct Copying {
     /// General registers they use, by number.
     pub(super) gprs: Uses,
-    /// Operands that are general registers, by their number.
-    registers: SmallVec<[(u8, R); 4]>,
+    /// Operands that are general registers.
+    registers: SmallVec<[Named; 4]>,
     pub(super) access: Option<Access>,
     pub(super) traits: Traits,
     /// What it does to flags: of shifts, those by nothing are another shape.
@@ -81,16 +99,19 @@ impl Copying {
     /// For what accesses more memory at once than a check is for.
     pub(super) fn of(plan: Plan) -> Result<Self, NotCopied> {
         let it = &plan.instruction;
-        let registers: SmallVec<[(u8, R); 4]> = (0..it.op_count())
-            .filter(|n| it.op_kind(*n) == OpKind::Register)
-            .map(|n| (n as u8, it.op_register(n)))
-            .filter(|(_, register)| register.is_gpr())
+        let registers: SmallVec<[Named; 4]> = (0..it.op_count())
+            .filter(|n| it.op_kind(*n) == OpKind::Register && it.op_register(*n).is_gpr())
+            .map(|operand| {
+                let register = it.op_register(operand);
+                let number = register.full_register().number();
+                let used = plan.gprs.iter().find(|used| used.index() == number);
+                let in_memory = used.and_then(|used| memory_form(it, operand, used.written));
+                Named { operand, register, in_memory }
+            })
             .collect();
-        let named = |number: u8| {
-            registers.iter().any(|(_, r)| r.full_register().number() == usize::from(number))
-        };
+        let named = |number: u8| registers.iter().any(|named| named.number() == number);
         let accumulator = plan.gprs.iter().any(|used| used.number == RAX) && !named(RAX)
-            || registers.iter().any(|(_, r)| *r == R::AH)
+            || registers.iter().any(|named| named.register == R::AH)
             || matches!(it.mnemonic(), M::Cmpxchg | M::Mul)
             || it.code() == Code::Fnstsw_AX
             || it.mnemonic() == M::Imul && it.op_count() == 1;
@@ -126,12 +147,17 @@ pub(super) fn copy(
 ) -> Result<(), NotCopied> {
     let Copying { access, accumulator, flags, .. } = *copying;
     let Renamed { mut instruction, temporaries } = rename(it, copying, block.code.homes)?;
-    if let Some(access) = access {
-        block.check(op, op, access)?.give_to(&mut instruction);
-    }
+    let place = access.map(|access| block.check_with_value(op, op, access)).transpose()?;
     // What changes some of them, and none is wanted again, need not find the others.
     let passes_on = flags.changes && flags.leaves && block.wants_flags_later();
     let finds = flags.reads || passes_on;
+    if let Some(mut place) = place {
+        let has_value = temporaries.iter().any(|temporary| temporary.host == VALUE);
+        if has_value || accumulator || finds || block.may_save_flags_for(copying.writes()) {
+            place = block.code.without_value(place)?;
+        }
+        place.give_to(&mut instruction);
+    }
     if finds {
         block.want_flags()?;
     }
@@ -215,20 +241,30 @@ fn rename(it: &Instruction, copying: &Copying, homes: Homes) -> Result<Renamed, 
     if !memory {
         free.push(ADDRESS);
     }
+    // One of them may stay there.
+    let stays = copying.registers.iter().find_map(|named| {
+        let code = named.in_memory.filter(|_| homes.of(named.number()) == Home::Memory)?;
+        Some((named.number(), named.operand, code))
+    });
+    if let Some((guest, operand, code)) = stays
+        && !put_in_memory(&mut it, operand, code, fields::gpr(guest))
+    {
+        return Err(NotCopied);
+    }
     let mut temporaries: SmallVec<[Temporary; 2]> = SmallVec::new();
     for used in &copying.gprs {
         let guest = used.number;
-        if homes.of(guest) == Home::Memory {
+        if homes.of(guest) == Home::Memory && stays.is_none_or(|(stays, ..)| stays != guest) {
             let host = free.pop().ok_or(NotCopied)?;
             let loaded = used.loaded;
             temporaries.push(Temporary { guest, host, loaded, written: used.written });
         }
     }
-    for (n, register) in &copying.registers {
-        let (n, register) = (u32::from(*n), *register);
-        let number = register.full_register().number() as u8;
-        if is_high_byte(register) {
-            // The encoder refuses it beside what needs a REX prefix.
+    for named in &copying.registers {
+        let Named { operand, register, .. } = *named;
+        let number = named.number();
+        // The encoder refuses a high byte beside what needs a REX prefix.
+        if is_high_byte(register) || stays.is_some_and(|(stays, ..)| stays == number) {
             continue;
         }
         let host = match homes.of(number) {
@@ -237,7 +273,7 @@ fn rename(it: &Instruction, copying: &Copying, homes: Homes) -> Result<Renamed, 
             Home::Host(host) => host,
             Home::Memory => temporaries.iter().find(|t| t.guest == number).ok_or(NotCopied)?.host,
         };
-        it.try_set_op_register(n, part(host, register)).map_err(|_| NotCopied)?;
+        it.try_set_op_register(operand, part(host, register)).map_err(|_| NotCopied)?;
     }
     Ok(Renamed { instruction: it, temporaries })
 }

@@ -131,9 +131,9 @@ pub(super) const fn stream_limit(stream: u8) -> Field {
     in_stream(stream, offset_of!(Stream, limit))
 }
 
-/// What makes host addresses of addresses in it.
-pub(super) const fn stream_addend(stream: u8) -> Field {
-    in_stream(stream, offset_of!(Stream, addend))
+/// Where it is in host memory.
+pub(super) const fn stream_host(stream: u8) -> Field {
+    in_stream(stream, offset_of!(Stream, host))
 }
 
 const fn in_stream(stream: u8, at: usize) -> Field {

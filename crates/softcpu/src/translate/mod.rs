@@ -38,6 +38,7 @@ mod lending;
 mod machine_state;
 mod making;
 pub(crate) mod manner;
+mod memory_form;
 mod mirrored;
 pub(crate) mod mode;
 mod ops;

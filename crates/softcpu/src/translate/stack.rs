@@ -9,6 +9,9 @@ use super::cold::Cold;
 use super::fields;
 use super::mode::Mode;
 use super::registers::{Home, STACK, VALUE, of_word};
+use super::shapes::How;
+use super::sharing::Share;
+use super::trace::{Step, Then};
 use crate::decode::op::{Op, OpFlags};
 use crate::state::segment::SegReg;
 use crate::state::{GPR_ZERO, SEG_FLAT};
@@ -126,7 +129,7 @@ impl Block<'_> {
         };
         self.code.store_at(place, of_word(from, word))?;
         self.overwrite(1 << RSP)?;
-        self.move_stack(down(word))?;
+        self.move_stack_or_wait(down(word))?;
         self.resume_here();
         Ok(())
     }
@@ -161,7 +164,7 @@ impl Block<'_> {
             _ if word == 2 => return Err(NotCopied),
             _ => self.code.load_at(of_word(VALUE, word), place)?,
         }
-        self.move_stack(i64::from(word))?;
+        self.move_stack_or_wait(i64::from(word))?;
         if register == RSP || self.code.homes.of(register) == Home::Memory {
             self.code.put(register, VALUE);
         }
@@ -180,6 +183,50 @@ impl Block<'_> {
         Ok(())
     }
 
+    /// Whether the stack pointer's last moves may still be made behind `step`, which works on
+    /// the stack where others have checked it, or does not have to do with it. Pushes in a row,
+    /// and what comes between them, then have one move for all; nobody sees the others, as
+    /// nothing here can fault or leave.
+    pub(super) fn may_wait_with_stack(&self, step: &Step, op: &Op) -> bool {
+        if step.then != Then::Next || self.heads.has(op.rip) {
+            return false;
+        }
+        match &step.shape.how {
+            How::Stack(StackUse::Push | StackUse::Pop, _) => {
+                let share = self.share_of(self.step);
+                let first = step.instruction.op0_register();
+                matches!(share, Share::Follows { mirrored: false, .. })
+                    && first.full_register() != R::RSP
+            }
+            How::Copied(copying) => {
+                copying.access.is_none() && copying.gprs.iter().all(|used| used.number != RSP)
+            }
+            How::Lea => {
+                let to = step.instruction.op0_register().full_register();
+                op.base != RSP && op.index != RSP && to != R::RSP
+            }
+            How::Nothing => true,
+            _ => false,
+        }
+    }
+
+    /// The stack pointer moves by `by`, if need be now.
+    fn move_stack_or_wait(&mut self, by: i64) -> Result<(), NotCopied> {
+        if self.stack_waits {
+            self.stack_moves = self.stack_moves.wrapping_add(by);
+            return Ok(());
+        }
+        self.move_stack(by)
+    }
+
+    /// The stack pointer makes the moves that have waited.
+    pub(super) fn move_stack_at_last(&mut self) -> Result<(), NotCopied> {
+        match std::mem::take(&mut self.stack_moves) {
+            0 => Ok(()),
+            by => self.move_stack(by),
+        }
+    }
+
     /// The stack pointer moves by `by`.
     pub(super) fn move_stack(&mut self, by: i64) -> Result<(), NotCopied> {
         self.code.lea(of_word(STACK, self.mode.pointer()), STACK, R::None, 1, by)
@@ -192,5 +239,63 @@ impl Block<'_> {
             return self.code.emit(&load.map_err(|_| NotCopied)?);
         }
         self.code.load_at(of_word(VALUE, word), place)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::testing::TestMachine;
+    use crate::translate::Config;
+    use crate::vcpu::Exit;
+
+    /// A function's beginning and end, a thousand times; then `hlt`. RBX is what the stack pointer
+    /// was amid the pushes.
+    const PUSHES: &[u8] = &[
+        0xb9, 0xe8, 0x03, 0x00, 0x00, // mov ecx, 1000
+        0x41, 0x57, // again: push r15
+        0x49, 0x89, 0xcf, // mov r15, rcx
+        0x41, 0x56, // push r14
+        0x4c, 0x8d, 0x71, 0x08, // lea r14, [rcx + 8]
+        0x41, 0x55, // push r13
+        0x54, // push rsp
+        0x48, 0x8d, 0x5c, 0x24, 0x20, // lea rbx, [rsp + 32]
+        0x6a, 0x07, // push 7
+        0x55, // push rbp
+        0x5d, // pop rbp
+        0x58, // pop rax
+        0x5a, // pop rdx
+        0x48, 0x31, 0xda, // xor rdx, rbx
+        0x41, 0x5d, // pop r13
+        0x41, 0x5e, // pop r14
+        0x4d, 0x01, 0xf5, // add r13, r14
+        0x41, 0x5f, // pop r15
+        0x4d, 0x01, 0xfe, // add r14, r15
+        0xff, 0xc9, // dec ecx
+        0x75, 0xd4, // jnz again
+        0xf4, // hlt
+    ];
+
+    #[test]
+    fn a_stack_that_moves_once_for_all_is_where_it_would_be() {
+        // In one page, and with a page's end at each of the words.
+        for stack in (0..10).map(|word| 0x9000 + 8 * word) {
+            let ends = [false, true].map(|translated| {
+                let mut machine = TestMachine::long_mode();
+                if translated {
+                    let config = Config { verify: true, ..Config::default() };
+                    machine = machine.translating_as(3, config);
+                }
+                machine.put(0x1000, PUSHES);
+                let state = &mut machine.vcpu.state;
+                for (number, register) in state.gpr.iter_mut().take(16).enumerate() {
+                    *register = 0x1111 * number as u64;
+                }
+                (state.rip, state.gpr[4]) = (0x1000, stack);
+                assert_eq!(machine.vcpu.run(), Exit::Halt);
+                (machine.vcpu.state.gpr, machine.get(0x8000, 0x2000))
+            });
+            assert_eq!(ends[0].0, ends[1].0, "{stack:#x}");
+            assert!(ends[0].1 == ends[1].1, "{stack:#x}");
+        }
     }
 }

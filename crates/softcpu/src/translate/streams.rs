@@ -3,12 +3,14 @@
 //! A loop that walks an array stays in one page for many turns. So in hot loops an access, or
 //! a group of them, whose registers only move by constants compares its address with the page
 //! of its last turn, which the vCPU keeps ([`Stream`]): five instructions instead of ten, and
-//! the address of the data does not wait for a look into the TLB. Only where it leaves that
+//! the address of the data does not wait for a look into the TLB. The comparison leaves how far
+//! in the page the data is, which is all that the access needs then. Only where it leaves that
 //! page it looks there, and keeps the next one.
 //!
 //! What is kept holds until the trace is left, as what was checked together does; so it is
 //! forgotten at each beginning of the trace.
 
+use super::access::Place;
 use super::assembler::{Assembler, Condition, Label, NotCopied};
 use super::block::{Apart, Block};
 use super::cold::{Cold, Fix};
@@ -30,8 +32,8 @@ pub(super) struct Stream {
     pub(super) page: u64,
     /// How far in it they may begin: nowhere, if nothing is kept.
     pub(super) limit: u64,
-    /// What makes host addresses of addresses there.
-    pub(super) addend: u64,
+    /// Where it is in host memory.
+    pub(super) host: u64,
 }
 
 /// How many there can be in a trace: the first of them load, the others may store.
@@ -79,6 +81,7 @@ impl Block<'_> {
     }
 
     /// Checks all that `group` may access, which is stream number `stream`, or goes to `slow`.
+    /// Says where the access at `at` is then: it may need what is in [`VALUE`].
     ///
     /// # Errors
     /// As [`Assembler::check_group`].
@@ -86,23 +89,29 @@ impl Block<'_> {
         &mut self,
         group: &Group,
         stream: u8,
+        at: i64,
         slow: Label,
-    ) -> Result<(), NotCopied> {
-        let (again, at) = (self.code.label(), self.code.label());
+    ) -> Result<Place, NotCopied> {
+        let (again, away) = (self.code.label(), self.code.label());
         let what = Cold::Fill { group: *group, stream, again, slow };
-        let fill = Apart { at, fix: Fix::None, homes: self.code.homes, note: None, what };
+        let fill = Apart { at: away, fix: Fix::None, homes: self.code.homes, note: None, what };
         // The last of them is the instruction's own.
         let last = self.cold.len().saturating_sub(1);
         self.cold.insert(last, fill);
         self.code.bind(again);
-        self.code.in_stream(group, stream, at, slow)?;
-        self.code.point(group)
+        self.code.in_stream(group, stream, away, slow)?;
+        if !group.is_shared() {
+            return Ok(Place::from(VALUE, 1, at.wrapping_sub(group.first)));
+        }
+        self.code.lea(ADDRESS, ADDRESS, VALUE, 1, group.zero.wrapping_sub(group.first))?;
+        self.code.store(fields::shared(group.place), ADDRESS);
+        Ok(Place::at(at))
     }
 }
 
 impl Assembler {
-    /// Looks whether `group` lies in the page of `stream`, or goes to `fill`; what makes host
-    /// addresses of addresses there is in [`ADDRESS`] then. Uses [`VALUE`].
+    /// Looks whether `group` lies in the page of `stream`, or goes to `fill`. Where that page is
+    /// in host memory is in [`ADDRESS`] then, and how far in it the group begins in [`VALUE`].
     fn in_stream(
         &mut self,
         group: &Group,
@@ -115,7 +124,7 @@ impl Assembler {
         self.subtract(VALUE, fields::stream_page(stream));
         self.compare(VALUE, fields::stream_limit(stream));
         self.jump_if(Condition::BELOW.negated(), fill);
-        self.load(ADDRESS, fields::stream_addend(stream));
+        self.load(ADDRESS, fields::stream_host(stream));
         Ok(())
     }
 
@@ -132,11 +141,12 @@ impl Assembler {
         slow: Label,
     ) -> Result<(), NotCopied> {
         self.find_group(group, slow)?;
-        self.store(fields::stream_addend(stream), ADDRESS);
         self.sum(VALUE, group.origin, group.first)?;
         // and rax, -4096
         self.bytes(&[0x48, 0x25, 0x00, 0xf0, 0xff, 0xff]);
         self.store(fields::stream_page(stream), VALUE);
+        self.lea(ADDRESS, ADDRESS, VALUE, 1, 0)?;
+        self.store(fields::stream_host(stream), ADDRESS);
         let len = group.last.wrapping_sub(group.first) as u64;
         self.limit_stream(stream, PAGE_SIZE.saturating_sub(len) as u32);
         self.jump(again);

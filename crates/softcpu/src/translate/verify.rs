@@ -316,6 +316,12 @@ impl Look<'_> {
                     let terms = if index == R::None { &[][..] } else { &register };
                     shown.covers(terms, displacement, size) && (reads || shown.stores)
                 }
+                Known::PageOf(shown) => {
+                    let end = displacement.saturating_add(size);
+                    let len = shown.last.offset.saturating_sub(shown.first.offset);
+                    let inside = displacement >= 0 && end.saturating_sub(1) <= len;
+                    self.is_in_page(it) && inside && (reads || shown.stores)
+                }
                 Known::Pointer(pointer) => {
                     let last = displacement.saturating_add(size).saturating_sub(1);
                     let inside = displacement >= pointer.first && last <= pointer.last;
@@ -392,7 +398,15 @@ impl Look<'_> {
                 continue;
             }
             match used.register().full_register() {
-                VALUE if of(VALUE).is_none() => self.value = Known::Nothing,
+                VALUE => {
+                    if of(VALUE).is_none() {
+                        self.value = Known::Nothing;
+                    }
+                    // It was what says where in the page an access may begin.
+                    if let Known::PageOf(_) = self.address {
+                        self.address = Known::Nothing;
+                    }
+                }
                 ADDRESS if of(ADDRESS).is_none() => self.address = Known::Nothing,
                 _ => {}
             }

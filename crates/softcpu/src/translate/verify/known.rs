@@ -83,6 +83,11 @@ pub(super) enum Known {
     Tag(Sum),
     /// How far this address lies behind the page of a stream.
     InPage(u8, Sum),
+    /// Where the page of the first address is in host memory that a TLB check was of.
+    HostPage(Shown),
+    /// Where the page of a stream is in host memory; how far in it the first address is that may
+    /// be accessed, the other scratch register says.
+    PageOf(Shown),
     /// The number of the span of addresses that this one lies in.
     Span(Sum),
     /// What the mirror's table says of that span.
@@ -168,6 +173,12 @@ impl Shown {
             last: rest(&self.last),
             ..*self
         })
+    }
+
+    /// What may be accessed from `distance` behind the first address on.
+    pub(super) fn from_first(&self, distance: i64) -> Option<Pointer> {
+        let len = self.last.offset.checked_sub(self.first.offset)?;
+        Pointer { first: 0, last: len, stores: self.stores }.moved(distance)
     }
 
     /// Whether it covers `size` bytes at the sum of `terms` and `offset`.

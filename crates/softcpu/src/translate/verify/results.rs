@@ -62,6 +62,17 @@ impl Look<'_> {
             (M::Movzx, _, None) if it.code() == Code::Movzx_r32_rm16 => source
                 .and_then(|source| self.sum_of(source)?.lowest())
                 .map_or(Known::Nothing, Known::Address),
+            (M::Lea, Known::PageOf(shown), _) => {
+                let distance = it.memory_displacement64() as i64;
+                let inside = self.is_in_page(it).then(|| shown.from_first(distance)).flatten();
+                inside.map_or(Known::Nothing, Known::Pointer)
+            }
+            (M::Lea, Known::Addend(shown), _)
+                if self.is_in_page(it) && self.value == Known::Page(shown.first.clone()) =>
+            {
+                let page = it.memory_displacement64() == 0 && it.op0_register() == ADDRESS;
+                if page { Known::HostPage(shown) } else { Known::Nothing }
+            }
             (M::Lea, Known::Addend(shown), _) if it.memory_base() == ADDRESS => {
                 let alone = it.memory_index_scale() == 1 && it.op0_register() == ADDRESS;
                 let part = Term::Register(it.memory_index().full_register(), 1);
@@ -124,6 +135,12 @@ impl Look<'_> {
             },
             _ => Known::Nothing,
         }
+    }
+
+    /// Whether the memory operand of `it` is both scratch registers, one of them where a page
+    /// is and the other how far in it.
+    pub(super) fn is_in_page(&self, it: &Instruction) -> bool {
+        (it.memory_base(), it.memory_index(), it.memory_index_scale()) == (ADDRESS, VALUE, 1)
     }
 
     /// What the last check has shown, if `it` reads the addend of the entry that was checked.

@@ -1,8 +1,9 @@
 //! Streams: is what a trace keeps of a page what a TLB check has shown, and is it used for no
 //! more than that?
 //!
-//! A stream is filled by three stores in a row: what a check has left, the page it was of, and
-//! how far in it accesses may begin, which is never so far that one reaches the page's end. It
+//! A stream is filled by three stores in a row: the page that a check was of, where that is in
+//! host memory, and how far in it accesses may begin, which is never so far that one reaches the
+//! page's end. It
 //! is emptied where the trace begins. So whatever is in it may be used by whoever has compared
 //! with its page and its limit.
 
@@ -35,7 +36,7 @@ pub(super) struct Streams {
 struct Filling {
     stream: u8,
     shown: Shown,
-    has_page: bool,
+    has_host: bool,
 }
 
 /// A field of a stream.
@@ -43,7 +44,7 @@ struct Filling {
 enum Part {
     Page,
     Limit,
-    Addend,
+    Host,
 }
 
 /// Which part of which stream `it` has as its memory operand.
@@ -58,7 +59,7 @@ fn part_of(it: &Instruction) -> Option<(u8, Part)> {
         let parts = [
             (fields::stream_page(stream), Part::Page),
             (fields::stream_limit(stream), Part::Limit),
-            (fields::stream_addend(stream), Part::Addend),
+            (fields::stream_host(stream), Part::Host),
         ];
         parts.into_iter().find(|(field, _)| is(*field)).map(|(_, part)| (stream, part))
     })
@@ -107,16 +108,16 @@ impl Streams {
         let filling = self.filling.as_ref().filter(|filling| filling.stream == stream);
         let from = |register: R| it.code() == Code::Mov_rm64_r64 && it.op1_register() == register;
         match part {
-            Part::Addend => match address {
-                Known::Addend(shown) => {
-                    let alike = shown.first.terms == shown.last.terms;
+            Part::Page => match (value, address) {
+                (Known::Page(page), Known::Addend(shown)) => {
+                    let alike = shown.first.terms == shown.last.terms && *page == shown.first;
                     let stores = stream < LOADING || shown.stores;
-                    self.filling.is_none() && from(ADDRESS) && alike && stores
+                    self.filling.is_none() && from(VALUE) && alike && stores
                 }
                 _ => false,
             },
-            Part::Page => filling.is_some_and(|filling| {
-                from(VALUE) && *value == Known::Page(filling.shown.first.clone())
+            Part::Host => filling.is_some_and(|filling| {
+                from(ADDRESS) && *address == Known::HostPage(filling.shown.clone())
             }),
             Part::Limit => match (limit_set(it), filling) {
                 (Some((_, 0)), None) => !self.behind_beginning,
@@ -124,7 +125,7 @@ impl Streams {
                     let Shown { first, last, .. } = &filling.shown;
                     let len = last.offset.wrapping_sub(first.offset);
                     let most = u64::try_from(len).ok().and_then(|len| PAGE_SIZE.checked_sub(len));
-                    filling.has_page && most.is_some_and(|most| (1..=most).contains(&limit))
+                    filling.has_host && most.is_some_and(|most| (1..=most).contains(&limit))
                 }
                 _ => false,
             },
@@ -143,9 +144,8 @@ impl Streams {
     ) -> Result<(), &'static str> {
         self.compared = None;
         let Some((stream, part)) = part_of(it) else {
-            let on_value = it.op0_kind() == OpKind::Register && it.op0_register() == VALUE;
-            let makes_address = matches!(it.mnemonic(), M::Lea | M::Mov | M::Add | M::And);
-            return if self.filling.is_none() || on_value && makes_address {
+            let on_address = it.op0_kind() == OpKind::Register && it.op0_register() == ADDRESS;
+            return if self.filling.is_none() || on_address && it.mnemonic() == M::Lea {
                 Ok(())
             } else {
                 Err("another instruction amid filling a stream")
@@ -153,12 +153,12 @@ impl Streams {
         };
         if it.op0_kind() == OpKind::Memory {
             match (part, address) {
-                (Part::Addend, Known::Addend(shown)) => {
-                    self.filling = Some(Filling { stream, shown: shown.clone(), has_page: false });
+                (Part::Page, Known::Addend(shown)) => {
+                    self.filling = Some(Filling { stream, shown: shown.clone(), has_host: false });
                 }
-                (Part::Page, _) => {
+                (Part::Host, _) => {
                     if let Some(filling) = &mut self.filling {
-                        filling.has_page = true;
+                        filling.has_host = true;
                     }
                 }
                 (Part::Limit, _) => {
@@ -195,7 +195,7 @@ impl Streams {
             (Code::Sub_r64_rm64, Part::Page, Known::Address(sum)) => {
                 Some(Known::InPage(stream, sum.clone()))
             }
-            (Code::Mov_r64_rm64, Part::Addend, _) if it.op0_register() == ADDRESS => {
+            (Code::Mov_r64_rm64, Part::Host, _) if it.op0_register() == ADDRESS => {
                 let (of, first) = self.within.as_ref()?;
                 let emptied = self.emptied & 1 << (stream & 31) != 0;
                 let limit = self.limits.get(usize::from(stream)).copied().flatten()?;
@@ -204,7 +204,7 @@ impl Streams {
                 last.offset = last.offset.checked_add(rest)?;
                 let shown =
                     Shown { first: first.clone(), last, stores: stream >= LOADING, at: u64::MAX };
-                (*of == stream && emptied).then_some(Known::Addend(shown))
+                (*of == stream && emptied).then_some(Known::PageOf(shown))
             }
             _ => None,
         }

@@ -164,8 +164,7 @@ fn with_a_stream(
         code.subtract(VALUE, fields::stream_page(stream));
         code.compare(VALUE, fields::stream_limit(stream));
         code.jump_if(Condition::BELOW.negated(), away);
-        code.load(ADDRESS, fields::stream_addend(stream));
-        code.lea(ADDRESS, ADDRESS, R::RBX, 1, 0).unwrap();
+        code.load(ADDRESS, fields::stream_host(stream));
         then(code).unwrap();
         code.jump_to(thunks.leave_at);
         code.bind(away);
@@ -185,10 +184,11 @@ fn fill(code: &mut Assembler, stream: u8, stores: bool, page_of: R, farthest: u3
     let (_, thunks) = thunks::make(BASE).unwrap();
     let [slow, found] = [code.label(), code.label()];
     code.find_group(&Group::of(Origin::register(3), 0, 0, 7, stores), slow).unwrap();
-    code.store(fields::stream_addend(stream), ADDRESS);
     code.copy(VALUE, page_of);
     code.bytes(&[0x48, 0x25, 0x00, 0xf0, 0xff, 0xff]);
     code.store(fields::stream_page(stream), VALUE);
+    code.lea(ADDRESS, ADDRESS, VALUE, 1, 0).unwrap();
+    code.store(fields::stream_host(stream), ADDRESS);
     limit(code, stream, farthest);
     code.jump(found);
     code.bind(slow);
@@ -201,19 +201,35 @@ fn a_stream_is_used_for_no_more_than_it_was_filled_for() {
     const LOADS: u8 = 0;
     const STORES: u8 = 15;
     let rightly = |stream| move |code: &mut Assembler| fill(code, stream, true, R::RBX, 4089);
-    let at = Place::at;
+    let at = |displacement| Place::from(VALUE, 1, displacement);
     with_a_stream(LOADS, true, rightly(LOADS), |code| load(code, at(0))).unwrap();
+    // By a pointer, which is not for what lies before.
+    let by_a_pointer = |displacement| {
+        move |code: &mut Assembler| {
+            code.lea(ADDRESS, ADDRESS, VALUE, 1, -8)?;
+            load(code, Place::at(displacement))
+        }
+    };
+    with_a_stream(LOADS, true, rightly(LOADS), by_a_pointer(8)).unwrap();
+    with_a_stream(LOADS, true, rightly(LOADS), by_a_pointer(7)).unwrap_err();
     with_a_stream(STORES, true, rightly(STORES), |code| store(code, at(0))).unwrap();
     // Stores where loads were looked up, bytes that were not, and what nobody has emptied.
     with_a_stream(LOADS, true, rightly(LOADS), |code| store(code, at(0))).unwrap_err();
     with_a_stream(LOADS, true, rightly(LOADS), |code| load(code, at(1))).unwrap_err();
+    with_a_stream(LOADS, true, rightly(LOADS), |code| load(code, at(-1))).unwrap_err();
+    with_a_stream(LOADS, true, rightly(LOADS), |code| load(code, Place::at(0))).unwrap_err();
+    with_a_stream(LOADS, true, rightly(LOADS), |code| {
+        code.copy(VALUE, R::RBX);
+        load(code, at(0))
+    })
+    .unwrap_err();
     with_a_stream(LOADS, false, rightly(LOADS), |code| load(code, at(0))).unwrap_err();
     // Filled from a check of loads, with another page, too far, and in part.
     let wrongly: [fn(&mut Assembler); 4] = [
         |code| fill(code, STORES, false, R::RBX, 4089),
         |code| fill(code, STORES, true, R::RCX, 4089),
         |code| fill(code, STORES, true, R::RBX, 4090),
-        |code| code.store(fields::stream_addend(STORES), R::RBX),
+        |code| code.store(fields::stream_host(STORES), R::RBX),
     ];
     for fill in wrongly {
         with_a_stream(STORES, true, fill, |code| load(code, at(0))).unwrap_err();
@@ -221,7 +237,9 @@ fn a_stream_is_used_for_no_more_than_it_was_filled_for() {
     let in_part = |code: &mut Assembler| {
         let slow = code.label();
         code.find_group(&Group::of(Origin::register(3), 0, 0, 7, false), slow).unwrap();
-        code.store(fields::stream_addend(LOADS), ADDRESS);
+        code.copy(VALUE, R::RBX);
+        code.bytes(&[0x48, 0x25, 0x00, 0xf0, 0xff, 0xff]);
+        code.store(fields::stream_page(LOADS), VALUE);
         code.bind(slow);
     };
     with_a_stream(LOADS, true, in_part, |code| load(code, at(0))).unwrap_err();
