@@ -193,17 +193,19 @@ impl Mirror {
         !self.paused && self.owner == Some(number)
     }
 
+    /// Whether `number` could be served at time `now`: whoever takes turns with others would lose
+    /// it at each.
+    pub(crate) fn could_serve(&self, number: u64, now: u64) -> bool {
+        self.owner.is_none_or(|owner| owner == number) || now.wrapping_sub(self.left) >= ADVANCE
+    }
+
     /// Code in address space `number` would like to find `addr` here. Says whether it will.
     pub(crate) fn wanted(&mut self, number: u64, addr: u64, now: u64) -> bool {
         let span = addr >> SPAN_SHIFT;
-        if span >= SPANS || self.tables.is_none() {
+        if span >= SPANS || self.tables.is_none() || !self.could_serve(number, now) {
             return false;
         }
         if self.owner != Some(number) {
-            // Whoever takes turns with others would lose it at each.
-            if self.owner.is_some() && now.wrapping_sub(self.left) < ADVANCE {
-                return false;
-            }
             self.hide_all();
             self.owner = Some(number);
             self.paused = false;

@@ -160,7 +160,11 @@ impl Assembler {
             self.in_mirror(group, look)?;
             self.jump(found);
             self.bind(look);
-            self.find_group(group, slow)?;
+            if group.is_wide() {
+                self.jump(slow);
+            } else {
+                self.find_group(group, slow)?;
+            }
             self.bind(found);
         } else {
             self.find_group(group, slow)?;

@@ -260,6 +260,11 @@ impl Assembler {
         self.field_with_constant(0x81, 1, field, bits);
     }
 
+    /// `mov field, constant`, of 64 bits.
+    pub(super) fn store_constant(&mut self, field: Field, constant: i32) {
+        self.field_with_constant(0xc7, 0, field, constant as u32);
+    }
+
     /// An instruction `opcode`, `extension` on a 64-bit field of the vCPU and a constant.
     fn field_with_constant(&mut self, opcode: u8, extension: u8, field: Field, constant: u32) {
         self.bytes(&[0x65, 0x48, opcode, 0x04 | (extension & 7) << 3, 0x25]);

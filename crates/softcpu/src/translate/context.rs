@@ -67,6 +67,8 @@ pub(crate) struct Context {
     pub(super) mirror_misses: u64,
     /// What they start with.
     pub(super) mirror_patience: u64,
+    /// How many hot loops in a row were left as they are, to be found again.
+    pub(super) mirror_waits: u32,
     /// The instruction that a page was shown to last, and where it accesses that.
     pub(super) mirror_fault: (u64, u64),
     /// How many turns loops that are not known to be hot may still take until the one that does
@@ -103,6 +105,7 @@ impl Context {
             mirror_distance: 0,
             mirror_misses: 0,
             mirror_patience: 0,
+            mirror_waits: 0,
             mirror_fault: (0, 0),
             heat: 1,
             rooms: [0; SEG_SLOTS],

@@ -27,7 +27,8 @@ use crate::vcpu::Vcpu;
 /// How many times more accesses look in vain until it is asked again whether the mirror is for
 /// them, if it was not.
 const PATIENCE: u64 = 64;
-
+/// How many hot loops may wait for it one after the other: some milliseconds.
+const MOST_WAITS: u32 = 128;
 impl Origin {
     /// What `operand` is made from.
     pub(super) fn of(operand: &Op) -> Self {
@@ -151,6 +152,12 @@ impl Assembler {
         found: Label,
         slow: Label,
     ) -> Result<(), NotCopied> {
+        if group.is_wide() {
+            // Only the mirror can have it: it is asked for at once.
+            self.store_constant(fields::MIRROR_MISSES, -1);
+            self.jump(slow);
+            return Ok(());
+        }
         // sub qword [misses], 1
         self.bytes(&[0x65, 0x48, 0x83, 0x2c, 0x25]);
         self.bytes(&fields::MIRROR_MISSES.0.to_le_bytes());
@@ -180,6 +187,18 @@ impl Vcpu {
     /// Whether accesses of the code at hand are to look into the mirror.
     pub(super) fn mirrors(&self) -> bool {
         self.mmu.is_user() && self.state.long_mode() && self.mmu.mirror.is_ready()
+    }
+
+    /// Whether a hot loop had better be found once more: the mirror may be the loop's in some
+    /// milliseconds, and what needs it would be given up for good before that.
+    pub(super) fn waits_for_mirror(&mut self) -> bool {
+        let space = self.mmu.data.space(View::User);
+        let waits = self.mirrors()
+            && self.context.mirror_waits < MOST_WAITS
+            && !self.mmu.mirror.could_serve(space, host_tsc());
+        self.context.mirror_waits =
+            if waits { self.context.mirror_waits.saturating_add(1) } else { 0 };
+        waits
     }
 
     /// Brings what translated code knows of the mirror up to date.

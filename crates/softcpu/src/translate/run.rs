@@ -515,7 +515,9 @@ pub(super) unsafe extern "sysv64" fn go_on_behind_split(cpu: *mut Vcpu) -> u64 {
 pub(super) unsafe extern "sysv64" fn go_on_in_hot(cpu: *mut Vcpu) -> u64 {
     // SAFETY: as above.
     let cpu = unsafe { &mut *cpu };
-    cpu.left_trace(Translator::heated);
+    if !cpu.waits_for_mirror() {
+        cpu.left_trace(Translator::heated);
+    }
     cpu.context.heat = cpu.translator.as_ref().map_or(u64::MAX, Translator::turns);
     cpu.go_on().unwrap_or(Exit::Next as u64)
 }

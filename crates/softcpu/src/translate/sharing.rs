@@ -13,7 +13,6 @@ use iced_x86::{Code, OpKind, Register};
 
 use super::access::Access;
 use super::block::Block;
-use super::copy::Copying;
 use super::mode::Mode;
 use super::shapes::How;
 use super::stack::{RBP, RSP, StackUse, down, stack_operand};
@@ -27,6 +26,8 @@ const SPAN: i64 = 1024;
 /// Most bytes that an access may make its group longer by: a check is saved each time, but the
 /// longer the group, the likelier it lies in two pages, and that is as dear as a hundred checks.
 const REACH: i64 = 64;
+/// Most bytes of one that is looked for in the mirror, which is as good as a page of any size.
+const MIRRORED_SPAN: i64 = 16 << 10;
 
 /// How many groups there can be at a time.
 pub(super) const PLACES: u8 = 16;
@@ -131,6 +132,11 @@ impl Group {
         self.members > 1
     }
 
+    /// Whether it is too long to lie in one page, most of the time or ever: only the mirror has it.
+    pub(super) fn is_wide(&self) -> bool {
+        self.last.wrapping_sub(self.first) >= SPAN
+    }
+
     /// The same, for when the origin has moved by `distance`.
     pub(super) fn seen_from(self, distance: i64) -> Self {
         let moved = |at: i64| at.wrapping_sub(distance);
@@ -145,6 +151,7 @@ impl Group {
 
     /// The group with another access, if that may be.
     fn with(self, access: &Simple, at: i64) -> Option<Self> {
+        let mirrored = self.mirrored && access.may_fault;
         let first = self.first.min(at);
         let last = self.last.max(at.checked_add(access.len)?.checked_sub(1)?);
         let aligned = match (self.aligned, access.align_mask) {
@@ -157,11 +164,13 @@ impl Group {
         };
         let len = last.checked_sub(first)?;
         let longer = len.checked_sub(self.last.checked_sub(self.first)?)?;
-        (len < SPAN && longer <= REACH).then_some(Self {
+        let (span, reach) = if mirrored { (MIRRORED_SPAN, MIRRORED_SPAN) } else { (SPAN, REACH) };
+        (len < span && longer <= reach).then_some(Self {
             first,
             last,
             stores: self.stores || access.stores,
             aligned,
+            mirrored,
             members: self.members.saturating_add(1),
             ..self
         })
@@ -198,6 +207,8 @@ struct Simple {
     len: i64,
     stores: bool,
     align_mask: u8,
+    /// Nothing of the instruction is done when it faults, so it may be tried in the mirror.
+    may_fault: bool,
 }
 
 /// How a register changes.
@@ -303,11 +314,6 @@ impl Block<'_> {
             }
             let mut joins = access.map(|access| {
                 let joins = join(groups, open, &access, self.manner.mirrored);
-                // A store from an MMX register has changed the x87 unit already when it faults.
-                let may_fault = |copying: &Copying| !copying.traits.contains(Traits::X87);
-                if let Some(group) = groups.get_mut(joins.group) {
-                    group.mirrored &= copied && step.shape.copying().is_some_and(may_fault);
-                }
                 if apart.contains(&access.origin) {
                     open.retain(|open| open.group != joins.group);
                 }
@@ -355,8 +361,8 @@ fn join(groups: &mut Vec<Group>, open: &mut Vec<Open>, access: &Simple, mirrored
     let taken = |place: u8| open.iter().any(|open| open.place == place);
     let place = (0..PLACES).find(|place| !taken(*place)).unwrap_or(0);
     let group = groups.len();
-    let Simple { origin, displacement, len, stores, align_mask } = *access;
-    let mirrored = mirrored && !origin.narrow;
+    let Simple { origin, displacement, len, stores, align_mask, may_fault } = *access;
+    let mirrored = mirrored && may_fault && !origin.narrow;
     open.push(Open { origin, group, place, moved: 0 });
     groups.push(Group {
         origin,
@@ -387,7 +393,10 @@ fn simple(step: &Step, op: &Op, mode: Mode) -> Option<Simple> {
         (Then::Next, How::Stack(StackUse::Leave, word)) => stack(RBP, 0, *word, false),
         (Then::Next, How::Copied(copying)) => {
             let Access { len, stores, align_mask } = copying.access?;
-            Simple::to(&mode.operand(op), len.into(), stores, align_mask)
+            // A store from an MMX register has changed the x87 unit already when it faults.
+            let may_fault = !copying.traits.contains(Traits::X87);
+            let simple = Simple::to(&mode.operand(op), len.into(), stores, align_mask)?;
+            Some(Simple { may_fault, ..simple })
         }
         (Then::Next, How::Privileged(_)) => match step.instruction.code() {
             Code::Pushfq => stack(RSP, down(8), 8, true),
@@ -411,14 +420,25 @@ impl Simple {
         i32::try_from(displacement).ok()?;
         let origin = Origin { base, index, scale: scale & 3, narrow };
         let simple = !fixed && operand.seg == SEG_FLAT;
-        simple.then_some(Self { origin, displacement, len, stores, align_mask })
+        let may_fault = false;
+        simple.then_some(Self { origin, displacement, len, stores, align_mask, may_fault })
     }
 }
 
-/// Whether `step` changes each of `registers`, a bit each, by a constant: it may change them.
-pub(super) fn walks(step: &Step, op: &Op, registers: u16, mode: Mode) -> bool {
-    let mut changed = (0..16).filter(|number| registers & 1 << number != 0);
-    changed.all(|number| matches!(change(step, op, number, mode), Change::By(_)))
+/// How far `step` moves `origin`, a register of which it may change if it is among `registers`,
+/// a bit each. `None`: by no constant.
+pub(super) fn walk(
+    step: &Step,
+    op: &Op,
+    origin: Origin,
+    registers: u16,
+    mode: Mode,
+) -> Option<i64> {
+    let mut changed = (0..16).filter(|number| registers & origin.registers() & 1 << number != 0);
+    changed.try_fold(0_i64, |sum, number| {
+        let distance = origin.follows(number, change(step, op, number, mode))?;
+        sum.checked_add(distance)
+    })
 }
 
 /// How `step` changes register `number`, which it may change, in `mode`.
@@ -483,5 +503,36 @@ fn moved(mode: Mode, distance: i64) -> Change {
         8 => Change::By(distance),
         4 => Change::Narrowly(distance),
         _ => Change::Anyhow,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn access(may_fault: bool, displacement: i64) -> Simple {
+        let origin = Origin::register(3);
+        Simple { origin, displacement, len: 8, stores: false, align_mask: 0, may_fault }
+    }
+
+    #[test]
+    fn only_what_the_mirror_may_have_is_wide() {
+        let groups_of = |mirrored: bool, accesses: &[Simple]| {
+            let (mut groups, mut open) = (Vec::new(), Vec::new());
+            for access in accesses {
+                join(&mut groups, &mut open, access, mirrored);
+            }
+            groups.iter().map(|group| (group.members, group.is_wide())).collect::<Vec<_>>()
+        };
+        let far = [access(true, 0), access(true, 0xc00), access(true, 0x3000)];
+        assert_eq!(groups_of(true, &far), [(3, true)]);
+        assert_eq!(groups_of(false, &far), [(1, false); 3]);
+        // A push cannot be tried there: it gets a group of its own, or makes one an ordinary one.
+        let pushed = [access(true, 0), access(true, 0xc00), access(false, 0xc08)];
+        assert_eq!(groups_of(true, &pushed), [(2, true), (1, false)]);
+        let near = [access(true, 0), access(false, 8), access(true, 0xc00)];
+        assert_eq!(groups_of(true, &near), [(2, false), (1, false)]);
+        let too_far = [access(true, 0), access(true, MIRRORED_SPAN)];
+        assert_eq!(groups_of(true, &too_far), [(1, false); 2]);
     }
 }

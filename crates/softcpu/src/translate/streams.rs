@@ -10,6 +10,8 @@
 //! What is kept holds until the trace is left, as what was checked together does; so it is
 //! forgotten at each beginning of the trace.
 
+use std::ops::RangeInclusive;
+
 use super::access::Place;
 use super::assembler::{Assembler, Condition, Label, NotCopied};
 use super::block::{Apart, Block};
@@ -17,7 +19,7 @@ use super::cold::{Cold, Fix};
 use super::fields;
 use super::registers::{ADDRESS, VALUE};
 use super::shapes::How;
-use super::sharing::{Group, Share, walks};
+use super::sharing::{Group, Share, walk};
 use super::trace::Trace;
 use crate::addr::PAGE_SIZE;
 
@@ -40,6 +42,9 @@ pub(super) struct Stream {
 pub(super) const STREAMS: u8 = 16;
 /// Those that load.
 pub(super) const LOADING: u8 = 12;
+/// Most bytes that a turn moves by what is a stream rather than looked for in the mirror: there
+/// is another page every so often.
+const SHORT: u64 = PAGE_SIZE / 16;
 
 impl Block<'_> {
     /// Makes streams of the groups of `trace` that are worth it.
@@ -60,13 +65,16 @@ impl Block<'_> {
                 .iter()
                 .filter(|steps| steps.contains(&n))
                 .min_by_key(|steps| steps.end().saturating_sub(*steps.start()));
-            let walks = |m: usize| match (trace.steps.get(m), trace.ops.get(m)) {
-                (Some(step), Some(op)) => {
-                    walks(step, op, group.origin.registers() & self.writes_of(m), trace.mode)
-                }
-                _ => false,
+            let walk = |m: usize| {
+                let (step, op) = (trace.steps.get(m)?, trace.ops.get(m)?);
+                walk(step, op, group.origin, self.writes_of(m), trace.mode)
             };
-            if inner.is_some_and(|inner| inner.clone().all(walks)) {
+            let stride = |inner: &RangeInclusive<usize>| {
+                inner.clone().try_fold(0_i64, |sum, m| sum.checked_add(walk(m)?))
+            };
+            let most = if group.mirrored { SHORT } else { u64::MAX };
+            let short = |stride: i64| stride.unsigned_abs() <= most;
+            if !group.is_wide() && inner.and_then(stride).is_some_and(short) {
                 group.stream = if group.stores { stores.next() } else { loads.next() };
                 group.mirrored &= group.stream.is_none();
             }
@@ -148,15 +156,12 @@ impl Assembler {
         self.lea(ADDRESS, ADDRESS, VALUE, 1, 0)?;
         self.store(fields::stream_host(stream), ADDRESS);
         let len = group.last.wrapping_sub(group.first) as u64;
-        self.limit_stream(stream, PAGE_SIZE.saturating_sub(len) as u32);
+        self.limit_stream(stream, PAGE_SIZE.saturating_sub(len) as i32);
         self.jump(again);
         Ok(())
     }
 
-    /// `mov qword [limit], limit`
-    fn limit_stream(&mut self, stream: u8, limit: u32) {
-        self.bytes(&[0x65, 0x48, 0xc7, 0x04, 0x25]);
-        self.bytes(&fields::stream_limit(stream).0.to_le_bytes());
-        self.bytes(&limit.to_le_bytes());
+    fn limit_stream(&mut self, stream: u8, limit: i32) {
+        self.store_constant(fields::stream_limit(stream), limit);
     }
 }

@@ -115,7 +115,8 @@ fn rows_that_somebody_else_translates_are_translated_as_they_are_interpreted() {
     {
         let mut translator = guest::Guest::translating_as(2, config).ordering();
         let rows = compare_rows(60, &mut translator, compare);
-        assert!(rows.beside > rows.translated / 2, "{rows:?}");
+        // The others are hot, or take another's place.
+        assert!(rows.beside > rows.translated / 3, "{rows:?}");
     }
     let invalidate = Some(Invalidate { every: NonZeroU32::new(7).expect("not zero"), seed: 1 });
     for config in

@@ -323,7 +323,9 @@ fn pointing(codes: &Codes, random: &mut Random, jumps: bool) -> Vec<Piece> {
             _ if through => {
                 let mut made = it.instruction;
                 made.set_memory_base(base);
-                made.set_memory_displacement64(8 * random.below(24));
+                // Seldom in other pages too.
+                let far = if random.one_in(6) { 0x400 * random.below(8) } else { 0 };
+                made.set_memory_displacement64(8 * random.below(24) + far);
                 made.set_memory_displ_size(1);
                 if random.one_in(3) {
                     made.set_memory_index(small);

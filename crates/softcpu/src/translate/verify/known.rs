@@ -176,7 +176,7 @@ impl Shown {
     }
 
     /// What may be accessed from `distance` behind the first address on.
-    pub(super) fn from_first(&self, distance: i64) -> Option<Pointer> {
+    pub(super) fn behind_first(&self, distance: i64) -> Option<Pointer> {
         let len = self.last.offset.checked_sub(self.first.offset)?;
         Pointer { first: 0, last: len, stores: self.stores }.moved(distance)
     }

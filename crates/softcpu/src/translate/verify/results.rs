@@ -64,7 +64,7 @@ impl Look<'_> {
                 .map_or(Known::Nothing, Known::Address),
             (M::Lea, Known::PageOf(shown), _) => {
                 let distance = it.memory_displacement64() as i64;
-                let inside = self.is_in_page(it).then(|| shown.from_first(distance)).flatten();
+                let inside = self.is_in_page(it).then(|| shown.behind_first(distance)).flatten();
                 inside.map_or(Known::Nothing, Known::Pointer)
             }
             (M::Lea, Known::Addend(shown), _)
