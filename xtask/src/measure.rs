@@ -29,6 +29,8 @@ pub(crate) struct Run {
     pub(crate) to_init: Duration,
     /// Peak memory beyond the guest's RAM, bytes.
     pub(crate) overhead: u64,
+    /// What of it is translated code, bytes.
+    pub(crate) code: u64,
     /// Part of one core that an idle guest uses, if watched.
     pub(crate) idle: Option<f64>,
 }
@@ -57,7 +59,8 @@ pub(crate) fn run(
     } else {
         None
     };
-    Ok(Run { to_init: started - start, overhead: overhead(pid, mem_mib)?, idle })
+    let (overhead, code) = overhead(pid, mem_mib)?;
+    Ok(Run { to_init: started - start, overhead, code, idle })
 }
 
 /// Processor seconds a process has used, all threads, user and system.
@@ -75,8 +78,9 @@ pub(crate) fn ticks(stat: &str) -> Result<f64> {
     Ok(user.context("no utime")? + system.context("no stime")?)
 }
 
-/// Peak resident memory less what of the guest's RAM is resident.
-fn overhead(pid: u32, mem_mib: u64) -> Result<u64> {
+/// Peak resident memory less what of the guest's RAM is resident, and what of that is translated
+/// code; bytes.
+fn overhead(pid: u32, mem_mib: u64) -> Result<(u64, u64)> {
     let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
     let peak = status
         .lines()
@@ -85,23 +89,42 @@ fn overhead(pid: u32, mem_mib: u64) -> Result<u64> {
     let smaps = fs::read_to_string(format!("/proc/{pid}/smaps"))?;
     let ram =
         guest_ram(&smaps, mem_mib * 1024).context("cannot tell which mapping is guest RAM")?;
-    Ok((peak.saturating_sub(ram).saturating_sub(seen_twice(&smaps))) * 1024)
+    let code = CodeMemory::of(&smaps);
+    let overhead = peak.saturating_sub(ram).saturating_sub(code.twice);
+    Ok((overhead * 1024, code.resident * 1024))
 }
 
-/// What is mapped at two addresses counts once, KiB: code memory, one view to write, the other
-/// to execute. An anonymous mapping that is shared has a file that is called so.
-fn seen_twice(smaps: &str) -> u64 {
-    let (mut shared, mut twice) = (false, 0);
-    for line in smaps.lines() {
-        if let Some(text) = line.strip_prefix("Rss:").filter(|_| shared) {
-            twice += kib(text).unwrap_or(0);
-        } else if let Some(text) = line.strip_prefix("Pss:").filter(|_| shared) {
-            twice -= kib(text).unwrap_or(0).min(twice);
-        } else if line.split_whitespace().next().is_some_and(|word| !word.ends_with(':')) {
-            shared = line.contains("/dev/zero");
+/// Memory for translated code, KiB.
+#[derive(Debug, Default, PartialEq)]
+struct CodeMemory {
+    /// What of it is resident.
+    resident: u64,
+    /// What of that is mapped at two addresses: one view to write, the other to execute.
+    twice: u64,
+}
+
+impl CodeMemory {
+    /// An anonymous mapping that is shared, which has a file that is called so: ours; or one that
+    /// may be written and executed: QEMU's.
+    fn of(smaps: &str) -> Self {
+        let (mut shared, mut at_once, mut code) = (false, false, Self::default());
+        for line in smaps.lines() {
+            let rss = line.strip_prefix("Rss:").and_then(kib).unwrap_or(0);
+            let pss = line.strip_prefix("Pss:").and_then(kib).unwrap_or(0);
+            if shared {
+                code.resident += pss;
+                code.twice = (code.twice + rss).saturating_sub(pss);
+            } else if at_once {
+                code.resident += rss;
+            }
+            let mut words = line.split_whitespace();
+            if words.next().is_some_and(|word| !word.ends_with(':')) {
+                shared = line.contains("/dev/zero");
+                at_once = words.next().is_some_and(|permissions| permissions == "rwxp");
+            }
         }
+        code
     }
-    twice
 }
 
 fn kib(text: &str) -> Option<u64> {
@@ -147,12 +170,15 @@ Rss:              200000 kB
 ";
 
     #[test]
-    fn code_memory_counts_once() {
+    fn code_memory_counts_once_and_is_told_apart() {
         let view = |at: &str| {
             format!("{at} 00000000 00:01 9 /dev/zero (deleted)\nRss:  900 kB\nPss:  450 kB\n")
         };
         let smaps = [&view("7e00-7e01 rw-s"), SMAPS, &view("7e02-7e03 r-xs")].concat();
-        assert_eq!((seen_twice(SMAPS), seen_twice(&smaps)), (0, 900));
+        assert_eq!(CodeMemory::of(SMAPS), CodeMemory::default());
+        assert_eq!(CodeMemory::of(&smaps), CodeMemory { resident: 900, twice: 900 });
+        let theirs = SMAPS.replace("7f00-7f01 rw-p", "7f00-7f01 rwxp");
+        assert_eq!(CodeMemory::of(&theirs), CodeMemory { resident: 100_000, twice: 0 });
         assert_eq!(guest_ram(&smaps, 524_288), Some(200_000));
     }
 
