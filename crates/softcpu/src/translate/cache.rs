@@ -19,11 +19,10 @@ use super::orders::Orders;
 use super::patience::Patience;
 use super::regions::{self, Filling, Regions};
 use super::route::Route;
-use super::scratch::Scratch;
-use super::shapes::Shapes;
 use super::thunks::{self, Thunks};
 use super::trace::Trace;
 use super::wishes::{Splits, Wanted, Wish};
+use super::workbench::Workbench;
 use super::{block, verify};
 use crate::code_memory::CodeMemory;
 use crate::decode::cache::Tail;
@@ -97,14 +96,10 @@ pub(crate) struct Translator {
     pub(super) wishes: HashMap<Wanted, Wish>,
     /// Blocks by the frame their code is in.
     pub(super) frames: Frames,
-    /// What is known of instructions.
-    pub(super) shapes: Shapes,
-    /// The last trace and route, for the memory they have.
-    pub(super) spare: Trace,
+    pub(super) bench: Workbench,
+    /// The last route and what was made last, for the memory they have.
     pub(super) spare_route: Route,
-    /// What was made last, for the memory it has.
     spare_made: block::Translated,
-    scratch: Scratch,
     /// The link that the last block was left by, and the number of the mappings it was left
     /// under.
     pub(super) pending: Option<(u32, u64)>,
@@ -229,11 +224,9 @@ impl Translator {
             splits: HashMap::default(),
             wishes: HashMap::default(),
             frames: Frames::default(),
-            shapes: Shapes::new(),
-            spare: Trace::default(),
+            bench: Workbench::new(),
             spare_route: Route::default(),
             spare_made: block::Translated::default(),
-            scratch: Scratch::default(),
             pending: None,
             seen: 0,
             refused: None,
@@ -357,8 +350,8 @@ impl Translator {
         let manner = wish.manner(mirrors);
         let region = self.regions.current()?;
         let site = block::Site { thunks: &self.thunks, base: address, first_link };
-        let (scratch, spare) = (&mut self.scratch, std::mem::take(&mut self.spare_made));
-        let made = block::translate(trace, site, &mut region.ops, manner, scratch, spare).ok()?;
+        let spare = std::mem::take(&mut self.spare_made);
+        let made = self.bench.translate(trace, site, &mut region.ops, manner, spare).ok()?;
         #[cfg(test)]
         let made = if self.smuggled.is_empty() {
             made

@@ -13,11 +13,11 @@ use super::mode::Mode;
 use super::ops::Ops;
 use super::relocate::{self, Distance, MadeWith};
 use super::route::Route;
-use super::scratch::Scratch;
-use super::shapes::Shapes;
 use super::thunks::Thunks;
+#[cfg(test)]
 use super::trace::Trace;
 use super::wishes::Wanted;
+use super::workbench::Workbench;
 use crate::decode::cache::Tail;
 use crate::decode::op::Op;
 use crate::memory::ram::RamFrame;
@@ -107,27 +107,7 @@ impl Job {
     }
 }
 
-/// Makes translations, one after the other.
-#[derive(Debug)]
-pub(super) struct Maker {
-    shapes: Shapes,
-    /// What those are for.
-    features: FeatureSet,
-    /// The last trace, for the memory it has.
-    spare: Trace,
-    scratch: Scratch,
-}
-
-impl Maker {
-    pub(super) fn new() -> Self {
-        Self {
-            shapes: Shapes::new(),
-            features: FeatureSet::default(),
-            spare: Trace::default(),
-            scratch: Scratch::default(),
-        }
-    }
-
+impl Workbench {
     /// Does `job`, in the memory of what it has made before.
     pub(super) fn make(&mut self, job: &mut Job) {
         let since = host_tsc();
@@ -137,18 +117,11 @@ impl Maker {
 
     fn make_untimed(&mut self, job: &mut Job) {
         let Job { route, order, ops, made, .. } = job;
-        if self.features != order.features {
-            (self.shapes, self.features) = (Shapes::new(), order.features);
-        }
         ops.clear();
         let spare = made.take().map(|made| made.translated).unwrap_or_default();
-        let memory = std::mem::take(&mut self.spare);
-        let Some(trace) = Trace::of(route, &mut self.shapes, &order.features, memory) else {
-            return;
-        };
+        let Some(trace) = self.trace_of(route, &order.features) else { return };
         let site = Site { thunks: &order.thunks, base: order.base, first_link: 0 };
-        let translated =
-            block::translate(&trace, site, ops, order.manner, &mut self.scratch, spare);
+        let translated = self.translate(&trace, site, ops, order.manner, spare);
         *made = translated.ok().filter(|_| ops.together().is_some()).map(|translated| Made {
             translated,
             instructions: trace.steps.len(),
@@ -156,7 +129,7 @@ impl Maker {
             #[cfg(test)]
             trace: trace.clone(),
         });
-        self.spare = trace;
+        self.put_back(trace);
     }
 }
 

@@ -65,6 +65,7 @@ mod thunks;
 mod trace;
 mod verify;
 mod wishes;
+mod workbench;
 mod workshop;
 mod x87;
 

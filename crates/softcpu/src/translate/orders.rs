@@ -150,8 +150,7 @@ impl Vcpu {
             Waited::Never => self.route_or_order(blocks, head, mode)?,
         };
         let translator = self.translator.as_mut()?;
-        let spare = std::mem::take(&mut translator.spare);
-        let trace = Trace::of(&route, &mut translator.shapes, self.cpuid.features(), spare);
+        let trace = translator.bench.trace_of(&route, self.cpuid.features());
         translator.spare_route = route;
         trace
     }

@@ -224,7 +224,7 @@ impl Vcpu {
         let mirrors = self.mirrors();
         let translator = self.translator.as_mut()?;
         let entry = translator.place(&trace, head.frame, head.version, head.tail(), mirrors);
-        translator.spare = trace;
+        translator.bench.put_back(trace);
         head.set_runs(if entry.is_some() { head.runs() } else { 0 });
         head.entry.set(entry);
         let entry = entry?;
@@ -239,7 +239,9 @@ impl Vcpu {
         {
             for (step, op) in trace.steps.iter_mut().zip(&mut trace.ops) {
                 mistake(&mut step.instruction, op);
-                step.shape = translator.shapes.of(&mut step.instruction, self.cpuid.features());
+                let features = self.cpuid.features();
+                let shapes = translator.bench.shapes(features);
+                step.shape = shapes.of(&mut step.instruction, features);
             }
         }
     }

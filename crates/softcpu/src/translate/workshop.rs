@@ -15,9 +15,10 @@ use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use super::frames::Sought;
-use super::making::{Job, Maker};
+use super::making::Job;
 use super::shelf::{Shelf, Shelved};
 use super::wishes::Wanted;
+use super::workbench::Workbench;
 use crate::sync::lock;
 
 #[cfg(test)]
@@ -77,7 +78,7 @@ struct State {
     asleep: bool,
     closed: bool,
     /// Does what is ordered at once.
-    prompt: Option<Box<Maker>>,
+    prompt: Option<Box<Workbench>>,
 }
 
 impl State {
@@ -121,7 +122,7 @@ impl Workshop {
     #[doc(hidden)]
     #[must_use]
     pub fn prompt(self) -> Arc<Self> {
-        lock(&self.state).prompt = Some(Box::new(Maker::new()));
+        lock(&self.state).prompt = Some(Box::new(Workbench::new()));
         Arc::new(self)
     }
 
@@ -129,7 +130,7 @@ impl Workshop {
     pub fn work(&self) {
         // Whoever orders must not wait for a thread that has panicked.
         let _closing = Closing(self);
-        let mut maker = Maker::new();
+        let mut bench = Workbench::new();
         let mut last = Instant::now();
         loop {
             let mut state = lock(&self.state);
@@ -146,7 +147,7 @@ impl Workshop {
             }
             drop(state);
             if let Some((job, desk)) = next {
-                self.make(job, &desk, &mut maker);
+                self.make(job, &desk, &mut bench);
                 last = Instant::now();
             } else {
                 sleep(NAP);
@@ -155,8 +156,8 @@ impl Workshop {
     }
 
     /// Does `job`, for `desk` and whoever else can use what is made.
-    fn make(&self, mut job: Job, desk: &Desk, maker: &mut Maker) {
-        maker.make(&mut job);
+    fn make(&self, mut job: Job, desk: &Desk, bench: &mut Workbench) {
+        bench.make(&mut job);
         if let Some(shelf) = &self.shelf
             && let Some(shelved) = Shelved::of(&job)
         {
@@ -183,11 +184,11 @@ impl Workshop {
     /// Does all that was ordered, on the calling thread.
     #[cfg(test)]
     fn work_off(&self) {
-        let mut maker = Maker::new();
+        let mut bench = Workbench::new();
         loop {
             let next = lock(&self.state).next();
             let Some((job, desk)) = next else { return };
-            self.make(job, &desk, &mut maker);
+            self.make(job, &desk, &mut bench);
         }
     }
 
@@ -198,8 +199,8 @@ impl Workshop {
         if state.closed || state.orders.len() >= MOST {
             return Some(job);
         }
-        if let Some(maker) = &mut state.prompt {
-            self.make(job, desk, maker);
+        if let Some(bench) = &mut state.prompt {
+            self.make(job, desk, bench);
             return None;
         }
         state.orders.push_back((job, Arc::clone(desk)));
