@@ -81,8 +81,15 @@ struct Budget {
 const ADVANCE: u64 = 1 << 24;
 /// One part of so many of the time may be spent.
 const SHARE: u64 = 8;
+/// Most that counts of what is spent at once, a quarter of a millisecond or so: whatever took
+/// longer was interrupted by the host.
+const AT_ONCE: u64 = 1 << 19;
 
 impl Budget {
+    fn spend(&mut self, ticks: u64) {
+        self.spent = self.spent.saturating_add(ticks.min(AT_ONCE));
+    }
+
     fn has_room(&self, now: u64) -> bool {
         self.spent < ADVANCE.saturating_add(now.wrapping_sub(self.since) / SHARE)
     }
@@ -205,7 +212,8 @@ impl Mirror {
         if span >= SPANS || self.tables.is_none() || !self.could_serve(number, now) {
             return false;
         }
-        if self.owner != Some(number) {
+        let changes = self.owner != Some(number);
+        if changes {
             self.hide_all();
             self.owner = Some(number);
             self.paused = false;
@@ -216,7 +224,15 @@ impl Mirror {
         if self.paused {
             self.paused = !self.budget.has_room(now);
         }
-        !self.paused && self.open(span)
+        if self.paused || self.open(span) {
+            return !self.paused;
+        }
+        // The windows are where the last owner's fitted.
+        if changes && !self.windows.is_empty() {
+            self.close_windows();
+            return self.open(span);
+        }
+        false
     }
 
     /// The address space `number` is left for another.
@@ -230,7 +246,7 @@ impl Mirror {
     /// Time has gone into it since `since`.
     pub(crate) fn spent(&mut self, since: u64) {
         let now = host_tsc();
-        self.budget.spent = self.budget.spent.saturating_add(now.wrapping_sub(since));
+        self.budget.spend(now.wrapping_sub(since));
         self.paused = !self.budget.has_room(now);
     }
 
@@ -242,10 +258,7 @@ impl Mirror {
         if self.windows.len() >= MOST_WINDOWS {
             self.close_windows();
         }
-        let at = |distance: u64| {
-            let start = (span << SPAN_SHIFT).wrapping_add(distance);
-            Reserved::at(start.wrapping_sub(GUARD), (SPAN + 2 * GUARD) as usize)
-        };
+        let at = |distance: u64| self.reserve_window(span, distance);
         let window = if self.windows.is_empty() {
             let far = (1..=TRIES).map(|n| n.wrapping_mul(FAR));
             let near = (1..=TRIES).flat_map(|n| {
@@ -262,6 +275,26 @@ impl Mirror {
         self.windows.push((span, window));
         self.tell(span, 1);
         true
+    }
+
+    /// Address space for the window of `span`, at `distance`.
+    fn reserve_window(&self, span: u64, distance: u64) -> Option<Reserved> {
+        let is_open = |span: u64| self.windows.iter().any(|(known, _)| *known == span);
+        let start = (span << SPAN_SHIFT).wrapping_add(distance);
+        let end = start.wrapping_add(SPAN);
+        // What it has in common with the window beside it is that one's already: an access that
+        // reaches from one into the other is as good as the guest's own.
+        let from = if is_open(span.wrapping_sub(1)) {
+            start.wrapping_add(GUARD)
+        } else {
+            start.wrapping_sub(GUARD)
+        };
+        let to = if is_open(span.wrapping_add(1)) {
+            end.wrapping_sub(GUARD)
+        } else {
+            end.wrapping_add(GUARD)
+        };
+        Reserved::at(from, to.wrapping_sub(from) as usize)
     }
 
     /// Translated code is to find `shown` for `span`.

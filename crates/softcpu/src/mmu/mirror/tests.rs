@@ -110,10 +110,50 @@ fn spans_that_are_not_a_users_have_no_window() {
 }
 
 #[test]
+fn spans_beside_each_other_have_windows_beside_each_other() {
+    // The middle one last, and first.
+    for spans in [[7, 9, 8], [8, 7, 9]] {
+        let (ram, mut mirror) = (ram(), Mirror::new());
+        mirror.prepare();
+        let at = |span: u64| span << SPAN_SHIFT;
+        for (frame, span) in (5..).zip(spans) {
+            assert!(mirror.wanted(1, at(span), host_tsc()), "{span}");
+            let last = at(span + 1) - PAGE_SIZE;
+            assert!(mirror.show(&ram, page(at(span), frame, true), 1));
+            assert!(mirror.show(&ram, page(last, frame + 10, true), 1));
+        }
+        for (frame, span) in (5..).zip(spans) {
+            let last = at(span + 1) - PAGE_SIZE;
+            assert_eq!([at(span), last].map(|at| look(&mirror, at)), [frame, frame + 10].map(Some));
+        }
+        mirror.hide_all();
+        let ends = spans.map(|span| [look(&mirror, at(span)), look(&mirror, at(span + 1) - 8)]);
+        assert_eq!(ends, [[None; 2]; 3]);
+    }
+}
+
+#[test]
+fn who_comes_next_has_windows_where_they_fit() {
+    let mut mirror = Mirror::new();
+    mirror.prepare();
+    assert!(mirror.wanted(1, 7 << SPAN_SHIFT, host_tsc()));
+    // Something of the host's is where the next one's would be.
+    let taken = (9 << SPAN_SHIFT) + mirror.distance();
+    let taken = Reserved::at(taken, PAGE_SIZE as usize).expect("nothing is there");
+    let before = mirror.distance();
+    assert!(!mirror.wanted(1, 9 << SPAN_SHIFT, host_tsc()), "it has one window already");
+    assert!(mirror.wanted(2, 9 << SPAN_SHIFT, host_tsc() + 2 * ADVANCE));
+    assert!(mirror.distance() != before && mirror.has_retired());
+    drop(taken);
+}
+
+#[test]
 fn what_costs_too_much_pauses() {
     let mut mirror = serving();
     let now = host_tsc();
-    mirror.spent(now.wrapping_sub(4 * ADVANCE));
+    for _ in 0..ADVANCE / AT_ONCE + SHARE {
+        mirror.spent(now.wrapping_sub(4 * ADVANCE));
+    }
     assert!(!mirror.serves(1) && !mirror.wanted(1, ADDR, host_tsc()));
     assert!(mirror.wanted(1, ADDR, now + 64 * ADVANCE) && mirror.serves(1));
 }
@@ -123,4 +163,16 @@ fn neighbours_are_counted_within_the_span() {
     let all = |addr: u64| addr >> PAGE_SHIFT != 0x20;
     assert_eq!(neighbours(0x2_2000, all), (1, AROUND));
     assert_eq!(neighbours(SPAN, |_| true), (0, AROUND));
+}
+
+#[test]
+fn a_fault_that_the_host_has_interrupted_does_not_cost_all_there_is() {
+    let mut budget = Budget::default();
+    budget.spend(1 << 40);
+    assert!(budget.has_room(0));
+    for _ in 1..ADVANCE / AT_ONCE {
+        budget.spend(1 << 40);
+    }
+    assert!(!budget.has_room(0));
+    assert!(!budget.has_room(SHARE - 1) && budget.has_room(SHARE));
 }
