@@ -63,11 +63,6 @@ impl Place {
         Self { index, factor, displacement }
     }
 
-    /// Whether it needs what is in [`VALUE`].
-    pub(super) fn needs_value(self) -> bool {
-        self.index == VALUE
-    }
-
     /// The memory operand of an instruction that works on it.
     pub(super) fn operand(self) -> MemoryOperand {
         let size = u32::from(self.displacement != 0);
@@ -105,7 +100,7 @@ impl Assembler {
     /// # Errors
     /// None, unless the assembler is wrong.
     pub(super) fn without_value(&mut self, place: Place) -> Result<Place, NotCopied> {
-        if !place.needs_value() {
+        if place.index != VALUE {
             return Ok(place);
         }
         self.lea(ADDRESS, ADDRESS, VALUE, place.factor, 0)?;
@@ -160,11 +155,7 @@ impl Assembler {
             self.in_mirror(group, look)?;
             self.jump(found);
             self.bind(look);
-            if group.is_wide() {
-                self.jump(slow);
-            } else {
-                self.find_group(group, slow)?;
-            }
+            self.find_group(group, slow)?;
             self.bind(found);
         } else {
             self.find_group(group, slow)?;
@@ -185,11 +176,15 @@ impl Assembler {
     }
 
     /// Leaves in [`ADDRESS`] what makes host addresses of all addresses in `group`, or goes to
-    /// `slow`. Uses [`VALUE`].
+    /// `slow`, as what is wide does always. Uses [`VALUE`].
     ///
     /// # Errors
     /// As [`Assembler::effective`].
     pub(super) fn find_group(&mut self, group: &Group, slow: Label) -> Result<(), NotCopied> {
+        if group.is_wide() {
+            self.jump(slow);
+            return Ok(());
+        }
         let table = if group.stores { TLB_STORES } else { 0 };
         self.sum(VALUE, group.origin, group.first)?;
         self.entry_of_value();

@@ -246,10 +246,8 @@ fn rename(it: &Instruction, copying: &Copying, homes: Homes) -> Result<Renamed, 
         let code = named.in_memory.filter(|_| homes.of(named.number()) == Home::Memory)?;
         Some((named.number(), named.operand, code))
     });
-    if let Some((guest, operand, code)) = stays
-        && !put_in_memory(&mut it, operand, code, fields::gpr(guest))
-    {
-        return Err(NotCopied);
+    if let Some((guest, operand, code)) = stays {
+        put_in_memory(&mut it, operand, code, fields::gpr(guest))?;
     }
     let mut temporaries: SmallVec<[Temporary; 2]> = SmallVec::new();
     for used in &copying.gprs {

@@ -9,6 +9,7 @@ use iced_x86::{
     Register as R,
 };
 
+use super::assembler::NotCopied;
 use super::fields::Field;
 use super::registers::is_high_byte;
 
@@ -76,14 +77,22 @@ fn operand_size(kind: Kind) -> Option<u8> {
 }
 
 /// Makes operand `n` of `it` the field, with the code that [`memory_form`] has found.
-pub(super) fn put_in_memory(it: &mut Instruction, n: u32, code: Code, Field(at): Field) -> bool {
+///
+/// # Errors
+/// If it has no such operand.
+pub(super) fn put_in_memory(
+    it: &mut Instruction,
+    n: u32,
+    code: Code,
+    Field(at): Field,
+) -> Result<(), NotCopied> {
     it.set_code(code);
     it.set_memory_base(R::None);
     it.set_memory_index(R::None);
     it.set_memory_displacement64(at.into());
     it.set_memory_displ_size(4);
     it.set_segment_prefix(R::GS);
-    it.try_set_op_kind(n, OpKind::Memory).is_ok()
+    it.try_set_op_kind(n, OpKind::Memory).map_err(|_| NotCopied)
 }
 
 #[cfg(test)]
@@ -96,7 +105,7 @@ mod tests {
     fn form(bytes: &[u8], n: u32, written: bool) -> Option<String> {
         let mut it = Decoder::new(64, bytes, DecoderOptions::NONE).decode();
         let code = memory_form(&it, n, written)?;
-        assert!(put_in_memory(&mut it, n, code, fields::gpr(0)));
+        assert_eq!(put_in_memory(&mut it, n, code, fields::gpr(0)), Ok(()));
         let mut encoder = iced_x86::Encoder::new(64);
         encoder.encode(&it, 0).expect("it can be encoded");
         let bytes = encoder.take_buffer();

@@ -29,6 +29,7 @@ use crate::vcpu::Vcpu;
 const PATIENCE: u64 = 64;
 /// How many hot loops may wait for it one after the other: some milliseconds.
 const MOST_WAITS: u32 = 128;
+
 impl Origin {
     /// What `operand` is made from.
     pub(super) fn of(operand: &Op) -> Self {
@@ -155,14 +156,13 @@ impl Assembler {
         if group.is_wide() {
             // Only the mirror can have it: it is asked for at once.
             self.store_constant(fields::MIRROR_MISSES, -1);
-            self.jump(slow);
-            return Ok(());
+        } else {
+            // sub qword [misses], 1
+            self.bytes(&[0x65, 0x48, 0x83, 0x2c, 0x25]);
+            self.bytes(&fields::MIRROR_MISSES.0.to_le_bytes());
+            self.bytes(&[0x01]);
+            self.jump_if(Condition::BELOW, slow);
         }
-        // sub qword [misses], 1
-        self.bytes(&[0x65, 0x48, 0x83, 0x2c, 0x25]);
-        self.bytes(&fields::MIRROR_MISSES.0.to_le_bytes());
-        self.bytes(&[0x01]);
-        self.jump_if(Condition::BELOW, slow);
         self.find_group(group, slow)?;
         self.jump(found);
         Ok(())
