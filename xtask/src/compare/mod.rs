@@ -203,6 +203,14 @@ fn verdict(met: bool) -> &'static str {
 fn report(ours: &Summary, theirs: &Summary, setting: &Setting) -> String {
     let ratio = ours.median / theirs.median;
     let Setting { host, qemu, release, runs, mem } = setting;
+    let memory = |what: &str, of: fn(&Summary) -> f64, most: f64| {
+        let (ours, theirs) = (of(ours), of(theirs));
+        format!(
+            "| {what} | {ours:.1} MiB | {theirs:.1} MiB | {:.2} | at most {most} MiB | {} |",
+            ours / theirs,
+            verdict(ours <= most)
+        )
+    };
     [
         format!("{host}; Linux {release}, 1 vCPU, {mem} MiB; {runs} runs each, alternating;"),
         format!("{qemu}, `-accel tcg -cpu max -M microvm`."),
@@ -220,21 +228,11 @@ fn report(ours: &Summary, theirs: &Summary, setting: &Setting) -> String {
             "| fastest to slowest | {:.2} to {:.2} s | {:.2} to {:.2} s | | | |",
             ours.fastest, ours.slowest, theirs.fastest, theirs.slowest
         ),
-        format!(
-            "| peak memory beyond guest RAM | {:.1} MiB | {:.1} MiB | {:.2} | \
-             at most {OVERHEAD_MIB} MiB | {} |",
-            ours.overhead_mib,
-            theirs.overhead_mib,
-            ours.overhead_mib / theirs.overhead_mib,
-            verdict(ours.overhead_mib <= OVERHEAD_MIB)
-        ),
-        format!(
-            "| the same without translated code | {:.1} MiB | {:.1} MiB | {:.2} | \
-             at most {OVERHEAD_WITHOUT_CODE_MIB} MiB | {} |",
-            ours.without_code_mib,
-            theirs.without_code_mib,
-            ours.without_code_mib / theirs.without_code_mib,
-            verdict(ours.without_code_mib <= OVERHEAD_WITHOUT_CODE_MIB)
+        memory("peak memory beyond guest RAM", |it| it.overhead_mib, OVERHEAD_MIB),
+        memory(
+            "the same without translated code",
+            |it| it.without_code_mib,
+            OVERHEAD_WITHOUT_CODE_MIB,
         ),
         format!(
             "| idle guest, part of a core | {:.2} % | {:.2} % | {:.2} | under {IDLE_PERCENT} % | {} |",
