@@ -95,13 +95,53 @@ impl Budget {
     }
 }
 
+/// A span's number, and what is reserved for it.
+type Window = (u64, Reserved);
+
+/// Address space for the window of `span`, at `distance`, when there are `windows` already.
+fn reserve_window(windows: &[Window], span: u64, distance: u64) -> Option<Reserved> {
+    let is_open = |span: u64| windows.iter().any(|(known, _)| *known == span);
+    let start = (span << SPAN_SHIFT).wrapping_add(distance);
+    let end = start.wrapping_add(SPAN);
+    // What it has in common with the window beside it is that one's already: an access that
+    // reaches from one into the other is as good as the guest's own.
+    let from = if is_open(span.wrapping_sub(1)) {
+        start.wrapping_add(GUARD)
+    } else {
+        start.wrapping_sub(GUARD)
+    };
+    let to = if is_open(span.wrapping_add(1)) {
+        end.wrapping_sub(GUARD)
+    } else {
+        end.wrapping_add(GUARD)
+    };
+    Reserved::at(from, to.wrapping_sub(from) as usize)
+}
+
+/// A distance at which there is room for windows of all `spans`, and these.
+fn place(spans: &[u64]) -> Option<(u64, Vec<Window>)> {
+    let far = (1..=TRIES).map(|n| n.wrapping_mul(FAR));
+    let near = (1..=TRIES).flat_map(|n| {
+        let distance = n.wrapping_mul(NEAR);
+        [distance.wrapping_neg(), distance]
+    });
+    far.chain(near).find_map(|distance| {
+        let mut windows = Vec::with_capacity(spans.len());
+        for span in spans {
+            let window = reserve_window(&windows, *span, distance)?;
+            windows.push((*span, window));
+        }
+        Some((distance, windows))
+    })
+}
+
 /// See the module's words.
 #[derive(Debug)]
 pub(crate) struct Mirror {
     /// Two tables, one behind the other: the first says of each span whether it has a window,
     /// the second that none has.
     tables: Option<Reserved>,
-    windows: Vec<(u64, Reserved)>,
+    windows: Vec<Window>,
     /// Windows that were given up, but translated code may still have ways into.
     retired: Vec<Reserved>,
     /// Host addresses less guest addresses.
@@ -224,15 +264,8 @@ impl Mirror {
         if self.paused {
             self.paused = !self.budget.has_room(now);
         }
-        if self.paused || self.open(span) {
-            return !self.paused;
-        }
-        // The windows are where the last owner's fitted.
-        if changes && !self.windows.is_empty() {
-            self.close_windows();
-            return self.open(span);
-        }
-        false
+        // A new owner can do without the last one's windows, but they may well be right.
+        !self.paused && self.open(span, !changes)
     }
 
     /// The address space `number` is left for another.
@@ -250,51 +283,33 @@ impl Mirror {
         self.paused = !self.budget.has_room(now);
     }
 
-    /// Whether `span` has a window, now at the latest.
-    fn open(&mut self, span: u64) -> bool {
+    /// Whether `span` has a window, now at the latest. If it has no room beside those there are,
+    /// all are moved, with `keeping`, or given up for it.
+    fn open(&mut self, span: u64, keeping: bool) -> bool {
         if self.windows.iter().any(|(known, _)| *known == span) {
             return true;
         }
         if self.windows.len() >= MOST_WINDOWS {
             self.close_windows();
         }
-        let at = |distance: u64| self.reserve_window(span, distance);
-        let window = if self.windows.is_empty() {
-            let far = (1..=TRIES).map(|n| n.wrapping_mul(FAR));
-            let near = (1..=TRIES).flat_map(|n| {
-                let distance = n.wrapping_mul(NEAR);
-                [distance.wrapping_neg(), distance]
-            });
-            let mut tries = far.chain(near);
-            tries.find_map(|distance| at(distance).map(|window| (distance, window)))
-        } else {
-            at(self.distance).map(|window| (self.distance, window))
-        };
-        let Some((distance, window)) = window else { return false };
+        if !self.windows.is_empty()
+            && let Some(window) = reserve_window(&self.windows, span, self.distance)
+        {
+            self.windows.push((span, window));
+            self.tell(span, 1);
+            return true;
+        }
+        let mut spans: Vec<u64> = self.windows.iter().map(|(span, _)| *span).collect();
+        spans.retain(|_| keeping);
+        spans.push(span);
+        let Some((distance, windows)) = place(&spans) else { return false };
+        self.close_windows();
         self.distance = distance;
-        self.windows.push((span, window));
-        self.tell(span, 1);
+        self.windows = windows;
+        for span in spans {
+            self.tell(span, 1);
+        }
         true
-    }
-
-    /// Address space for the window of `span`, at `distance`.
-    fn reserve_window(&self, span: u64, distance: u64) -> Option<Reserved> {
-        let is_open = |span: u64| self.windows.iter().any(|(known, _)| *known == span);
-        let start = (span << SPAN_SHIFT).wrapping_add(distance);
-        let end = start.wrapping_add(SPAN);
-        // What it has in common with the window beside it is that one's already: an access that
-        // reaches from one into the other is as good as the guest's own.
-        let from = if is_open(span.wrapping_sub(1)) {
-            start.wrapping_add(GUARD)
-        } else {
-            start.wrapping_sub(GUARD)
-        };
-        let to = if is_open(span.wrapping_add(1)) {
-            end.wrapping_sub(GUARD)
-        } else {
-            end.wrapping_add(GUARD)
-        };
-        Reserved::at(from, to.wrapping_sub(from) as usize)
     }
 
     /// Translated code is to find `shown` for `span`.

@@ -116,8 +116,8 @@ fn spans_beside_each_other_have_windows_beside_each_other() {
         let (ram, mut mirror) = (ram(), Mirror::new());
         mirror.prepare();
         let at = |span: u64| span << SPAN_SHIFT;
+        assert!(spans.iter().all(|span| mirror.wanted(1, at(*span), host_tsc())));
         for (frame, span) in (5..).zip(spans) {
-            assert!(mirror.wanted(1, at(span), host_tsc()), "{span}");
             let last = at(span + 1) - PAGE_SIZE;
             assert!(mirror.show(&ram, page(at(span), frame, true), 1));
             assert!(mirror.show(&ram, page(last, frame + 10, true), 1));
@@ -133,18 +133,34 @@ fn spans_beside_each_other_have_windows_beside_each_other() {
 }
 
 #[test]
-fn who_comes_next_has_windows_where_they_fit() {
-    let mut mirror = Mirror::new();
-    mirror.prepare();
-    assert!(mirror.wanted(1, 7 << SPAN_SHIFT, host_tsc()));
-    // Something of the host's is where the next one's would be.
-    let taken = (9 << SPAN_SHIFT) + mirror.distance();
-    let taken = Reserved::at(taken, PAGE_SIZE as usize).expect("nothing is there");
-    let before = mirror.distance();
-    assert!(!mirror.wanted(1, 9 << SPAN_SHIFT, host_tsc()), "it has one window already");
-    assert!(mirror.wanted(2, 9 << SPAN_SHIFT, host_tsc() + 2 * ADVANCE));
-    assert!(mirror.distance() != before && mirror.has_retired());
-    drop(taken);
+fn windows_move_to_where_another_fits() {
+    // The same process, and the next one, which does not need what the first had.
+    for (next, later) in [(1, 0), (2, 2 * ADVANCE)] {
+        let (ram, mut mirror) = (ram(), Mirror::new());
+        mirror.prepare();
+        let first = 7 << SPAN_SHIFT;
+        assert!(mirror.wanted(1, first, host_tsc()));
+        assert!(mirror.show(&ram, page(first, 5, true), 1));
+        let before = mirror.distance();
+        // Something of the host's is where the other one's would be. Where nothing else is yet,
+        // the other tests' windows among it, is another place each time.
+        let (span, taken) = (9..SPANS)
+            .find_map(|span| {
+                let at = (span << SPAN_SHIFT).wrapping_add(before);
+                Some((span, Reserved::at(at, PAGE_SIZE as usize)?))
+            })
+            .expect("there is room");
+        let other = span << SPAN_SHIFT;
+        assert!(mirror.wanted(next, other, host_tsc() + later));
+        assert!(mirror.distance() != before && mirror.has_retired());
+        // What was shown is asked for again, where it may be.
+        let kept = next == 1;
+        assert!(look(&mirror, other).is_none() && !(kept && look(&mirror, first).is_some()));
+        assert!(mirror.show(&ram, page(other, 6, true), 1));
+        assert_eq!(mirror.show(&ram, page(first, 7, true), 1), kept);
+        assert!(look(&mirror, other) == Some(6) && (!kept || look(&mirror, first) == Some(7)));
+        drop(taken);
+    }
 }
 
 #[test]
