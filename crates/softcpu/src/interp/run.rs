@@ -40,8 +40,7 @@ impl Vcpu {
 
     /// Takes away every permission to store unseen to what is code now.
     fn drop_writes(&mut self, code: &CodeMap) {
-        self.mmu.data.drop_writes();
-        self.mmu.mirror.drop_writes(code.epoch(), |frame| code.is_marked(frame));
+        self.mmu.drop_writes(code.epoch(), |frame| code.is_marked(frame));
     }
 
     /// Takes the decoded blocks out of the vCPU while it runs: instructions then may

@@ -8,6 +8,7 @@
 pub mod access;
 mod code_tlb;
 mod frame_filter;
+pub(crate) mod gs_pages;
 pub mod large_pages;
 pub mod linear;
 pub(crate) mod mirror;
@@ -18,6 +19,7 @@ pub mod walk;
 use crate::state::VcpuState;
 use crate::state::control::{Cr0, Cr4, Efer};
 use code_tlb::CodeTlb;
+use gs_pages::GsPages;
 use large_pages::LargePages;
 use mirror::Mirror;
 use space::Spaces;
@@ -114,6 +116,7 @@ pub struct Mmu {
     pub(crate) data: DataTlb,
     pub(crate) code: CodeTlb,
     pub(crate) mirror: Mirror,
+    pub(crate) gs_pages: GsPages,
     spaces: Spaces,
     large: LargePages,
     /// Where translated code jumps to, which holds as long as mappings do.
@@ -144,6 +147,7 @@ impl Mmu {
             data: DataTlb::new(),
             code: CodeTlb::new(),
             mirror: Mirror::new(),
+            gs_pages: GsPages::new(),
             spaces: Spaces::new(),
             large: LargePages::new(),
             jumps: JumpCache::new(),

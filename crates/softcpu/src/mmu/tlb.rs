@@ -111,6 +111,7 @@ impl Mmu {
     pub(crate) fn flush_all(&mut self) {
         self.data.clear();
         self.mirror.forget();
+        self.gs_pages.forget();
         self.code.clear();
         self.large.clear();
         self.jumps.clear();
@@ -122,6 +123,7 @@ impl Mmu {
         let span = self.large.span(addr);
         self.data.invalidate(addr, span, of);
         self.mirror.invalidate(addr, span);
+        self.gs_pages.invalidate(addr, span);
         self.code.invalidate(addr, span);
         if span > PAGE_SHIFT {
             self.jumps.clear();
@@ -141,6 +143,15 @@ impl Mmu {
     pub(crate) fn drop_writes_to(&mut self, frame: RamFrame) {
         self.data.drop_writes_to(frame);
         self.mirror.drop_writes_to(frame);
+        self.gs_pages.drop_writes_to(frame);
+    }
+
+    /// Takes away every permission to store unseen to what `is_marked`, of which there were
+    /// `epoch`, and others along with them.
+    pub(crate) fn drop_writes(&mut self, epoch: u64, is_marked: impl Fn(RamFrame) -> bool) {
+        self.data.drop_writes();
+        self.mirror.drop_writes(epoch, is_marked);
+        self.gs_pages.forget();
     }
 
     /// Keeps a translation for fetches.

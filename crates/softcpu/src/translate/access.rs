@@ -303,6 +303,11 @@ impl Assembler {
         }
     }
 
+    /// Adds what is `at` bytes behind what [`VALUE`] points to to [`ADDRESS`].
+    pub(super) fn add_addend(&mut self, at: u32) {
+        self.with_entry(ADD, at);
+    }
+
     /// The same, for an entry that is another one elsewhere if the address `moves`.
     fn with_known_entry(&mut self, opcode: u8, at: u32, moves: bool) {
         if moves {

@@ -230,6 +230,15 @@ impl Assembler {
         self.with_field(0x2b, register, field);
     }
 
+    /// One less in `field`, or on to `slow` if there was none left.
+    pub(super) fn count_down(&mut self, field: Field, slow: Label) {
+        // sub qword [field], 1
+        self.bytes(&[0x65, 0x48, 0x83, 0x2c, 0x25]);
+        self.bytes4(field.0);
+        self.bytes(&[0x01]);
+        self.jump_if(Condition::BELOW, slow);
+    }
+
     /// `or register, field`
     pub(super) fn or(&mut self, register: R, field: Field) {
         self.with_field(0x0b, register, field);

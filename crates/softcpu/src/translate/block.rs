@@ -534,6 +534,9 @@ impl Block<'_> {
                     self.code.homes = homes;
                     self.code.look_for(&group, found, slow)?;
                 }
+                Cold::LookBehindGs { distant, found, slow } => {
+                    self.code.look_behind_gs(distant, found, slow);
+                }
                 Cold::Exit { target, from, flags, producer } => {
                     (self.flags, self.producer, self.here) = (flags, producer, from);
                     self.code.homes = homes;

@@ -7,6 +7,7 @@ use super::block::Block;
 use super::cold::Cold;
 use super::fields;
 use super::flags::Flags;
+use super::gs_pages::Distant;
 use super::registers::ADDRESS;
 use super::sharing::{Group, Origin, Share};
 use crate::decode::op::Op;
@@ -74,6 +75,9 @@ impl Block<'_> {
         }
         self.in_address = None;
         let slow = self.interpreted_apart(op, None);
+        if let Some(distant) = Distant::of(&operand, access) {
+            return self.check_gs_page(&operand, distant, slow);
+        }
         self.code.check(&operand, access, slow)
     }
 

@@ -5,6 +5,7 @@ use super::assembler::{Assembler, Condition, Label, NotCopied};
 use super::context::{AVX, SSE, X87};
 use super::fields;
 use super::flags::{Flags, Producer};
+use super::gs_pages::Distant;
 use super::registers::{ADDRESS, Homes, VALUE};
 use super::relocate::Kind;
 use super::sharing::Group;
@@ -55,6 +56,9 @@ pub(super) enum Cold {
     /// Looks into the TLB for `group`, which the mirror does not have, and goes on where that is
     /// `found`, or to `slow`.
     Look { group: Group, found: Label, slow: Label },
+    /// Looks into the TLB for what is `distant` from the base of GS, and goes on where that is
+    /// `found`, or to `slow`.
+    LookBehindGs { distant: Distant, found: Label, slow: Label },
     /// Interprets the last op.
     Last { op: u64 },
     /// Leaves with RIP at `rip`.
@@ -151,6 +155,7 @@ impl Cold {
             Self::Exit { .. }
             | Self::Fill { .. }
             | Self::Look { .. }
+            | Self::LookBehindGs { .. }
             | Self::ForgetCalls { .. }
             | Self::Unforeseen { .. } => {}
             Self::LeaveByReturn => {

@@ -6,6 +6,7 @@ use super::streams::{STREAMS, Stream};
 use crate::state::control::{Cr0, Cr4};
 use crate::state::fpu::{MXCSR_MASKS, X87_EXCEPTIONS, XCR0_AVX, XCR0_SSE};
 use crate::state::rflags::RFlags;
+use crate::state::segment::SegReg;
 use crate::state::{CodeSize, SEG_SLOTS};
 use crate::vcpu::Vcpu;
 
@@ -138,6 +139,8 @@ impl Vcpu {
         self.context.space_plain = self.mmu.data.space(plain);
         self.context.space_over = self.mmu.data.space(over);
         self.sync_mirror();
+        let gs = self.state.segment(SegReg::Gs).base;
+        self.mmu.gs_pages.enter((!self.mmu.is_user()).then_some(gs));
         if self.code_size != CodeSize::Bits64 {
             self.sync_segments();
         }

@@ -14,6 +14,7 @@ use super::context::Context;
 use super::jumps::{self, Jump, JumpCache};
 use super::streams::{STREAMS, Stream};
 use crate::mmu::Mmu;
+use crate::mmu::gs_pages::{GsPage, GsPages, PAGES};
 use crate::mmu::tlb::{DataEntry, DataTables, DataTlb};
 use crate::state::fpu::image;
 use crate::state::segment::Segment;
@@ -98,6 +99,12 @@ pub(super) const JUMP_KEYS: Field = Field((JUMP_TABLE + offset_of!(Jump, key)) a
 pub(super) const JUMP_HOSTS: Field = Field((JUMP_TABLE + offset_of!(Jump, host)) as u32);
 pub(super) const JUMP_CONTEXT: Field = Field((JUMPS + offset_of!(JumpCache, context)) as u32);
 
+const GS_PAGES: usize = offset_of!(Vcpu, mmu) + offset_of!(Mmu, gs_pages);
+/// The base of GS, where that says which pages are kept, and how many more may be looked for
+/// in vain.
+pub(super) const GS_BASE_KNOWN: Field = Field((GS_PAGES + offset_of!(GsPages, base)) as u32);
+pub(super) const GS_MISSES: Field = Field((GS_PAGES + offset_of!(GsPages, misses)) as u32);
+
 /// Where in a TLB's tables what is, from the entry for loads on.
 pub(super) const TLB_TAG: u32 = offset_of!(DataEntry, tag) as u32;
 pub(super) const TLB_ADDEND: u32 = offset_of!(DataEntry, addend) as u32;
@@ -139,6 +146,21 @@ pub(super) const fn stream_host(stream: u8) -> Field {
 const fn in_stream(stream: u8, at: usize) -> Field {
     let streams = offset_of!(Vcpu, context) + offset_of!(Context, streams);
     Field((streams + at + (stream as usize % STREAMS as usize) * size_of::<Stream>()) as u32)
+}
+
+/// The base of GS that page `number` behind it was found for.
+pub(super) const fn gs_page_base(number: usize) -> Field {
+    gs_page(number, offset_of!(GsPage, base))
+}
+
+/// What makes host addresses of distances in that page.
+pub(super) const fn gs_page_addend(number: usize) -> Field {
+    gs_page(number, offset_of!(GsPage, addend))
+}
+
+const fn gs_page(number: usize, at: usize) -> Field {
+    let pages = GS_PAGES + offset_of!(GsPages, pages);
+    Field((pages + at + number % PAGES * size_of::<GsPage>()) as u32)
 }
 
 /// Vector register `number`.

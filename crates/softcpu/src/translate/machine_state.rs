@@ -12,6 +12,7 @@ use super::fields;
 use super::privileged::touches;
 use super::registers::{ADDRESS, VALUE};
 use crate::decode::op::Op;
+use crate::mmu::gs_pages::NO_BASE;
 use crate::state::control::Cr4;
 use crate::state::segment::SegReg;
 
@@ -35,7 +36,10 @@ impl Block<'_> {
                 self.write_base(op, base(SegReg::Fs), register, wide)
             }
             Code::Wrgsbase_r32 | Code::Wrgsbase_r64 => {
-                self.write_base(op, base(SegReg::Gs), register, wide)
+                self.write_base(op, base(SegReg::Gs), register, wide)?;
+                // Found again when translated code is entered next.
+                self.code.store_constant(fields::GS_BASE_KNOWN, NO_BASE as i32);
+                Ok(())
             }
             Code::Rdtsc | Code::Rdtscp => {
                 let detour = self.detour(op)?;

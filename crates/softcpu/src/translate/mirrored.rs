@@ -157,11 +157,7 @@ impl Assembler {
             // Only the mirror can have it: it is asked for at once.
             self.store_constant(fields::MIRROR_MISSES, -1);
         } else {
-            // sub qword [misses], 1
-            self.bytes(&[0x65, 0x48, 0x83, 0x2c, 0x25]);
-            self.bytes(&fields::MIRROR_MISSES.0.to_le_bytes());
-            self.bytes(&[0x01]);
-            self.jump_if(Condition::BELOW, slow);
+            self.count_down(fields::MIRROR_MISSES, slow);
         }
         self.find_group(group, slow)?;
         self.jump(found);

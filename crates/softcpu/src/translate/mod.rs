@@ -31,6 +31,7 @@ mod fields;
 mod flags;
 mod flags_word;
 mod frames;
+mod gs_pages;
 mod heads;
 mod invalidation;
 pub(crate) mod jumps;

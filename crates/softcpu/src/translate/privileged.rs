@@ -122,6 +122,7 @@ impl Block<'_> {
                 self.code.load(VALUE, base);
                 self.code.load(ADDRESS, fields::KERNEL_GS_BASE);
                 self.code.store(base, ADDRESS);
+                self.code.store(fields::GS_BASE_KNOWN, ADDRESS);
                 self.code.store(fields::KERNEL_GS_BASE, VALUE);
                 self.rejoin(detour);
                 Ok(())

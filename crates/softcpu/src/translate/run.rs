@@ -405,8 +405,12 @@ impl Vcpu {
         if (self.context.mirror_misses as i64) < 0 {
             self.missed_mirror(op);
         }
+        let gs_asked = self.mmu.gs_pages.take_asked();
         self.execute(op)?;
         self.sync_context();
+        if gs_asked {
+            self.missed_gs_page(op);
+        }
         self.invalidate_if_due();
         // The code of this block, the mapping it lies in or what it may use has changed.
         if self.code_hit || self.mmu.version() != mappings || allowed & !self.context.allowed != 0 {

@@ -17,6 +17,7 @@ use iced_x86::{
     OpAccess, OpKind, Register as R,
 };
 
+use self::gs_pages::GsPages;
 use self::known::{Known, Shown, Sum, Term};
 use self::pointers::{Kept, Pointers, Roads};
 use self::streams::Streams;
@@ -60,6 +61,7 @@ struct Look<'a> {
     /// What is kept, and where the two scratch registers' pointer is among it.
     pointers: Pointers,
     streams: Streams,
+    gs_pages: GsPages,
     stubs: Stubs,
     /// The first half of a noted call is on the host's stack, and the second must follow.
     pushed: bool,
@@ -134,6 +136,7 @@ fn look_at(
         units: Units::default(),
         pointers: Pointers::default(),
         streams: Streams::of(instructions),
+        gs_pages: GsPages::default(),
         stubs: Stubs::of(instructions),
         pushed: false,
     };
@@ -146,6 +149,7 @@ fn look_at(
             look.forget();
             look.units.joined(falls_through);
             look.streams.road().map_err(|why| violation(why, it, base))?;
+            look.gs_pages.road();
             look.take_over(known);
             look.stubs.arrive((!falls_through).then_some(look.pointers));
             // Come to by one jump only, with an index into the jump cache.
@@ -228,6 +232,9 @@ impl Look<'_> {
             FlowControl::ConditionalBranch => self.streams.unless(it)?,
             _ => self.streams.road()?,
         }
+        if it.flow_control() != FlowControl::Next {
+            self.gs_pages.jump(it);
+        }
         if self.pushed && !it.is_call_near() && !it.is_call_near_indirect() {
             return Err("half a call on the host's stack");
         }
@@ -251,6 +258,7 @@ impl Look<'_> {
         self.units.follow(it, &self.value);
         self.follow(it);
         self.streams.done();
+        self.gs_pages.follow(it, &value);
         Ok(())
     }
 
@@ -281,7 +289,8 @@ impl Look<'_> {
             (R::GS, R::None, R::None) => {
                 let end = displacement.saturating_add(size);
                 let here = displacement >= 0 && end <= size_of::<Vcpu>() as i64;
-                let changes = || privileged::may_change(it, displacement as u64, &self.value);
+                let changes =
+                    || privileged::may_change(it, displacement as u64, &self.value, &self.address);
                 let fills = || self.streams.may_store(it, &self.value, &self.address);
                 let may = may_be_written(displacement, end) || self.keeps(it);
                 here && (reads || may || changes() || fills())
@@ -462,10 +471,9 @@ fn may_be_written(start: i64, end: i64) -> bool {
     let word = |Field(at): Field| (i64::from(at), i64::from(at).saturating_add(8));
     let (gprs, _) = word(fields::gpr(0));
     let (_, last) = word(fields::gpr(15));
-    let misses = word(fields::MIRROR_MISSES);
-    [(gprs, last), word(fields::FLAGS), word(fields::SPARE), word(fields::HEAT), misses]
-        .iter()
-        .any(|(from, to)| start >= *from && end <= *to)
+    let others =
+        [fields::FLAGS, fields::SPARE, fields::HEAT, fields::MIRROR_MISSES, fields::GS_MISSES];
+    [(gprs, last)].iter().chain(&others.map(word)).any(|(from, to)| start >= *from && end <= *to)
 }
 
 /// Sizes are small, and never negative.
@@ -474,6 +482,7 @@ fn memory_size(size: usize) -> i64 {
 }
 
 mod branches;
+mod gs_pages;
 mod known;
 mod mirrored;
 mod pointers;

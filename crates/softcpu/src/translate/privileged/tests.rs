@@ -20,44 +20,51 @@ const HANDLER: u64 = 0x4000;
 const STACK: u64 = 0x8000;
 const DATA: u64 = 0x9000;
 const VECTOR: u8 = 0x40;
+/// Where all is mapped once more.
+const HIGH: u64 = 0xffff_8000_0000_0000;
+/// `mov r10, gs:[0x10]`
+const MOV_R10_GS: [u8; 9] = [0x65, 0x4c, 0x8b, 0x14, 0x25, 0x10, 0, 0, 0];
 
 /// The instructions that rows are made of, those in line and some that care for flags.
 const PIECES: &[&[u8]] = &[
-    &[0xfa],                         // cli
-    &[0xfb],                         // sti
-    &[0x9c],                         // pushfq
-    &[0x9d],                         // popfq
-    &[0xf3, 0x90],                   // pause
-    &[0x0f, 0x01, 0xf8],             // swapgs
-    &[0x0f, 0x01, 0xcb],             // stac
-    &[0x0f, 0x01, 0xca],             // clac
-    &[0xf3, 0x48, 0x0f, 0xae, 0xc0], // rdfsbase rax
-    &[0xf3, 0x41, 0x0f, 0xae, 0xcf], // rdgsbase r15d
-    &[0xf3, 0x48, 0x0f, 0xae, 0xd1], // wrfsbase rcx
-    &[0xf3, 0x41, 0x0f, 0xae, 0xdb], // wrgsbase r11d
-    &[0xf3, 0x49, 0x0f, 0xae, 0xdb], // wrgsbase r11
-    &[0x8c, 0xd8],                   // mov eax, ds
-    &[0x49, 0x8c, 0xeb],             // mov r11, gs
-    &[0x66, 0x8c, 0xd2],             // mov dx, ss
-    &[0x66, 0x41, 0x8c, 0xd6],       // mov r14w, ss
-    &[0xff, 0x36],                   // push qword [rsi]
-    &[0xff, 0x34, 0x24],             // push qword [rsp]
-    &[0x65, 0xff, 0x76, 0x10],       // push qword gs:[rsi + 16]
-    &[0x41, 0xff, 0x76, 0x08],       // push qword [r14 + 8]
-    &[0x58],                         // pop rax
-    &[0x41, 0x5b],                   // pop r11
-    &[0x51],                         // push rcx
-    &[0x48, 0x8b, 0x16],             // mov rdx, [rsi]
-    &[0x48, 0x89, 0x46, 0x08],       // mov [rsi + 8], rax
-    &[0x48, 0x03, 0x46, 0x18],       // add rax, [rsi + 24]
-    &[0x39, 0xd8],                   // cmp eax, ebx
-    &[0x48, 0x01, 0xc8],             // add rax, rcx
-    &[0x48, 0x11, 0xd0],             // adc rax, rdx
-    &[0x19, 0xdb],                   // sbb ebx, ebx
-    &[0x0f, 0x90, 0xc1],             // seto cl
-    &[0xff, 0xca],                   // dec edx
-    &[0xfd],                         // std
-    &[0xfc],                         // cld
+    &[0xfa],                                        // cli
+    &[0xfb],                                        // sti
+    &[0x9c],                                        // pushfq
+    &[0x9d],                                        // popfq
+    &[0xf3, 0x90],                                  // pause
+    &[0x0f, 0x01, 0xf8],                            // swapgs
+    &[0x0f, 0x01, 0xcb],                            // stac
+    &[0x0f, 0x01, 0xca],                            // clac
+    &[0xf3, 0x48, 0x0f, 0xae, 0xc0],                // rdfsbase rax
+    &[0xf3, 0x41, 0x0f, 0xae, 0xcf],                // rdgsbase r15d
+    &[0xf3, 0x48, 0x0f, 0xae, 0xd1],                // wrfsbase rcx
+    &[0xf3, 0x41, 0x0f, 0xae, 0xdb],                // wrgsbase r11d
+    &[0xf3, 0x49, 0x0f, 0xae, 0xdb],                // wrgsbase r11
+    &[0x8c, 0xd8],                                  // mov eax, ds
+    &[0x49, 0x8c, 0xeb],                            // mov r11, gs
+    &[0x66, 0x8c, 0xd2],                            // mov dx, ss
+    &[0x66, 0x41, 0x8c, 0xd6],                      // mov r14w, ss
+    &[0xff, 0x36],                                  // push qword [rsi]
+    &[0xff, 0x34, 0x24],                            // push qword [rsp]
+    &[0x65, 0xff, 0x76, 0x10],                      // push qword gs:[rsi + 16]
+    &[0x41, 0xff, 0x76, 0x08],                      // push qword [r14 + 8]
+    &[0x58],                                        // pop rax
+    &[0x41, 0x5b],                                  // pop r11
+    &[0x51],                                        // push rcx
+    &[0x48, 0x8b, 0x16],                            // mov rdx, [rsi]
+    &[0x48, 0x89, 0x46, 0x08],                      // mov [rsi + 8], rax
+    &[0x48, 0x03, 0x46, 0x18],                      // add rax, [rsi + 24]
+    &[0x39, 0xd8],                                  // cmp eax, ebx
+    &[0x48, 0x01, 0xc8],                            // add rax, rcx
+    &[0x48, 0x11, 0xd0],                            // adc rax, rdx
+    &[0x19, 0xdb],                                  // sbb ebx, ebx
+    &[0x0f, 0x90, 0xc1],                            // seto cl
+    &[0xff, 0xca],                                  // dec edx
+    &[0x65, 0x48, 0x8b, 0x04, 0x25, 0x10, 0, 0, 0], // mov rax, gs:[0x10]
+    &[0x65, 0x48, 0x01, 0x0c, 0x25, 0x28, 0, 0, 0], // add gs:[0x28], rcx
+    &[0x65, 0xff, 0x04, 0x25, 0x18, 0x18, 0, 0],    // inc dword gs:[0x1818]
+    &[0xfd],                                        // std
+    &[0xfc],                                        // cld
 ];
 
 /// An environment with one interrupt.
@@ -123,9 +130,18 @@ fn start(base: &VcpuState, random: &mut Random) -> Start {
     for (cr4, one_in) in [(Cr4::FSGSBASE, 4), (Cr4::SMAP, 2)] {
         state.cr4.set(cr4, !random.one_in(one_in));
     }
-    state.segment_mut(SegReg::Gs).base = random.below(2) * 0x10;
-    state.msr.kernel_gs_base = random.below(3) * 0x20;
+    let base = |random: &mut Random| match random.below(4) {
+        0 => HIGH + DATA,
+        1 => HIGH + STACK,
+        _ => random.below(3) * 0x20,
+    };
+    state.segment_mut(SegReg::Gs).base = base(random);
+    state.msr.kernel_gs_base = base(random);
     let mut code = Vec::new();
+    if random.one_in(3) {
+        // Until what is behind GS is kept.
+        code.extend(MOV_R10_GS.repeat(5));
+    }
     for _ in 0..1 + random.below(16) {
         code.extend(PIECES[random.below(PIECES.len() as u64) as usize]);
     }
@@ -142,7 +158,9 @@ fn start(base: &VcpuState, random: &mut Random) -> Start {
 fn machine(translates: bool) -> TestMachine {
     let mut machine = TestMachine::long_mode();
     machine.set_present(0, true);
-    let l1 = (machine.vcpu.state.cr3 & !0xfff) + 0x3000;
+    let l4 = machine.vcpu.state.cr3 & !0xfff;
+    machine.put(l4 + 256 * 8, &((l4 + 0x1000) | 0x67).to_le_bytes());
+    let l1 = l4 + 0x3000;
     for page in (0..512).filter(|page| *page << 12 != DATA && *page << 12 != STACK) {
         // The supervisor's, but for code.
         let user = if page << 12 == CODE { 4_u64 } else { 0 };
@@ -172,6 +190,8 @@ fn machine(translates: bool) -> TestMachine {
 
 fn run(machine: &mut TestMachine, start: &Start) -> (Exit, VcpuState, Vec<u8>) {
     machine.put(CODE, &start.code);
+    // What GS reaches from a base of its own.
+    machine.put(0, &start.memory[..0x1000]);
     machine.put(STACK, &start.memory);
     let vcpu = &mut machine.vcpu;
     vcpu.state = start.state.clone();
@@ -184,7 +204,8 @@ fn run(machine: &mut TestMachine, start: &Start) -> (Exit, VcpuState, Vec<u8>) {
         vcpu.handle.raise(Event::INTERRUPT);
     }
     let exit = vcpu.run();
-    (exit, vcpu.state.clone(), machine.get(STACK, 0x2000))
+    let memory = [machine.get(STACK, 0x2000), machine.get(0, 0x1000)].concat();
+    (exit, machine.vcpu.state.clone(), memory)
 }
 
 #[test]

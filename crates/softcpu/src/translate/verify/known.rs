@@ -92,6 +92,8 @@ pub(super) enum Known {
     Span(Sum),
     /// What the mirror's table says of that span.
     SpanEntry(Sum),
+    /// The base of GS, as the table of pages behind it has it.
+    GsBase,
     /// Where the TLB's tables are.
     Tables,
     /// Where those of another view are.

@@ -5,12 +5,14 @@ use iced_x86::{Code, Instruction, OpKind, Register as R};
 
 use super::known::{Known, Sum};
 use crate::handle::Event;
+use crate::mmu::gs_pages::NO_BASE;
 use crate::state::segment::SegReg;
 use crate::translate::fields::{self, Field};
-use crate::translate::registers::VALUE;
+use crate::translate::registers::{ADDRESS, VALUE};
 
-/// Whether `it`, which stores to the field `at`, may, where [`VALUE`] is known to be `value`.
-pub(super) fn may_change(it: &Instruction, at: u64, value: &Known) -> bool {
+/// Whether `it`, which stores to the field `at`, may, where [`VALUE`] is known to be `value`, and
+/// [`ADDRESS`] `address`.
+pub(super) fn may_change(it: &Instruction, at: u64, value: &Known, address: &Known) -> bool {
     let of = |Field(field): Field| u64::from(field) == at;
     let base = |segment: SegReg| of(fields::segment_base(segment as u8));
     let constant = it.try_immediate(1).ok();
@@ -30,6 +32,13 @@ pub(super) fn may_change(it: &Instruction, at: u64, value: &Known) -> bool {
             let is = |field: Field| *value == Known::Address(Sum::field(field));
             it.op1_register() == VALUE && (is(fields::SPACE_PLAIN) || is(fields::SPACE_OVER))
         }
+        // What GS is exchanged with is canonical, so it is no base that pages have which are not
+        // kept; and none are kept for the other one.
+        Code::Mov_rm64_r64 if of(fields::GS_BASE_KNOWN) => {
+            let other = Known::Address(Sum::field(fields::KERNEL_GS_BASE));
+            it.op1_register() == ADDRESS && *address == other
+        }
+        Code::Mov_rm64_imm32 => of(fields::GS_BASE_KNOWN) && constant == Some(NO_BASE),
         // The address of an op, which is read when the x87 unit is stored.
         Code::Mov_rm64_r64 if of(fields::X87_OP) => {
             let constant = matches!(value, Known::Address(sum) if sum.terms.is_empty());

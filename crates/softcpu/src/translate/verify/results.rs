@@ -13,7 +13,7 @@ use crate::translate::registers::{ADDRESS, VALUE};
 impl Look<'_> {
     /// What `it` makes of its first operand, a scratch register that held `before`.
     pub(super) fn result(&self, it: &Instruction, before: Known) -> Known {
-        if let Some(known) = self.streams.result(it, &before) {
+        if let Some(known) = self.streams.result(it, &before).or_else(|| self.gs_pages.result(it)) {
             return known;
         }
         if it.op0_register().size() == 2 {
@@ -31,6 +31,7 @@ impl Look<'_> {
         let wide = it.op0_register().size() == 8;
         match (it.mnemonic(), before, field) {
             (M::Mov, _, Some(at)) if wide && at == fields::EVENTS.0 => Known::Events,
+            (M::Mov, _, Some(at)) if wide && at == fields::GS_BASE_KNOWN.0 => Known::GsBase,
             (M::Mov, _, Some(at)) if wide && at == fields::TLB.0 => Known::Tables,
             (M::Mov, _, Some(at))
                 if wide && (at == fields::TLB_PLAIN.0 || at == fields::TLB_OVER.0) =>
@@ -155,14 +156,16 @@ impl Look<'_> {
         (same && it.memory_displacement64() == at).then_some(shown)
     }
 
-    /// The host address of `sum`, if the last check was of just that address.
+    /// The host address of `sum`, if the last check was of just that address, or of one at a
+    /// distance from there.
     fn host(&self, it: &Instruction, sum: &Sum) -> Known {
         match self.checked(it) {
             Some(shown) if shown.first == *sum && shown.last.terms == sum.terms => {
                 let len = shown.last.offset.wrapping_sub(sum.offset).wrapping_add(1);
                 Known::Host { len, stores: shown.stores }
             }
-            _ => Known::Nothing,
+            Some(shown) => shown.from(sum).map_or(Known::Nothing, Known::Pointer),
+            None => Known::Nothing,
         }
     }
 
