@@ -6,10 +6,11 @@
 //! the pages behind that base, with where each is in host memory ([`crate::translate`]); it holds
 //! while the base is the one that it was found for.
 //!
-//! What is kept came from the data TLB's entries for the kernel's stores, and is forgotten
-//! whenever those are. It is found by the base alone, so users, who may put any base there, see
+//! What is kept came from the data TLB's entries for the kernel's stores to global pages, and is
+//! forgotten whenever those are. It is found by the base alone, so users, who may put any base there, see
 //! none at all ([`GsPages::enter`]).
 
+use super::tlb::Backing;
 use super::{Access, Mmu, View};
 use crate::addr::{GuestVirtAddr, PAGE_OFFSET, PAGE_SHIFT, PAGE_SIZE};
 use crate::memory::ram::RamFrame;
@@ -140,10 +141,15 @@ impl Mmu {
         let distance = (number as u64) << PAGE_SHIFT;
         let addr = base.wrapping_add(distance);
         let found = self.data.lookup(View::Kernel, addr, PAGE_SIZE, Access::Write);
+        let Some(Backing { frame: kept, .. }) =
+            self.data.backing(View::Kernel, addr, Access::Write).filter(|backing| backing.global)
+        else {
+            return false;
+        };
         let places = pages.get_mut(number).zip(frames.get_mut(number));
         let (Some(host), Some((page, frame))) = (found, places) else { return false };
         *page = GsPage { base: *base, addend: (host as u64).wrapping_sub(distance) };
-        *frame = self.data.frame(View::Kernel, addr, Access::Write);
+        *frame = kept;
         true
     }
 }
@@ -157,9 +163,13 @@ mod tests {
     const BASE: u64 = 0xffff_8880_1000_0000;
 
     fn fill(mmu: &mut Mmu, page: u64, writable: bool) {
+        fill_as(mmu, page, writable, true);
+    }
+
+    fn fill_as(mmu: &mut Mmu, page: u64, writable: bool, global: bool) {
         let frame = RamFrame(page as u32 + 100);
         let host = 0x7000_0000 + (page << PAGE_SHIFT);
-        let fill = Fill { host, frame, writable, global: true, size: PageSize::Small };
+        let fill = Fill { host, frame, writable, global, size: PageSize::Small };
         let access = if writable { Access::Write } else { Access::Read };
         mmu.fill_data(View::Kernel, BASE + (page << PAGE_SHIFT), access, &fill);
     }
@@ -186,8 +196,11 @@ mod tests {
         let at = |number: usize| mmu.gs_pages.pages[number].addend.wrapping_add(0x7008);
         assert_eq!(at(7), 0x7000_7008);
         assert_eq!(kept(&mmu), [2, 7]);
-        // What cannot be stored to is not; nor is what is not there.
+        // What cannot be stored to is not, nor is what is this address space's; nor what is not
+        // there.
         fill(&mut mmu, 9, false);
+        fill_as(&mut mmu, 8, true, false);
+        assert!(!mmu.want_gs_page(8));
         assert!(!mmu.want_gs_page(9) && !mmu.want_gs_page(10) && !mmu.want_gs_page(PAGES));
         assert_eq!((kept(&mmu), mmu.gs_pages.misses), (vec![2, 7], LONG_PATIENCE));
         // What was wanted before comes along.
@@ -227,8 +240,8 @@ mod tests {
         assert!(!forgets(|mmu| mmu.drop_writes_to(RamFrame(103))));
         assert!(!forgets(|mmu| mmu.invalidate(BASE - 1, Whose::All)));
         assert!(!forgets(|mmu| mmu.invalidate(BASE + REACH, Whose::All)));
-        // Another address space, in which the kernel's pages may be others.
-        assert!(forgets(|mmu| mmu.switch_space(5, true)));
+        // They are global.
+        assert!(!forgets(|mmu| mmu.switch_space(5, true)));
         // A large page around it.
         let large = |size: PageSize, addr: u64| {
             let mut mmu = keeping();
@@ -241,17 +254,5 @@ mod tests {
         assert!(large(PageSize::Large, BASE + 0x30_0000));
         assert!(!large(PageSize::Large, BASE + 0x80_0000));
         assert!(large(PageSize::Giant, BASE + 0x80_0000));
-    }
-
-    #[test]
-    fn the_kernels_view_of_all_spaces_keeps_them() {
-        let mut mmu = Mmu::new();
-        let spaces = |mmu: &mut Mmu| (0..40).for_each(|n| mmu.switch_space(1 + n % 2, true));
-        spaces(&mut mmu);
-        mmu.gs_pages.enter(Some(BASE));
-        fill(&mut mmu, 2, true);
-        assert!(mmu.want_gs_page(2));
-        spaces(&mut mmu);
-        assert_eq!(kept(&mmu), [2]);
     }
 }

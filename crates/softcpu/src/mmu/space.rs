@@ -4,7 +4,7 @@
 //! giving the PCID a new number. When the numbers run out, the tables are emptied and
 //! counting starts over. MOV to CR3, INVPCID and mode changes call this.
 
-use super::{Mmu, View};
+use super::Mmu;
 
 /// The address-space numbers in use: 1 to 4094.
 const LAST_SPACE: u64 = 4094;
@@ -105,11 +105,7 @@ impl Mmu {
         self.mirror.leaves(self.spaces.current);
         self.spaces.current = number;
         let of_one_space = std::mem::take(&mut self.data.kernel_of_one_space);
-        let kernel = self.spaces.kernel(of_one_space);
-        if kernel != self.data.space(View::Kernel) {
-            self.gs_pages.forget();
-        }
-        self.data.set_space(number, kernel, pcid);
+        self.data.set_space(number, self.spaces.kernel(of_one_space), pcid);
         self.code.space = number;
         self.jumps.space_changed();
         self.version = self.version.wrapping_add(1);
@@ -129,9 +125,9 @@ impl Mmu {
 mod tests {
     use super::*;
     use crate::memory::ram::RamFrame;
-    use crate::mmu::Access;
     use crate::mmu::large_pages::PageSize;
     use crate::mmu::tlb::{Fill, Whose};
+    use crate::mmu::{Access, View};
 
     fn fill(mmu: &mut Mmu, view: View, addr: u64, global: bool) {
         let fill = Fill {

@@ -49,9 +49,9 @@ const EMPTY_DATA: DataEntry = DataEntry { tag: INVALID, addend: 0 };
 
 /// What else is known of an entry's page.
 #[derive(Clone, Copy, Debug)]
-struct Backing {
-    frame: RamFrame,
-    global: bool,
+pub(super) struct Backing {
+    pub(super) frame: RamFrame,
+    pub(super) global: bool,
 }
 
 /// The entries of one view: loads, and stores that need not be looked at one by one. Two
@@ -325,10 +325,14 @@ impl DataTlb {
 
     /// The frame of the entry that [`DataTlb::lookup`] would hit.
     pub(crate) fn frame(&self, view: View, addr: u64, access: Access) -> RamFrame {
+        self.backing(view, addr, access).map_or(RamFrame(0), |it| it.frame)
+    }
+
+    /// What else is known of that entry's page.
+    pub(super) fn backing(&self, view: View, addr: u64, access: Access) -> Option<Backing> {
         let stores = usize::from(matches!(access, Access::Write));
-        let tables = self.tables.get(self.number(view));
-        let table = tables.and_then(|tables| tables.backing.get(stores));
-        table.and_then(|table| table.get(data_slot(addr))).map_or(RamFrame(0), |it| it.frame)
+        let tables = self.tables.get(self.number(view))?;
+        tables.backing.get(stores)?.get(data_slot(addr)).copied()
     }
 
     /// Keeps a translation that `access` wanted. The other kind of access gets it too, unless

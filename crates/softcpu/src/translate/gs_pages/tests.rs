@@ -1,6 +1,7 @@
 use super::*;
 use crate::addr::PAGE_SIZE;
 use crate::mmu::gs_pages::GsPage;
+use crate::state::control::Cr4;
 use crate::testing::TestMachine;
 use crate::translate::Config;
 use crate::vcpu::Exit;
@@ -15,7 +16,7 @@ const BASE: u64 = 0xffff_8880_0000_0000;
 fn machine(code: &[u8]) -> TestMachine {
     let mut machine = TestMachine::long_mode();
     let l4 = machine.vcpu.state.cr3;
-    let entry = |at: u64, to: u64| machine.put(at, &(to | 0x63).to_le_bytes());
+    let entry = |at: u64, to: u64| machine.put(at, &(to | 0x163).to_le_bytes());
     entry(l4 + (BASE >> 39 & 511) * 8, TABLES);
     entry(TABLES + (BASE >> 30 & 511) * 8, TABLES + 0x1000);
     entry(TABLES + 0x1000 + (BASE >> 21 & 511) * 8, TABLES + 0x2000);
@@ -24,6 +25,7 @@ fn machine(code: &[u8]) -> TestMachine {
     }
     machine.put(CODE, code);
     let state = &mut machine.vcpu.state;
+    state.cr4 |= Cr4::PGE;
     state.segment_mut(SegReg::Gs).base = BASE;
     state.rip = CODE;
     state.gpr[1] = 1000;
@@ -83,7 +85,7 @@ fn what_is_mapped_anew_is_found_anew() {
     state.gpr[3] = 0;
     state.gpr[6] = TABLES + 0x2000;
     state.gpr[7] = BASE;
-    state.gpr[8] = (DATA + 5 * PAGE_SIZE) | 0x63;
+    state.gpr[8] = (DATA + 5 * PAGE_SIZE) | 0x163;
     assert_eq!(machine.vcpu.run(), Exit::Halt);
     assert_eq!(machine.vcpu.state.gpr[3], 500 * 10 + 500 * 10_000);
 }

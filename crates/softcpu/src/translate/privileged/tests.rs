@@ -127,6 +127,7 @@ fn start(base: &VcpuState, random: &mut Random) -> Start {
     state.gpr[14] = DATA + 0x100;
     state.rip = CODE;
     state.rflags = RFlags::from_bits_retain(flags(random)).difference(RFlags::TF | RFlags::NT);
+    state.cr4 |= Cr4::PGE;
     for (cr4, one_in) in [(Cr4::FSGSBASE, 4), (Cr4::SMAP, 2)] {
         state.cr4.set(cr4, !random.one_in(one_in));
     }
@@ -164,9 +165,9 @@ fn machine(translates: bool) -> TestMachine {
     for page in (0..512).filter(|page| *page << 12 != DATA && *page << 12 != STACK) {
         // The supervisor's, but for code.
         let user = if page << 12 == CODE { 4_u64 } else { 0 };
-        machine.put(l1 + page * 8, &(page << 12 | 0x63 | user).to_le_bytes());
+        machine.put(l1 + page * 8, &(page << 12 | 0x163 | user).to_le_bytes());
     }
-    machine.put(l1 + (STACK >> 12) * 8, &(STACK | 0x63).to_le_bytes());
+    machine.put(l1 + (STACK >> 12) * 8, &(STACK | 0x163).to_le_bytes());
     for (selector, raw) in [
         (0x10, 0x00af_9b00_0000_ffff_u64),
         (0x18, 0x00cf_9300_0000_ffff),
