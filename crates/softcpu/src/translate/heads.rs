@@ -63,6 +63,10 @@ impl Block<'_> {
         }
         self.producer = None;
         self.in_address = None;
+        if self.manner.hot {
+            // The loops in it are where the time goes.
+            self.code.align();
+        }
         self.code.bind(head.label);
         Ok(())
     }

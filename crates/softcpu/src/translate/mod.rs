@@ -14,6 +14,7 @@
 //! changes, its first instruction is replaced by a jump out.
 
 mod access;
+mod alignment;
 mod assembler;
 mod block;
 mod branch;

@@ -8,6 +8,7 @@
 
 use foldhash::HashSet;
 
+use super::alignment;
 use super::cache::{Entry, Link, Placed};
 use super::ops::Ops;
 use super::relocate::Relocation;
@@ -16,8 +17,6 @@ use crate::memory::ram::RamFrame;
 
 /// More than any translation takes.
 pub(super) const LARGEST: usize = 1 << 16;
-/// Blocks start on a boundary that the host's fetch unit likes.
-const ALIGN: usize = 16;
 /// Regions there are to be, unless each would be too small or too large.
 const WANTED: usize = 16;
 /// log2 of the sizes they may have: two of the largest translations fit, and one is given up
@@ -142,7 +141,7 @@ impl Regions {
     /// Whether `bytes` more fit into the region that is being filled.
     pub(super) fn has_room(&self, bytes: usize) -> bool {
         let room = |region: &Region| region.end.saturating_sub(region.filled);
-        let bytes = bytes.saturating_add(ALIGN);
+        let bytes = bytes.saturating_add(alignment::BLOCKS);
         self.regions.get(self.current).is_some_and(|region| bytes <= room(region))
     }
 
@@ -176,7 +175,7 @@ impl Regions {
     /// Where the next translation begins.
     pub(super) fn next_offset(&self) -> Option<u32> {
         let filled = self.regions.get(self.current)?.filled;
-        u32::try_from(filled.checked_next_multiple_of(ALIGN)?).ok()
+        u32::try_from(filled.checked_next_multiple_of(alignment::BLOCKS)?).ok()
     }
 
     /// The translation at `offset`, which is [`Regions::next_offset`], takes `len` bytes. `None`
@@ -349,7 +348,7 @@ mod tests {
             let mut next = 3000;
             for region in &regions.regions {
                 assert_eq!(region.start, next);
-                assert!(region.end - region.start >= LARGEST + ALIGN);
+                assert!(region.end - region.start >= LARGEST + alignment::BLOCKS);
                 next = region.end;
             }
             assert_eq!(next, capacity);
