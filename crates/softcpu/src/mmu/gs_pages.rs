@@ -10,7 +10,6 @@
 //! forgotten whenever those are. It is found by the base alone, so users, who may put any base there, see
 //! none at all ([`GsPages::enter`]).
 
-use super::tlb::Backing;
 use super::{Access, Mmu, View};
 use crate::addr::{GuestVirtAddr, PAGE_OFFSET, PAGE_SHIFT, PAGE_SIZE};
 use crate::memory::ram::RamFrame;
@@ -119,38 +118,38 @@ impl Mmu {
             && GuestVirtAddr(base).is_canonical()
             && base >> 63 != 0
             && base.checked_add(REACH).is_some();
-        let kept = number < PAGES && fits && {
+        if fits && number < PAGES {
             self.gs_pages.wanted |= 1 << number;
             if self.gs_pages.kept_for != Some(base) {
                 self.gs_pages.forget();
                 self.gs_pages.kept_for = Some(base);
             }
-            (0..PAGES).fold(false, |kept, other| {
-                let wanted = self.gs_pages.wanted & 1 << other != 0;
-                wanted && self.keep_gs_page(other) && other == number || kept
-            })
-        };
+            for page in 0..PAGES {
+                if self.gs_pages.wanted & 1 << page != 0 {
+                    self.keep_gs_page(page);
+                }
+            }
+        }
+        let kept = self.gs_pages.pages.get(number).is_some_and(|page| page.base == base);
         if !kept {
             self.gs_pages.misses = LONG_PATIENCE;
         }
         kept
     }
 
-    fn keep_gs_page(&mut self, number: usize) -> bool {
-        let GsPages { base, pages, frames, .. } = &mut self.gs_pages;
+    /// Keeps page `number` if the TLB has it.
+    fn keep_gs_page(&mut self, number: usize) {
         let distance = (number as u64) << PAGE_SHIFT;
-        let addr = base.wrapping_add(distance);
+        let addr = self.gs_pages.base.wrapping_add(distance);
         let found = self.data.lookup(View::Kernel, addr, PAGE_SIZE, Access::Write);
-        let Some(Backing { frame: kept, .. }) =
-            self.data.backing(View::Kernel, addr, Access::Write).filter(|backing| backing.global)
-        else {
-            return false;
-        };
-        let places = pages.get_mut(number).zip(frames.get_mut(number));
-        let (Some(host), Some((page, frame))) = (found, places) else { return false };
-        *page = GsPage { base: *base, addend: (host as u64).wrapping_sub(distance) };
-        *frame = kept;
-        true
+        let backing = self.data.backing(View::Kernel, addr, Access::Write);
+        let GsPages { base, pages, frames, .. } = &mut self.gs_pages;
+        if let Some((host, backing)) = found.zip(backing.filter(|backing| backing.global))
+            && let Some((page, frame)) = pages.get_mut(number).zip(frames.get_mut(number))
+        {
+            *page = GsPage { base: *base, addend: (host as u64).wrapping_sub(distance) };
+            *frame = backing.frame;
+        }
     }
 }
 
