@@ -19,6 +19,7 @@ use iced_x86::{
 
 use self::gs_pages::GsPages;
 use self::known::{Known, Shown, Sum, Term};
+use self::operands::first_field;
 use self::pointers::{Kept, Pointers, Roads};
 use self::streams::Streams;
 use self::stubs::Stubs;
@@ -420,12 +421,7 @@ impl Look<'_> {
                 _ => {}
             }
         }
-        let field = it.op_count() > 0
-            && it.op0_kind() == OpKind::Memory
-            && it.memory_segment() == R::GS
-            && it.memory_base() == R::None;
-        if field {
-            let at = it.memory_displacement64();
+        if let Some(at) = first_field(it) {
             if self.keeps(it)
                 && let Some(kept) = Kept::of(&self.address)
             {
@@ -485,6 +481,7 @@ mod branches;
 mod gs_pages;
 mod known;
 mod mirrored;
+mod operands;
 mod pointers;
 mod privileged;
 mod results;

@@ -1,9 +1,10 @@
 //! Pages behind the base of GS: is what is kept of one used for no more than that page, where its
 //! entry was found to be for the present base?
 
-use iced_x86::{Code, Instruction, Mnemonic as M, Register as R};
+use iced_x86::{Code, Instruction, Mnemonic as M};
 
 use super::known::Known;
+use super::operands::field;
 use super::pointers::Pointer;
 use crate::addr::{PAGE_OFFSET, PAGE_SHIFT};
 use crate::mmu::gs_pages::PAGES;
@@ -19,12 +20,10 @@ pub(super) struct GsPages {
     found: Option<usize>,
 }
 
-/// The page whose `field` `it` has as its memory operand.
-fn page_of(it: &Instruction, field: fn(usize) -> Field) -> Option<usize> {
-    let fixed =
-        it.memory_segment() == R::GS && it.memory_base() == R::None && it.memory_index() == R::None;
-    let at = it.memory_displacement64();
-    (0..PAGES).find(|page| fixed && u64::from(field(*page).0) == at)
+/// The page whose `part` `it` has as its memory operand.
+fn page_of(it: &Instruction, part: fn(usize) -> Field) -> Option<usize> {
+    let at = field(it)?;
+    (0..PAGES).find(|page| u64::from(part(*page).0) == at)
 }
 
 impl GsPages {

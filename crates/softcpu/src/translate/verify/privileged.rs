@@ -1,9 +1,10 @@
 //! What else of the vCPU translated code may change, for privileged instructions that it does
 //! itself: each field in its own way only.
 
-use iced_x86::{Code, Instruction, OpKind, Register as R};
+use iced_x86::{Code, Instruction};
 
 use super::known::{Known, Sum};
+use super::operands::first_field;
 use crate::handle::Event;
 use crate::mmu::gs_pages::NO_BASE;
 use crate::state::segment::SegReg;
@@ -52,11 +53,6 @@ pub(super) fn may_change(it: &Instruction, at: u64, value: &Known, address: &Kno
 /// Whether `it` stores to where the current view is kept, its tables or its address space: what
 /// was shown before is not shown of the other.
 pub(super) fn changes_view(it: &Instruction) -> bool {
-    it.op_count() > 0
-        && it.op0_kind() == OpKind::Memory
-        && it.memory_segment() == R::GS
-        && it.memory_base() == R::None
-        && [fields::TLB, fields::SPACE]
-            .iter()
-            .any(|Field(at)| u64::from(*at) == it.memory_displacement64())
+    let views = [fields::TLB, fields::SPACE].map(|Field(at)| u64::from(at));
+    first_field(it).is_some_and(|at| views.contains(&at))
 }

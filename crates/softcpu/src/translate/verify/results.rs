@@ -4,6 +4,7 @@ use iced_x86::{Code, Instruction, Mnemonic as M, OpKind, Register as R};
 
 use super::Look;
 use super::known::{Known, Shown, Sum, Term};
+use super::operands::field;
 use super::pointers::{Kept, Pointers};
 use crate::mmu::mirror::SPAN_SHIFT;
 use crate::translate::fields::{self, Field, TLB_ADDEND};
@@ -22,14 +23,10 @@ impl Look<'_> {
         }
         let second = (it.op_count() > 1).then(|| it.op1_kind());
         let immediate = it.try_immediate(1).ok();
-        let field = (second == Some(OpKind::Memory)
-            && it.memory_segment() == R::GS
-            && it.memory_base() == R::None
-            && it.memory_index() == R::None)
-            .then(|| it.memory_displacement64() as u32);
+        let loaded = field(it).filter(|_| second == Some(OpKind::Memory)).map(|at| at as u32);
         let source = (second == Some(OpKind::Register)).then(|| it.op1_register());
         let wide = it.op0_register().size() == 8;
-        match (it.mnemonic(), before, field) {
+        match (it.mnemonic(), before, loaded) {
             (M::Mov, _, Some(at)) if wide && at == fields::EVENTS.0 => Known::Events,
             (M::Mov, _, Some(at)) if wide && at == fields::GS_BASE_KNOWN.0 => Known::GsBase,
             (M::Mov, _, Some(at)) if wide && at == fields::TLB.0 => Known::Tables,

@@ -6,6 +6,7 @@
 use iced_x86::{Code, Instruction, OpKind, Register as R};
 
 use super::branches::is_entry_of_the_jump_cache;
+use super::operands::field;
 use crate::translate::fields::{self, Field};
 
 /// Whether `it` does one of the few things that may be done with the host's stack pointer.
@@ -44,9 +45,5 @@ pub(super) fn of_last_call(it: &Instruction) -> bool {
 }
 
 fn of_field(it: &Instruction, code: Code, Field(at): Field) -> bool {
-    it.code() == code
-        && it.op0_register() == R::RSP
-        && it.memory_segment() == R::GS
-        && (it.memory_base(), it.memory_index()) == (R::None, R::None)
-        && it.memory_displacement64() == u64::from(at)
+    it.code() == code && it.op0_register() == R::RSP && field(it) == Some(at.into())
 }

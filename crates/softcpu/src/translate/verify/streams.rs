@@ -10,6 +10,7 @@
 use iced_x86::{Code, Instruction, Mnemonic as M, OpKind, Register as R};
 
 use super::known::{Known, Shown, Sum};
+use super::operands::field;
 use crate::addr::PAGE_SIZE;
 use crate::translate::fields::{self, Field};
 use crate::translate::registers::{ADDRESS, VALUE};
@@ -49,12 +50,8 @@ enum Part {
 
 /// Which part of which stream `it` has as its memory operand.
 fn part_of(it: &Instruction) -> Option<(u8, Part)> {
-    let fixed =
-        it.memory_segment() == R::GS && it.memory_base() == R::None && it.memory_index() == R::None;
-    if !fixed || !it.op_kinds().any(|kind| kind == OpKind::Memory) {
-        return None;
-    }
-    let is = |Field(at): Field| u64::from(at) == it.memory_displacement64();
+    let here = field(it)?;
+    let is = |Field(at): Field| u64::from(at) == here;
     (0..STREAMS).find_map(|stream| {
         let parts = [
             (fields::stream_page(stream), Part::Page),

@@ -6,8 +6,9 @@
 //! only what is known behind the code itself too is left when the two meet.
 
 use foldhash::HashMap;
-use iced_x86::{Code, Instruction, OpKind, Register as R};
+use iced_x86::{Code, Instruction, Register as R};
 
+use super::operands::field;
 use super::pointers::Pointers;
 
 #[derive(Debug)]
@@ -22,12 +23,8 @@ pub(super) struct Stubs {
 
 /// The register that `it` loads from a field of the vCPU, and where that is.
 fn loaded(it: &Instruction) -> Option<(R, u64)> {
-    let field = it.code() == Code::Mov_r64_rm64
-        && it.op1_kind() == OpKind::Memory
-        && it.memory_segment() == R::GS
-        && it.memory_base() == R::None
-        && it.memory_index() == R::None;
-    field.then(|| (it.op0_register(), it.memory_displacement64()))
+    let loads = it.code() == Code::Mov_r64_rm64;
+    field(it).filter(|_| loads).map(|at| (it.op0_register(), at))
 }
 
 impl Stubs {

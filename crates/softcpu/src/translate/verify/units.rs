@@ -5,9 +5,10 @@
 //! it again or does not come back. An exception of it that is not masked would end the process,
 //! so the control word is only loaded from a copy that has just been given all masks.
 
-use iced_x86::{Code, Instruction, Mnemonic as M, OpKind, Register as R};
+use iced_x86::{Code, Instruction, Mnemonic as M, Register as R};
 
 use super::known::Known;
+use super::operands::first_field;
 use crate::state::fpu::X87_EXCEPTIONS;
 use crate::translate::context::X87;
 use crate::translate::fields;
@@ -81,11 +82,7 @@ impl Units {
 
 /// Whether the memory operand of `it` is the context's spare field.
 fn of_spare(it: &Instruction) -> bool {
-    it.op0_kind() == OpKind::Memory
-        && it.memory_segment() == R::GS
-        && it.memory_base() == R::None
-        && it.memory_index() == R::None
-        && it.memory_displacement64() == u64::from(fields::SPARE.0)
+    first_field(it) == Some(fields::SPARE.0.into())
 }
 
 /// Whether `it` works on x87 or MMX registers, or the unit's control and status.
