@@ -19,6 +19,7 @@ use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use foldhash::HashMap;
 
 use self::reserved::{Reserved, map, reserve};
+use self::windows::Windows;
 use super::frame_filter::FrameFilter;
 use crate::addr::{PAGE_OFFSET, PAGE_SHIFT, PAGE_SIZE};
 use crate::memory::SharedRam;
@@ -29,6 +30,7 @@ mod asked;
 mod reserved;
 #[cfg(test)]
 mod tests;
+mod windows;
 
 /// log2 of the size of a span.
 pub(crate) const SPAN_SHIFT: u32 = 40;
@@ -46,12 +48,6 @@ const MOST_WINDOWS: usize = 4;
 /// Changes that all mirrors of the process may have made to what is mapped since they were
 /// empty. Each makes two mappings at most out of one, and Linux allows 65530 in all.
 const MOST_CHANGES: usize = 24 << 10;
-/// Distances that are tried between the guest's addresses and the windows. The first ones are
-/// for hosts with five levels of page tables, where everything fits.
-const FAR: u64 = 1 << 47;
-const NEAR: u64 = 3 << SPAN_SHIFT;
-const TRIES: u64 = 40;
-
 static CHANGES: AtomicUsize = AtomicUsize::new(0);
 
 /// A page in a window.
@@ -95,57 +91,15 @@ impl Budget {
     }
 }
 
-/// A span's number, and what is reserved for it.
-type Window = (u64, Reserved);
-
-/// Address space for the window of `span`, at `distance`, when there are `windows` already.
-fn reserve_window(windows: &[Window], span: u64, distance: u64) -> Option<Reserved> {
-    let is_open = |span: u64| windows.iter().any(|(known, _)| *known == span);
-    let start = (span << SPAN_SHIFT).wrapping_add(distance);
-    let end = start.wrapping_add(SPAN);
-    // What it has in common with the window beside it is that one's already: an access that
-    // reaches from one into the other is as good as the guest's own.
-    let from = if is_open(span.wrapping_sub(1)) {
-        start.wrapping_add(GUARD)
-    } else {
-        start.wrapping_sub(GUARD)
-    };
-    let to = if is_open(span.wrapping_add(1)) {
-        end.wrapping_sub(GUARD)
-    } else {
-        end.wrapping_add(GUARD)
-    };
-    Reserved::at(from, to.wrapping_sub(from) as usize)
-}
-
-/// A distance at which there is room for windows of all `spans`, and these.
-fn place(spans: &[u64]) -> Option<(u64, Vec<Window>)> {
-    let far = (1..=TRIES).map(|n| n.wrapping_mul(FAR));
-    let near = (1..=TRIES).flat_map(|n| {
-        let distance = n.wrapping_mul(NEAR);
-        [distance.wrapping_neg(), distance]
-    });
-    far.chain(near).find_map(|distance| {
-        let mut windows = Vec::with_capacity(spans.len());
-        for span in spans {
-            let window = reserve_window(&windows, *span, distance)?;
-            windows.push((*span, window));
-        }
-        Some((distance, windows))
-    })
-}
-
 /// See the module's words.
 #[derive(Debug)]
 pub(crate) struct Mirror {
     /// Two tables, one behind the other: the first says of each span whether it has a window,
     /// the second that none has.
     tables: Option<Reserved>,
-    windows: Vec<Window>,
+    windows: Windows,
     /// Windows that were given up, but translated code may still have ways into.
     retired: Vec<Reserved>,
-    /// Host addresses less guest addresses.
-    distance: u64,
     /// The address space that is mirrored, by its number in the TLB's tags.
     owner: Option<u64>,
     /// The owner is not served for now.
@@ -181,9 +135,8 @@ impl Mirror {
     pub(crate) fn new() -> Self {
         Self {
             tables: None,
-            windows: Vec::new(),
+            windows: Windows::default(),
             retired: Vec::new(),
-            distance: 0,
             owner: None,
             paused: false,
             pages: HashMap::default(),
@@ -223,15 +176,12 @@ impl Mirror {
     /// What makes addresses in windows of guest addresses.
     #[inline]
     pub(crate) fn distance(&self) -> u64 {
-        self.distance
+        self.windows.distance()
     }
 
     /// The guest address that `host` is in a window for.
     pub(crate) fn guest_address(&self, host: u64) -> Option<u64> {
-        let addr = host.wrapping_sub(self.distance);
-        // An access that begins in a window may reach beyond its end.
-        let within = |span: &u64| addr.wrapping_sub(*span << SPAN_SHIFT) < SPAN + GUARD;
-        self.windows.iter().any(|(span, _)| within(span)).then_some(addr)
+        self.windows.guest_address(host)
     }
 
     /// Whether address space `number` is served.
@@ -286,25 +236,20 @@ impl Mirror {
     /// Whether `span` has a window, now at the latest. If it has no room beside those there are,
     /// all are moved, with `keeping`, or given up for it.
     fn open(&mut self, span: u64, keeping: bool) -> bool {
-        if self.windows.iter().any(|(known, _)| *known == span) {
+        if self.windows.has(span) {
             return true;
         }
         if self.windows.len() >= MOST_WINDOWS {
             self.close_windows();
         }
-        if !self.windows.is_empty()
-            && let Some(window) = reserve_window(&self.windows, span, self.distance)
-        {
-            self.windows.push((span, window));
+        if self.windows.len() != 0 && self.windows.add(span) {
             self.tell(span, 1);
             return true;
         }
-        let mut spans: Vec<u64> = self.windows.iter().map(|(span, _)| *span).collect();
-        spans.retain(|_| keeping);
-        spans.push(span);
-        let Some((distance, windows)) = place(&spans) else { return false };
+        let kept = self.windows.spans().filter(|_| keeping);
+        let spans: Vec<u64> = kept.chain([span]).collect();
+        let Some(windows) = Windows::of(&spans) else { return false };
         self.close_windows();
-        self.distance = distance;
         self.windows = windows;
         for span in spans {
             self.tell(span, 1);
@@ -326,10 +271,10 @@ impl Mirror {
     /// Gives all windows up. Code that runs must be left before it goes there again: it would
     /// find nothing, at a distance that is no more.
     fn close_windows(&mut self) {
-        for (span, _) in &self.windows {
-            self.tell(*span, 0);
+        for span in self.windows.spans() {
+            self.tell(span, 0);
         }
-        for (_, window) in self.windows.drain(..) {
+        for window in self.windows.give_up() {
             window.clear();
             self.retired.push(window);
         }
@@ -363,14 +308,13 @@ impl Mirror {
         let addr = first.addr & !PAGE_OFFSET;
         let span = addr >> SPAN_SHIFT;
         let last = addr.wrapping_add(count.saturating_sub(1) << PAGE_SHIFT);
-        let open = |span: u64| self.windows.iter().any(|(known, _)| *known == span);
-        if count == 0 || !open(span) || last >> SPAN_SHIFT != span {
+        if count == 0 || !self.windows.has(span) || last >> SPAN_SHIFT != span {
             return false;
         }
         if CHANGES.load(Relaxed) >= MOST_CHANGES {
             self.hide_all();
         }
-        let at = addr.wrapping_add(self.distance);
+        let at = addr.wrapping_add(self.windows.distance());
         let len = (count << PAGE_SHIFT) as usize;
         let Some(offset) = u64::from(first.frame.0).checked_mul(PAGE_SIZE) else { return false };
         // SAFETY: whole pages within a window, which holds nothing but such mappings, with what
@@ -401,7 +345,7 @@ impl Mirror {
     /// Takes everything out of the windows.
     fn hide_all(&mut self) {
         if !self.pages.is_empty() {
-            if self.windows.iter().all(|(_, window)| window.clear()) {
+            if self.windows.clear() {
                 self.forget_pages();
             } else {
                 self.close_windows();
@@ -456,7 +400,7 @@ impl Mirror {
         pages.sort_unstable();
         for run in pages.chunk_by(|a, b| a.wrapping_add(PAGE_SIZE) == *b) {
             let Some(first) = run.first() else { continue };
-            let at = first.wrapping_add(self.distance) as *mut u8;
+            let at = first.wrapping_add(self.windows.distance()) as *mut u8;
             self.count_change();
             // SAFETY: pages within a window, which nobody has a reference to.
             let hidden = unsafe { reserve(at, run.len() << PAGE_SHIFT) };
