@@ -3,7 +3,6 @@
 use crate::decode::cache::{Block, BlockCache, Rare};
 use crate::decode::op::{Op, OpFlags};
 use crate::handle::Event;
-use crate::memory::CodeMap;
 use crate::memory::ram::RamFrame;
 use crate::state::CodeSize;
 use crate::state::rflags::RFlags;
@@ -35,12 +34,10 @@ impl Vcpu {
     fn enter_guest(&mut self) {
         let memory = std::sync::Arc::clone(&self.memory);
         let observer = std::sync::Arc::clone(&self.observer);
-        memory.code().enter(&observer, || self.drop_writes(memory.code()));
-    }
-
-    /// Takes away every permission to store unseen to what is code now.
-    fn drop_writes(&mut self, code: &CodeMap) {
-        self.mmu.drop_writes(code.epoch(), |frame| code.is_marked(frame));
+        let code = memory.code();
+        code.enter(&observer, || {
+            self.mmu.drop_writes(code.epoch(), |frame| code.is_marked(frame));
+        });
     }
 
     /// Takes the decoded blocks out of the vCPU while it runs: instructions then may

@@ -7,8 +7,8 @@
 //! while the base is the one that it was found for.
 //!
 //! What is kept came from the data TLB's entries for the kernel's stores to global pages, and is
-//! forgotten whenever those are. It is found by the base alone, so users, who may put any base there, see
-//! none at all ([`GsPages::enter`]).
+//! forgotten whenever those are. It is found by the base alone, so users, who may put any base
+//! there, see none at all ([`GsPages::enter`]).
 
 use super::{Access, Mmu, View};
 use crate::addr::{GuestVirtAddr, PAGE_OFFSET, PAGE_SHIFT, PAGE_SIZE};
@@ -81,6 +81,7 @@ impl GsPages {
         asked
     }
 
+    /// Keeps none any more.
     pub(crate) fn forget(&mut self) {
         if self.kept_for.take().is_some() {
             for page in &mut self.pages {
@@ -100,9 +101,10 @@ impl GsPages {
         }
     }
 
+    /// `frame` must not be stored to unseen any more.
     pub(super) fn drop_writes_to(&mut self, frame: RamFrame) {
-        let kept = self.pages.iter().zip(&self.frames);
-        if kept.into_iter().any(|(page, kept)| page.base != NOT_KEPT && *kept == frame) {
+        let mut kept = self.pages.iter().zip(&self.frames);
+        if kept.any(|(page, kept)| page.base != NOT_KEPT && *kept == frame) {
             self.forget();
         }
     }

@@ -303,11 +303,6 @@ impl Assembler {
         }
     }
 
-    /// Adds what is `at` bytes behind what [`VALUE`] points to to [`ADDRESS`].
-    pub(super) fn add_addend(&mut self, at: u32) {
-        self.with_entry(ADD, at);
-    }
-
     /// The same, for an entry that is another one elsewhere if the address `moves`.
     fn with_known_entry(&mut self, opcode: u8, at: u32, moves: bool) {
         if moves {
@@ -351,7 +346,7 @@ impl Assembler {
     }
 }
 
-const ADD: u8 = 0x03;
+pub(super) const ADD: u8 = 0x03;
 const CMP: u8 = 0x3b;
 pub(super) const MOV: u8 = 0x8b;
 

@@ -6,7 +6,7 @@
 //! into the TLB, behind the rest, and comes back with the same; now and then one is interpreted,
 //! and its page kept from then on.
 
-use super::access::{Access, Place};
+use super::access::{ADD, Access, Place};
 use super::assembler::{Assembler, Condition, Label, NotCopied};
 use super::block::{Apart, Block};
 use super::cold::{Cold, Fix};
@@ -94,7 +94,7 @@ impl Assembler {
         self.page_of_address();
         self.compare_tag(table, slow);
         self.load(ADDRESS, base);
-        self.add_addend(table.wrapping_add(TLB_ADDEND));
+        self.with_entry(ADD, table.wrapping_add(TLB_ADDEND));
         self.jump(found);
     }
 }
