@@ -11,6 +11,9 @@ use crate::mmu::gs_pages::PAGES;
 use crate::translate::fields::{self, Field};
 use crate::translate::registers::{ADDRESS, VALUE};
 
+#[cfg(test)]
+mod tests;
+
 /// What was looked at just now.
 #[derive(Debug, Default)]
 pub(super) struct GsPages {
