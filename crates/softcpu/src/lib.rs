@@ -54,6 +54,7 @@ pub use env::{Environment, Hypercall, MsrRefused};
 pub use exception::Exception;
 pub use handle::{Event, VcpuHandle};
 pub use memory::{PhysMemory, RamRegion};
+pub use native::Stubs;
 pub use state::VcpuState;
 pub use stats::{Stats, StatsSink};
 pub use supervisor::{Supervisor, Trap, Verdict};

@@ -17,6 +17,7 @@ use crate::cpuid::{CpuModel, CpuidTable, Topology};
 use crate::env::{Environment, MsrRefused};
 use crate::handle::VcpuHandle;
 use crate::memory::{CodeMap, PhysMemory, RamRegion, SharedRam};
+use crate::native::Stubs;
 use crate::state::control::{Cr0, Cr4, Efer};
 use crate::state::segment::{SegReg, Segment};
 use crate::sync::lock;
@@ -61,11 +62,11 @@ impl TestMachine {
         let memory = memory.expect("one aligned region is a valid layout");
         let shared = SharedRam::new(owner.file(), (RAM >> PAGE_SHIFT) as usize);
         let memory = Arc::new(memory.backed_by(Arc::new(shared)));
-        Self::on(memory, Engine::Interpreter)
+        Self::on(memory, Engine::Interpreter, new_stubs())
     }
 
     /// Another CPU at reset on `memory`.
-    fn on(memory: Arc<PhysMemory>, engine: Engine) -> Self {
+    fn on(memory: Arc<PhysMemory>, engine: Engine, stubs: Arc<Stubs>) -> Self {
         let devices = DeviceLog::default();
         let vcpu = Vcpu::new(VcpuConfig {
             memory: Arc::clone(&memory),
@@ -77,6 +78,7 @@ impl TestMachine {
             env: Box::new(NoDevices { log: Arc::clone(&devices), apic_base: APIC_BASE }),
             engine,
             translation: translate::Config::default(),
+            stubs,
             handle: VcpuHandle::new(),
         })
         .expect("the host has memory for code");
@@ -112,7 +114,8 @@ impl TestMachine {
     /// The same machine in lockstep, with all code translated that can be.
     #[must_use]
     pub fn in_lockstep(self) -> Self {
-        let mut machine = self.another(Engine::Lockstep);
+        // Its CPU offers less.
+        let mut machine = self.another(Engine::Lockstep, new_stubs());
         machine.vcpu.mmu.pdpte = self.vcpu.mmu.pdpte;
         // Tests and fuzzers have no patience for code to become warm.
         machine.vcpu.threshold = 1;
@@ -122,11 +125,11 @@ impl TestMachine {
     /// A second CPU on the same memory, in the same mode and with the same registers.
     #[must_use]
     pub fn sibling(&self) -> Self {
-        self.another(Engine::Interpreter)
+        self.another(Engine::Interpreter, Arc::clone(self.vcpu.native.shared()))
     }
 
-    fn another(&self, engine: Engine) -> Self {
-        let mut machine = Self::on(Arc::clone(&self.memory), engine);
+    fn another(&self, engine: Engine, stubs: Arc<Stubs>) -> Self {
+        let mut machine = Self::on(Arc::clone(&self.memory), engine, stubs);
         machine.vcpu.state = self.vcpu.state.clone();
         machine.vcpu.state_changed();
         machine
@@ -210,6 +213,10 @@ impl TestMachine {
         self.put(l1 + (addr >> 12) * 8, &(page | 0x66 | u64::from(present)).to_le_bytes());
         self.vcpu.state_changed();
     }
+}
+
+fn new_stubs() -> Arc<Stubs> {
+    Arc::new(Stubs::new().expect("the host has memory for code"))
 }
 
 /// Has `former` handle a fault of the host that is not the caller's: see sigaction(2).

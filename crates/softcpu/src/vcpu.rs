@@ -20,7 +20,7 @@ use crate::lockstep::{self, Lockstep};
 use crate::memory::PhysMemory;
 use crate::memory::code_map::Observer;
 use crate::mmu::{Mmu, PagingMode};
-use crate::native::NativeCache;
+use crate::native::{NativeCache, Stubs};
 use crate::state::rflags::RFlags;
 use crate::state::{CodeSize, VcpuState};
 use crate::stats::Meter;
@@ -103,6 +103,8 @@ pub struct VcpuConfig {
     pub engine: Engine,
     /// How its code is translated, if it is.
     pub translation: translate::Config,
+    /// What is generated to run instructions on the host: the same for all vCPUs of a machine.
+    pub stubs: Arc<Stubs>,
     /// How others get its attention; made first, because the environment wants it too.
     pub handle: VcpuHandle,
 }
@@ -222,6 +224,7 @@ impl Vcpu {
                 env,
                 config.handle.clone(),
                 config.translation,
+                &config.stubs,
             )?;
             (env, lockstep, threshold) = (taped, Some(Box::new(follower)), lockstep::THRESHOLD);
             translation.turns = lockstep::TURNS;
@@ -232,7 +235,7 @@ impl Vcpu {
             code_size: CodeSize::Bits16,
             code_segments: CodeSegments::default(),
             blocks: BlockCache::new(),
-            native: NativeCache::new()?,
+            native: NativeCache::new(config.stubs)?,
             fault: Exception::invalid_opcode(),
             exit: Exit::Stopped,
             shadow: Shadow::None,

@@ -149,8 +149,7 @@ impl Vcpu {
                 }
                 Err(lower::StubsFull) => {
                     blocks.clear();
-                    self.forget_translations();
-                    self.native.reset();
+                    self.native.reset_own();
                     self.code_hit = true;
                     match lower::lower(self, &instruction, encoding) {
                         Ok(lowered) => lowered,

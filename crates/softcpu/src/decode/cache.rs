@@ -347,7 +347,7 @@ impl BlockCache {
         true
     }
 
-    /// Forgets every block (native stubs are about to be thrown away).
+    /// Forgets every block (the vCPU's own native stubs are about to be thrown away).
     pub(crate) fn clear(&mut self) {
         for places in [&mut self.slots, &mut self.displaced, &mut self.by_code] {
             places.fill(Number::NONE);

@@ -24,7 +24,7 @@ pub(crate) struct Lowered {
     pub(crate) ends: bool,
 }
 
-/// There is no room for another native stub: throw all of them away and start over.
+/// There is no room for another native stub: throw the vCPU's own away and start over.
 #[derive(Debug)]
 pub(crate) struct StubsFull;
 
@@ -78,7 +78,7 @@ pub(crate) fn lower(
         None => match cpu.native.lower(instruction, bytes, cpu.cpuid.features()) {
             Ok(native) => {
                 op.imm = native.imm;
-                op.flags |= OpFlags::NATIVE;
+                op.flags |= native.flags;
                 Choice::Next(native.run)
             }
             Err(Refused::Full) => return Err(StubsFull),

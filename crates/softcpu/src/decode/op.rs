@@ -42,8 +42,8 @@ bitflags::bitflags! {
         const DISP_MOVES = 1 << 7;
         /// `imm` is an address in the code.
         const IMM_MOVES = 1 << 8;
-        /// [`crate::native`] has lowered it: another vCPU's may have another stub for it.
-        const NATIVE = 1 << 9;
+        /// It names a stub that is the vCPU's own ([`crate::native`]).
+        const OWN_STUB = 1 << 9;
     }
 }
 
@@ -117,6 +117,11 @@ impl Op {
     pub fn next_rip(&self) -> u64 {
         let next = self.rip.wrapping_add(u64::from(self.len));
         if self.flags.contains(OpFlags::LEGACY) { next & 0xffff_ffff } else { next }
+    }
+
+    /// Whether it means something to this vCPU only, and only until its block is forgotten.
+    pub(crate) const fn names_own_stub(&self) -> bool {
+        self.flags.contains(OpFlags::OWN_STUB)
     }
 
     /// The same instruction, `distance` further on.

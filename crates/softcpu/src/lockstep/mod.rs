@@ -39,6 +39,7 @@ use crate::memory::overlay::Before;
 use crate::memory::ram::RamFrame;
 use crate::memory::{CodeMap, PhysMemory};
 use crate::mmu::{Access, View};
+use crate::native::Stubs;
 use crate::sync::lock;
 use crate::system::tsc::host_tsc;
 use crate::translate::{self, Translator};
@@ -127,11 +128,12 @@ impl Lockstep {
         machine: Box<dyn Environment>,
         handle: VcpuHandle,
         translation: translate::Config,
+        stubs: &Arc<Stubs>,
     ) -> io::Result<(Self, Box<dyn Environment>)> {
         let tape = Tape::blank(handle);
         let before = Before::default();
-        let follower = follower(memory, cpuid, &tape, &before, false)?;
-        let replayer = Some(self::follower(memory, cpuid, &tape, &before, true)?);
+        let follower = follower(memory, cpuid, &tape, &before, stubs, false)?;
+        let replayer = Some(self::follower(memory, cpuid, &tape, &before, stubs, true)?);
         let start = Snapshot::of(&follower);
         let lockstep = Self {
             follower,
@@ -202,6 +204,7 @@ fn follower(
     cpuid: &CpuidTable,
     tape: &Tape,
     before: &Before,
+    stubs: &Arc<Stubs>,
     frozen: bool,
 ) -> io::Result<Box<Vcpu>> {
     let code = Arc::new(CodeMap::new(memory.code().frames()));
@@ -216,6 +219,7 @@ fn follower(
         env: Box::new(Taped::new(tape.clone(), None)),
         engine: Engine::Interpreter,
         translation: translate::Config::default(),
+        stubs: Arc::clone(stubs),
         handle: VcpuHandle::new(),
     })?;
     vcpu.tape = Some(tape);

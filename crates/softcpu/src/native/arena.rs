@@ -1,12 +1,9 @@
-//! Append-only memory for stubs. [`super::NativeCache`] is the only user.
+//! Append-only memory for stubs. [`super::stubs::Maker`] is the only user.
 
 use std::io;
 
 use crate::code_memory::CodeMemory;
 
-/// Bytes reserved per vCPU. Pages are only taken from the host as they fill; a
-/// distribution's boot and user space need a few thousand stubs of about 100 bytes.
-const CAPACITY: usize = 1 << 20;
 /// Stubs start on a boundary the host's fetch unit likes.
 const ALIGN: usize = 32;
 /// What lies between stubs: `int3`.
@@ -29,12 +26,12 @@ pub(super) struct Arena {
 }
 
 impl Arena {
-    /// Reserves the address space.
+    /// Reserves `capacity` bytes of address space.
     ///
     /// # Errors
     /// The host's, when it has no memory or forbids executable mappings.
-    pub(super) fn new() -> io::Result<Self> {
-        Ok(Self { memory: CodeMemory::new(CAPACITY)?, used: 0, reused: false })
+    pub(super) fn new(capacity: usize) -> io::Result<Self> {
+        Ok(Self { memory: CodeMemory::new(capacity)?, used: 0, reused: false })
     }
 
     /// Copies `code` in and returns where to call it.
@@ -76,7 +73,8 @@ mod tests {
 
     #[test]
     fn code_can_be_called_and_space_runs_out() {
-        let mut arena = Arena::new().unwrap();
+        const CAPACITY: usize = 1 << 16;
+        let mut arena = Arena::new(CAPACITY).unwrap();
         // mov qword [rsi], 42; ret
         let code = [0x48, 0xc7, 0x06, 42, 0, 0, 0, 0xc3];
         // SAFETY: stores to its second argument only.

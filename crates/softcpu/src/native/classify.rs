@@ -48,8 +48,8 @@ pub enum Refused {
     /// No equivalent in 64-bit code.
     #[error("not encodable in 64-bit code")]
     NotEncodable,
-    /// The arena is full: every stub and every block that names one must be dropped
-    /// (`NativeCache::reset`).
+    /// There is no room left: the vCPU's own stubs and every block that names one must be
+    /// dropped (`NativeCache::reset_own`).
     #[error("no room for another stub")]
     Full,
 }

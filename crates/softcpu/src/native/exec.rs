@@ -108,7 +108,7 @@ pub(super) fn x87_error(cpu: &mut Vcpu) -> Abort {
 /// Finds the op's stub and checks the mode bits it needs.
 #[inline(always)]
 fn prepare(cpu: &mut Vcpu, op: &Op) -> Result<Stub, Abort> {
-    let Some(stub) = cpu.native.stubs.get(op.imm as u32 as usize) else { return Err(cpu.ud()) };
+    let Some(stub) = cpu.native.stub(op.imm as u32, op.flags) else { return Err(cpu.ud()) };
     let (state, needs) = (&cpu.state, &stub.needs);
     let wrong = (state.cr0.bits() & needs.cr0_mask ^ needs.cr0_value)
         | (!state.cr4.bits() & needs.cr4)
@@ -150,8 +150,9 @@ pub(crate) fn require(cpu: &mut Vcpu, traits: Traits) -> Step {
 
 #[inline(always)]
 fn call(stub: &Stub, state: &mut VcpuState, memory: *mut u8) {
-    // SAFETY: the stub is alive (its index was just looked up, and the arena is only
-    // cleared together with the indices), was generated from an instruction that cannot
+    // SAFETY: the stub is alive (it was just looked up in what the vCPU has; those that are
+    // shared are never forgotten, and the arena of its own is only cleared together with
+    // their numbers, while none runs), was generated from an instruction that cannot
     // fault on its operands, and accesses the state, which is borrowed here, and `size`
     // bytes at `memory`, which every caller has made sure of. The image it may load
     // with FXRSTOR, and MXCSR, only ever hold values those instructions accept.

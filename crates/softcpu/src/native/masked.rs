@@ -71,7 +71,7 @@ pub(super) fn lower(instruction: &Instruction) -> Result<Option<Lowered>, Refuse
                 size: 1,
                 index_size: 0,
             };
-            return Ok(Some(Lowered { run: maskmovq, imm: operands.pack() }));
+            return Ok(Some(Lowered::in_rust(maskmovq, operands.pack())));
         }
         Code::Maskmovdqu_rDI_xmm_xmm | Code::VEX_Vmaskmovdqu_rDI_xmm_xmm => {
             let operands = Operands {
@@ -83,7 +83,7 @@ pub(super) fn lower(instruction: &Instruction) -> Result<Option<Lowered>, Refuse
                 index_size: 0,
             };
             let run = if vex { store::<true> } else { store::<false> };
-            return Ok(Some(Lowered { run, imm: operands.pack() }));
+            return Ok(Some(Lowered::in_rust(run, operands.pack())));
         }
         _ if !vex => return Ok(None),
         _ => {}
@@ -108,9 +108,9 @@ pub(super) fn lower(instruction: &Instruction) -> Result<Option<Lowered>, Refuse
         index_size: 0,
     };
     Ok(Some(if instruction.op0_kind() == OpKind::Memory {
-        Lowered { run: store::<true>, imm: operands(c, b).pack() }
+        Lowered::in_rust(store::<true>, operands(c, b).pack())
     } else {
-        Lowered { run: load, imm: operands(a, b).pack() }
+        Lowered::in_rust(load, operands(a, b).pack())
     }))
 }
 
@@ -134,7 +134,7 @@ fn gather_of(instruction: &Instruction, size: usize) -> Result<Lowered, Refused>
         size: size as u8,
         index_size: index_size as u8,
     };
-    Ok(Lowered { run: gather, imm: operands.pack() })
+    Ok(Lowered::in_rust(gather, operands.pack()))
 }
 
 /// How many elements of `size` bytes fit.

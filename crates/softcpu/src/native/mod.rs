@@ -3,7 +3,8 @@
 //! The host has the same instruction set, so it knows better than any re-implementation
 //! what `fsincos` or `vpmaddubsw` do. For each distinct instruction (registers and
 //! immediates, but not the memory operand's address) a small stub is generated once
-//! (`emit`); handlers in `exec` check mode bits, find the memory operand and call it.
+//! (`emit`), which all vCPUs of a machine share (`stubs`); handlers in `exec` check mode bits,
+//! find the memory operand and call it.
 //! What cannot be lifted that way but belongs to the same units is done in Rust: masked
 //! and gathering accesses whose elements fault one by one (`masked`), x87 environments
 //! that would leak host addresses (`x87_env`), hints (`special`).
@@ -18,22 +19,27 @@ mod exec;
 pub mod features;
 mod masked;
 mod special;
+mod stubs;
 mod x87_env;
 
 #[cfg(test)]
 mod tests;
 
-use foldhash::HashMap;
-use iced_x86::{Instruction, InstructionInfoFactory};
+use std::io;
+use std::sync::Arc;
 
-use arena::{Arena, Entry};
+use iced_x86::Instruction;
+
+use arena::Entry;
 use classify::Needs;
 pub use classify::Refused;
 pub(crate) use classify::{Plan, Traits, Use, Uses, normalise, plan, without_prefix};
 use features::FeatureSet;
 pub(crate) use special::{is_hint, is_special};
+use stubs::Maker;
+pub use stubs::Stubs;
 
-use crate::decode::op::Handler;
+use crate::decode::op::{Handler, OpFlags};
 use crate::mmu::Access;
 use crate::vcpu::{Step, Vcpu};
 
@@ -45,6 +51,15 @@ pub(crate) struct Lowered {
     pub(crate) run: Handler,
     /// For `Op::imm`.
     pub(crate) imm: u64,
+    /// More of `Op::flags`.
+    pub(crate) flags: OpFlags,
+}
+
+impl Lowered {
+    /// Without a stub.
+    const fn in_rust(run: Handler, imm: u64) -> Self {
+        Self { run, imm, flags: OpFlags::empty() }
+    }
 }
 
 /// A part of the CPU that the operating system switches on and off.
@@ -88,36 +103,43 @@ impl Stub {
     }
 }
 
-/// The stubs of one vCPU.
+/// Bytes of a vCPU's own stubs.
+const OWN_ROOM: usize = 1 << 20;
+
+/// The stubs that one vCPU uses: those that it shares, and its own for when those are full.
 pub(crate) struct NativeCache {
-    arena: Arena,
+    shared: Arc<Stubs>,
+    own: Own,
+}
+
+/// Stubs of a vCPU's own. Their code memory is there from the start: later the process may not
+/// have any more.
+struct Own {
+    maker: Maker,
     stubs: Vec<Stub>,
-    known: HashMap<Instruction, Result<u32, Refused>>,
-    factory: InstructionInfoFactory,
 }
 
 impl std::fmt::Debug for NativeCache {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("NativeCache").field("stubs", &self.stubs.len()).finish_non_exhaustive()
+        f.debug_struct("NativeCache")
+            .field("shared", &self.shared)
+            .field("own", &self.own.stubs.len())
+            .finish()
     }
 }
 
-/// Refusals are remembered too; a guest that tries them all must not fill the host's
-/// memory with them.
-const MOST_KNOWN: usize = 1 << 14;
-
 impl NativeCache {
-    /// An empty cache with its code memory reserved.
+    /// One that uses `shared`, with none of its own yet.
     ///
     /// # Errors
-    /// The host's, when it refuses the memory.
-    pub(crate) fn new() -> std::io::Result<Self> {
-        Ok(Self {
-            arena: Arena::new()?,
-            stubs: Vec::new(),
-            known: HashMap::default(),
-            factory: InstructionInfoFactory::new(),
-        })
+    /// The host's, when it refuses code memory.
+    pub(crate) fn new(shared: Arc<Stubs>) -> io::Result<Self> {
+        Ok(Self { shared, own: Own { maker: Maker::new(OWN_ROOM)?, stubs: Vec::new() } })
+    }
+
+    /// Those that are not its own.
+    pub(crate) fn shared(&self) -> &Arc<Stubs> {
+        &self.shared
     }
 
     /// Says how to run `instruction`, whose encoding is `bytes`, for a guest that is
@@ -130,7 +152,7 @@ impl NativeCache {
     /// used as they are.
     ///
     /// # Errors
-    /// [`Refused::Full`] asks for [`NativeCache::reset`]; any other reason is final. The
+    /// [`Refused::Full`] asks for [`NativeCache::reset_own`]; any other reason is final. The
     /// caller then raises `#UD` (or has a handler of its own).
     pub(crate) fn lower(
         &mut self,
@@ -144,52 +166,45 @@ impl NativeCache {
             return Ok(lowered);
         }
         let key = classify::normalise(&instruction);
-        let index = match self.known.get(&key) {
-            Some(known) => (*known)?,
-            None => self.make(&key, features)?,
+        let (number, flags) = match self.shared.number(&key, features) {
+            Err(Refused::Full) => (self.own.number(&key, features)?, OpFlags::OWN_STUB),
+            number => (number?, OpFlags::empty()),
         };
-        let stub = self.stubs.get(index as usize).ok_or(Refused::Full)?;
-        let mut imm = u64::from(index);
+        let stub = self.stub(number, flags).ok_or(Refused::Full)?;
+        let mut imm = u64::from(number);
         if stub.traits.contains(Traits::POINTERS) {
             imm |= u64::from(x87_env::fop(bytes)) << 32;
         }
-        Ok(Lowered { run: exec::handler(stub), imm })
+        Ok(Lowered { run: exec::handler(stub), imm, flags })
     }
 
-    /// Forgets every stub. No op that names one may be run afterwards: the caller
+    /// The stub that an op with `flags` names by `number`.
+    #[inline(always)]
+    fn stub(&self, number: u32, flags: OpFlags) -> Option<&Stub> {
+        if flags.contains(OpFlags::OWN_STUB) {
+            self.own.get(number)
+        } else {
+            self.shared.get(number)
+        }
+    }
+
+    /// Forgets the vCPU's own stubs. No op that names one may be run afterwards: the caller
     /// empties the block cache.
-    pub(crate) fn reset(&mut self) {
-        self.arena.clear();
-        self.stubs.clear();
-        self.known.clear();
+    pub(crate) fn reset_own(&mut self) {
+        self.own.maker.clear();
+        self.own.stubs.clear();
+    }
+}
+
+impl Own {
+    #[cold]
+    #[inline(never)]
+    fn get(&self, number: u32) -> Option<&Stub> {
+        self.stubs.get(number as usize)
     }
 
-    fn make(&mut self, key: &Instruction, features: &FeatureSet) -> Result<u32, Refused> {
-        if self.known.len() >= MOST_KNOWN {
-            return Err(Refused::Full);
-        }
-        let made =
-            classify::plan(key, features, &mut self.factory).and_then(|plan| self.generate(&plan));
-        if made != Err(Refused::Full) {
-            self.known.insert(*key, made);
-        }
-        made
-    }
-
-    fn generate(&mut self, plan: &Plan) -> Result<u32, Refused> {
-        let code = emit::stub(plan)?;
-        let index = u32::try_from(self.stubs.len()).map_err(|_| Refused::Full)?;
-        // SAFETY: `emit` writes leaf functions of this convention; `classify` lets only
-        // instructions through that touch nothing but their operands, all of which the
-        // stub takes from the state and the memory operand.
-        let entry = unsafe { self.arena.push(&code) }.map_err(|_| Refused::Full)?;
-        self.stubs.push(Stub {
-            entry,
-            needs: Needs::of(plan.traits),
-            traits: plan.traits,
-            size: plan.size as u16,
-            align_mask: (plan.alignment as u16).saturating_sub(1),
-        });
-        Ok(index)
+    #[cold]
+    fn number(&mut self, key: &Instruction, features: &FeatureSet) -> Result<u32, Refused> {
+        self.maker.number(key, features, |_, stub| self.stubs.push(stub))
     }
 }

@@ -22,7 +22,7 @@ pub(super) fn lower(
     // Encodings that were no-operations before they got a meaning, and still are on
     // CPUs (or for systems) that do not use it: they are never refused.
     if is_hint(instruction) {
-        return Ok(Some(Lowered { run: hint, imm: 0 }));
+        return Ok(Some(Lowered::in_rust(hint, 0)));
     }
     if let Some(lowered) = masked::lower(instruction)? {
         offered(instruction, features)?;
@@ -60,7 +60,7 @@ pub(super) fn lower(
         _ => return Ok(None),
     };
     offered(instruction, features)?;
-    Ok(Some(Lowered { run, imm: 0 }))
+    Ok(Some(Lowered::in_rust(run, 0)))
 }
 
 /// Whether `instruction` is done in Rust: masked, or with state of its own.

@@ -318,8 +318,8 @@ impl Translator {
     }
 
     /// Empties the code memory.
-    pub(crate) fn empty(&mut self) -> Evicted {
-        let blocks = self.regions.blocks().map(|blocks| blocks.len() as u64).sum();
+    pub(crate) fn empty(&mut self) {
+        let blocks: u64 = self.regions.blocks().map(|blocks| blocks.len() as u64).sum();
         self.regions.clear();
         self.splits.clear();
         self.wishes.clear();
@@ -328,8 +328,6 @@ impl Translator {
         self.traces.clear();
         self.pending = None;
         self.counters.evicted = self.counters.evicted.wrapping_add(blocks);
-        let at = |offset| self.memory.address(offset) as u64;
-        Evicted { hosts: at(self.fixed)..at(self.memory.capacity()), blocks, turned: true }
     }
 
     /// Places `trace`, whose code is in `frame` at `version`. `None` when the code memory is

@@ -72,13 +72,6 @@ impl Translator {
         runs.saturating_add(PATIENCE)
     }
 
-    /// What was ordered names what will be no more: it is not wanted.
-    pub(super) fn cancel_orders(&mut self) {
-        if let Some(orders) = &mut self.orders {
-            orders.desk = Arc::default();
-        }
-    }
-
     #[inline(always)]
     fn has_deliveries(&self) -> bool {
         self.orders.as_ref().is_some_and(|orders| orders.desk.is_full())

@@ -3,9 +3,10 @@
 //!
 //! Blocks are followed over direct jumps and, at conditional ones, to the side that has run
 //! more often. A way ends at what it cannot foresee, at blocks that are seldom run or have
-//! translations of their own, and where it comes back to itself. The other sides of its
-//! conditional jumps are followed then, one after the other: so loops have their branches in
-//! them, and both arms of a condition meet again without leaving.
+//! translations of their own, at those that mean something to this vCPU only (they name stubs
+//! of its own), and where it comes back to itself. The other sides of its conditional jumps
+//! are followed then, one after the other: so loops have their branches in them, and both arms
+//! of a condition meet again without leaving.
 //! All of it is in one frame and one version of it, so whatever makes one of its blocks
 //! stale makes all of them so.
 //!
@@ -103,14 +104,6 @@ impl Route {
         })
     }
 
-    /// The code of `op`, one of its own.
-    pub(super) fn code_of(&self, op: &Op) -> Option<&[u8]> {
-        self.legs().find_map(|leg| {
-            let from = usize::try_from(op.rip.checked_sub(leg.rip)?).ok()?;
-            leg.bytes.get(from..from.checked_add(op.len.into())?)
-        })
-    }
-
     /// Where its blocks begin, the first one aside.
     pub(super) fn others(&self) -> impl Iterator<Item = u64> {
         self.legs().skip(1).map(|leg| leg.rip)
@@ -202,6 +195,10 @@ impl<'a> Router<'a> {
         let mut returning = if begin == 0 { 1 } else { begin };
         let mut next = Some(head);
         while let Some(block) = next.take() {
+            // Other vCPUs may run what becomes of the route.
+            if self.blocks.ops(block).iter().any(Op::names_own_stub) {
+                break;
+            }
             rips.extend(self.blocks.ops(block).iter().filter(|op| op.len != 0).map(|op| op.rip));
             let (then, onwards) = self.onwards(block, rips);
             let onwards_again = onwards.is_some_and(|onwards| rips.contains(&onwards));

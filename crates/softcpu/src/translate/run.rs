@@ -133,15 +133,6 @@ impl Vcpu {
         }
     }
 
-    /// Forgets all translations (native stubs are about to be thrown away, which their ops
-    /// name). None of them may be running.
-    pub(crate) fn forget_translations(&mut self) {
-        let Some(translator) = &mut self.translator else { return };
-        translator.cancel_orders();
-        let evicted = translator.empty();
-        self.forget_evicted(evicted);
-    }
-
     /// Makes sure that there is room for `bytes` of translated code. None may be running.
     pub(super) fn make_room(&mut self, bytes: usize) {
         let since = host_tsc();
@@ -210,6 +201,11 @@ impl Vcpu {
         let head = blocks.get(slot)?;
         let mode = self.translation_mode()?;
         let Decoded { rip, frame, version, .. } = *head;
+        // Other vCPUs could not run it: it is interpreted, and not looked at again at each run.
+        if blocks.ops(head).iter().any(Op::names_own_stub) {
+            head.set_runs(0);
+            return None;
+        }
         if head.tail().is_none()
             && let Some(entry) = self.translated_before(Sought { rip, frame, version, mode })
         {

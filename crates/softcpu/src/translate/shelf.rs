@@ -4,7 +4,7 @@
 //! Each has code memory of its own, so that nobody changes code under another's feet; but what one
 //! has had translated another need not: it is found here by where its code is in RAM, and is given
 //! a place like any translation that was made beside the vCPU, before the code has run once.
-//! Nothing in it is a vCPU's own but the stubs of [`crate::native`], which are looked up anew.
+//! Nothing in it is a vCPU's own: the stubs of [`crate::native`] that ops name are shared, too.
 //!
 //! Whoever had it translated has looked that no vCPU can change the code unseen. As long as its
 //! frame's version stands none can.
@@ -13,14 +13,13 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 
 use foldhash::HashMap;
-use iced_x86::{Decoder, DecoderOptions};
 
 use super::cache::Entry;
 use super::frames::{Code, Sought};
 use super::making::{Job, Made, Order, Piece};
 use super::mode::Mode;
 use super::relocate;
-use crate::decode::op::{Op, OpFlags};
+use crate::decode::op::Op;
 use crate::memory::ram::RamFrame;
 use crate::vcpu::Vcpu;
 
@@ -38,9 +37,6 @@ pub(super) struct Shelved {
     /// What it may have interpreted, and where that was when it was made.
     ops: Box<[Op]>,
     ops_at: u64,
-    /// The code of those that name stubs, by their numbers.
-    stubs: Box<[(usize, Box<[u8]>)]>,
-    bitness: u32,
 }
 
 impl Shelved {
@@ -52,8 +48,6 @@ impl Shelved {
             return None;
         }
         let ops = job.ops();
-        let named = ops.iter().enumerate().filter(|(_, op)| op.flags.contains(OpFlags::NATIVE));
-        let stubs = named.map(|(n, op)| Some((n, job.route.code_of(op)?.into())));
         Some(Self {
             rip,
             mode,
@@ -61,8 +55,6 @@ impl Shelved {
             made: made.clone(),
             ops: ops.into(),
             ops_at: ops.as_ptr() as u64,
-            stubs: stubs.collect::<Option<_>>()?,
-            bitness: job.route.bitness,
         })
     }
 
@@ -140,10 +132,7 @@ impl Vcpu {
             return None;
         }
         let distance = rip.wrapping_sub(shelved.rip);
-        let mut ops: Vec<Op> = shelved.ops.iter().map(|op| op.moved(distance)).collect();
-        for (number, code) in &shelved.stubs {
-            self.name_stub(ops.get_mut(*number)?, code, shelved.bitness)?;
-        }
+        let ops: Vec<Op> = shelved.ops.iter().map(|op| op.moved(distance)).collect();
         let Shelved { order, made, ops_at, .. } = &*shelved;
         self.make_room(made.translated.code.len());
         let translator = self.translator.as_mut()?;
@@ -161,14 +150,5 @@ impl Vcpu {
         translator.counters.shared = translator.counters.shared.wrapping_add(1);
         self.tell_of_newest(entry);
         Some(entry)
-    }
-
-    /// Has `op`, whose code this is, name this vCPU's stub for it. `None` if there is no room for
-    /// one.
-    fn name_stub(&mut self, op: &mut Op, code: &[u8], bitness: u32) -> Option<()> {
-        let mut decoder = Decoder::with_ip(bitness, code, op.rip, DecoderOptions::NONE);
-        let lowered = self.native.lower(&decoder.decode(), code, self.cpuid.features()).ok()?;
-        (op.run, op.imm) = (lowered.run, lowered.imm);
-        Some(())
     }
 }

@@ -3,8 +3,6 @@
 use std::num::NonZeroU32;
 use std::sync::{Arc, Mutex};
 
-use iced_x86::{Code, Instruction, Register as R};
-
 use super::{Config, Counters, Invalidate};
 use crate::stats::{Stats, StatsSink};
 use crate::testing::TestMachine;
@@ -367,38 +365,6 @@ fn a_translation_that_reaches_what_it_may_not_ends_the_vcpu() {
     let text = failure.to_string();
     assert!(text.contains("0x1000") && text.contains("syscall"), "{text}");
     assert_eq!(machine.vcpu.stats().translator.translated, 0);
-}
-
-#[test]
-fn translations_go_with_the_stubs_that_their_ops_name() {
-    let load = [0x0f, 0xfc, 0x06, 0xf4]; // paddb mm0, [rsi]; hlt
-    let other = [0x0f, 0xfd, 0xc1, 0xf4]; // paddw mm0, mm1; hlt
-    let mut machine = machine(&load, Config::default());
-    machine.put(START + 0x1000, &other);
-    machine.put(0x5000, &[7; 8]);
-    for _ in 0..3 {
-        machine.vcpu.state.gpr[6] = 0x5000;
-        assert_eq!(run(&mut machine), Exit::Halt);
-    }
-    assert!(machine.vcpu.stats().translator.translated > 0);
-    // No room for one more stub.
-    let mut it = Instruction::with3(Code::Pshufd_xmm_xmmm128_imm8, R::XMM0, R::XMM1, 0).unwrap();
-    let features = *machine.vcpu.cpuid.features();
-    let full = (0..1 << 16).any(|n: u32| {
-        it.set_op0_register(R::XMM0 + (n >> 8 & 15));
-        it.set_op1_register(R::XMM0 + (n >> 12));
-        it.set_immediate8(n as u8);
-        machine.vcpu.native.lower(&it, &[], &features).is_err()
-    });
-    assert!(full);
-    machine.vcpu.state.rip = START + 0x1000;
-    assert_eq!(machine.vcpu.run(), Exit::Halt);
-    let before = machine.vcpu.state.fpu.fxsave;
-    assert_eq!(run(&mut machine), Exit::Halt);
-    let after = machine.vcpu.state.fpu.fxsave;
-    let mm0 = |image: &[u8]| image[32..40].to_vec();
-    let sums = mm0(&before).iter().map(|byte| byte.wrapping_add(7)).collect::<Vec<_>>();
-    assert_eq!(mm0(&after), sums);
 }
 
 /// Calls, a hundred times each, of `mov eax, imm32; ret` that begins at 0x1ffd; its last bytes

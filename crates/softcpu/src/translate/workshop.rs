@@ -59,7 +59,7 @@ impl Desk {
     }
 }
 
-/// See the module's words. One serves all vCPUs of a machine.
+/// See the module's words. One serves all vCPUs of a machine, whose stubs are the same.
 #[derive(Debug, Default)]
 pub struct Workshop {
     state: Mutex<State>,

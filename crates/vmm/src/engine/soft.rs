@@ -130,6 +130,7 @@ impl VcpuThread {
         let mut vcpu = Vcpu::new(VcpuConfig {
             engine: self.engine,
             translation: self.translation.config,
+            stubs: Arc::clone(&self.translation.stubs),
             memory: Arc::clone(&self.memory),
             cpuid: self.cpuid,
             env: Box::new(env),

@@ -63,6 +63,7 @@ impl SupervisedThread {
         let vcpu = Vcpu::new(VcpuConfig {
             engine: self.engine,
             translation: self.translation.config,
+            stubs: Arc::clone(&self.translation.stubs),
             memory: self.memory,
             cpuid: self.cpuid,
             env: self.environment,

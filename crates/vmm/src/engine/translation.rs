@@ -1,13 +1,14 @@
 //! How a machine's vCPUs have their code translated: by themselves, or by a thread beside them
-//! where the host has a processor to spare.
+//! where the host has a processor to spare. And what they share for it.
 
 use std::num::NonZeroUsize;
 use std::sync::Arc;
 use std::thread::available_parallelism;
 
-use softcpu::Vcpu;
 use softcpu::translate::{Config, Workshop};
+use softcpu::{Stubs, Vcpu};
 
+use crate::machine::MachineError;
 use crate::machine::start_line::Place;
 use crate::platform::pc::timers::set_timer_slack;
 use crate::sandbox::ThreadKind;
@@ -20,12 +21,22 @@ const SHELF: usize = 4;
 pub(crate) struct Translation {
     /// What each vCPU's translator is.
     pub(crate) config: Config,
+    /// What is generated for all of them.
+    pub(crate) stubs: Arc<Stubs>,
     workshop: Option<Arc<Workshop>>,
 }
 
 impl Translation {
     /// For `cpus` vCPUs of `engine`.
-    pub(crate) fn new(engine: softcpu::Engine, config: Config, cpus: u32) -> Self {
+    ///
+    /// # Errors
+    /// When the host refuses memory for generated code.
+    pub(crate) fn new(
+        engine: softcpu::Engine,
+        config: Config,
+        cpus: u32,
+    ) -> Result<Self, MachineError> {
+        let stubs = Arc::new(Stubs::new().map_err(MachineError::Vcpu)?);
         // Lockstep wants every run of an engine to be like the last.
         let beside = engine == softcpu::Engine::Translator && config.beside;
         let spare = || available_parallelism().is_ok_and(|all| all > NonZeroUsize::MIN);
@@ -33,7 +44,7 @@ impl Translation {
             1 => Workshop::default(),
             _ => Workshop::with_shelf(config.code_cache / SHELF),
         });
-        Self { config, workshop: workshop.map(Arc::new) }
+        Ok(Self { config, stubs, workshop: workshop.map(Arc::new) })
     }
 
     /// Has `vcpu` use the workshop, if there is one.

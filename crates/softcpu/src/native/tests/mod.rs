@@ -13,6 +13,7 @@ mod modes;
 mod oracle;
 mod property;
 mod save;
+mod stubs;
 
 use iced_x86::{Instruction, OpKind, Register};
 
@@ -41,7 +42,7 @@ fn lower_for(
     let native = &mut machine.vcpu.native;
     match native.lower(instruction, bytes, features) {
         Err(Refused::Full) => {
-            native.reset();
+            native.reset_own();
             native.lower(instruction, bytes, features)
         }
         other => other,
@@ -76,7 +77,7 @@ fn op(instruction: &Instruction, lowered: &Lowered) -> Op {
         aux: 0,
         len: 4,
         code: instruction.code() as u16,
-        flags: OpFlags::LONG,
+        flags: OpFlags::LONG | lowered.flags,
         size: 0,
     }
 }

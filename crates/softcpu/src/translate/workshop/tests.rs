@@ -83,18 +83,6 @@ fn what_has_changed_meanwhile_is_not_run() {
 }
 
 #[test]
-fn what_names_stubs_that_are_no_more_is_not_run() {
-    let workshop = Arc::<Workshop>::default();
-    let mut machine = machine(&workshop);
-    call(&mut machine, 4);
-    machine.vcpu.forget_translations();
-    workshop.work_off();
-    assert_eq!(call(&mut machine, 1).beside, 0);
-    let counters = call(&mut machine, 100);
-    assert!(counters.translated >= 2, "{counters:?}");
-}
-
-#[test]
 fn a_closed_workshop_takes_no_orders() {
     let workshop = Arc::<Workshop>::default();
     let mut machine = machine(&workshop);
@@ -180,7 +168,7 @@ fn what_was_made_of_other_code_is_not_taken() {
 const STUBS: &[u8] = &[0x0f, 0xfc, 0x06, 0x0f, 0xfd, 0xc1, 0xf4];
 
 #[test]
-fn stubs_are_those_of_the_vcpu_that_takes_a_translation() {
+fn what_names_stubs_means_the_same_to_the_vcpu_that_takes_it() {
     let workshop = Workshop::with_shelf(1 << 20).prompt();
     let [mut first, mut second] = siblings(&workshop, STUBS);
     // The second has other stubs before those.

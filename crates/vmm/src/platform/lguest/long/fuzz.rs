@@ -57,6 +57,7 @@ impl Host {
         let cpu = Vcpu::new(VcpuConfig {
             engine: softcpu::Engine::Translator,
             translation: softcpu::translate::Config::default(),
+            stubs: Arc::new(softcpu::Stubs::new().ok()?),
             memory: Arc::new(ram.phys_memory().ok()?),
             cpuid: table()?,
             env: Box::new(LguestEnvironment::new(handle.clone(), None, ended)),
