@@ -21,7 +21,7 @@ use crate::native::Stubs;
 use crate::state::control::{Cr0, Cr4, Efer};
 use crate::state::segment::{SegReg, Segment};
 use crate::sync::lock;
-use crate::translate;
+use crate::translate::{self, CodeCache, Config};
 use crate::vcpu::{Engine, Vcpu, VcpuConfig};
 
 /// RAM of a [`TestMachine`], bytes. Its page tables take the last 32 KiB.
@@ -77,7 +77,8 @@ impl TestMachine {
             .expect("the best model for this host is one it can run"),
             env: Box::new(NoDevices { log: Arc::clone(&devices), apic_base: APIC_BASE }),
             engine,
-            translation: translate::Config::default(),
+            translation: Config::default(),
+            code: None,
             stubs,
             handle: VcpuHandle::new(),
         })
@@ -91,7 +92,7 @@ impl TestMachine {
     /// When the host has no memory for code.
     #[must_use]
     pub fn translating(self, runs: u32) -> Self {
-        self.translating_as(runs, translate::Config::default())
+        self.translating_as(runs, Config::default())
     }
 
     /// The same with another configuration of the translator.
@@ -99,8 +100,16 @@ impl TestMachine {
     /// # Panics
     /// When the host has no memory for code.
     #[must_use]
-    pub fn translating_as(mut self, runs: u32, config: translate::Config) -> Self {
-        self.vcpu.translate_after(runs, config).expect("the host has memory for code");
+    pub fn translating_as(mut self, runs: u32, config: Config) -> Self {
+        self.vcpu.translate_after(runs, config, None).expect("the host has memory for code");
+        self
+    }
+
+    /// The same in code memory that it shares with others.
+    #[must_use]
+    pub fn translating_in(mut self, code: &Arc<CodeCache>, runs: u32, config: Config) -> Self {
+        let code = Some(Arc::clone(code));
+        self.vcpu.translate_after(runs, config, code).expect("there is memory for code");
         self
     }
 

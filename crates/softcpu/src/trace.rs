@@ -91,8 +91,8 @@ impl Vcpu {
     pub fn set_tracer(&mut self, tracer: Option<Box<dyn Tracer>>) {
         self.tracer = tracer;
         if let (Some(tracer), Some(translator)) = (&mut self.tracer, &self.translator) {
-            let code = translator.thunk_code();
-            tracer.event(Event::Thunks { host: code.as_ptr() as u64, code });
+            let (host, code) = translator.thunk_code();
+            tracer.event(Event::Thunks { host, code: &code });
         }
     }
 

@@ -5,6 +5,7 @@
 //! own thread, again and again, by the `vmm` crate.
 
 use std::fmt;
+use std::io;
 use std::sync::Arc;
 
 use crate::addr::GuestVirtAddr;
@@ -27,7 +28,7 @@ use crate::stats::Meter;
 use crate::trace::Tracer;
 use crate::translate::context::Context;
 use crate::translate::mode::CodeSegments;
-use crate::translate::{self, BadTranslation, Translator};
+use crate::translate::{self, BadTranslation, CodeCache, Translator};
 
 /// Why [`Vcpu::run`] returned.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -105,6 +106,8 @@ pub struct VcpuConfig {
     pub translation: translate::Config,
     /// What is generated to run instructions on the host: the same for all vCPUs of a machine.
     pub stubs: Arc<Stubs>,
+    /// The code memory that it shares with them, if it translates. Without it, it has its own.
+    pub code: Option<Arc<CodeCache>>,
     /// How others get its attention; made first, because the environment wants it too.
     pub handle: VcpuHandle,
 }
@@ -211,8 +214,9 @@ impl Vcpu {
     /// A vCPU at reset.
     ///
     /// # Errors
-    /// When the host refuses the memory for generated code.
-    pub fn new(config: VcpuConfig) -> std::io::Result<Box<Self>> {
+    /// When the host refuses the memory for generated code, or the vCPU cannot share what it is to
+    /// share.
+    pub fn new(config: VcpuConfig) -> io::Result<Box<Self>> {
         let observer = config.memory.code().enrol(config.handle.clone());
         let (mut cpuid, mut env, mut lockstep) = (config.cpuid, config.env, None);
         let (mut threshold, mut translation) = (translate::THRESHOLD, config.translation);
@@ -228,6 +232,9 @@ impl Vcpu {
             )?;
             (env, lockstep, threshold) = (taped, Some(Box::new(follower)), lockstep::THRESHOLD);
             translation.turns = lockstep::TURNS;
+        }
+        if !config.stubs.serve(cpuid.features()) {
+            return Err(io::Error::other("vCPUs that share stubs must have the same features"));
         }
         let mut vcpu = Box::new(Self {
             state: VcpuState::at_reset(),
@@ -253,10 +260,7 @@ impl Vcpu {
             system: crate::system::SystemExtras::default(),
             supervision: crate::supervisor::Supervision::default(),
             context: Context::new(),
-            translator: match config.engine {
-                Engine::Interpreter => None,
-                Engine::Translator | Engine::Lockstep => Some(Translator::new(translation)?),
-            },
+            translator: None,
             threshold,
             brief: false,
             alone: false,
@@ -264,8 +268,8 @@ impl Vcpu {
             tape: lockstep.as_ref().map(|lockstep| lockstep.tape()),
             lockstep,
         });
-        if vcpu.translator.is_some() {
-            vcpu.prepare_mirror(translation.mirror_after);
+        if config.engine != Engine::Interpreter {
+            vcpu.use_translator(translation, config.code)?;
         }
         vcpu.state_changed();
         Ok(vcpu)
@@ -286,7 +290,7 @@ impl Vcpu {
     /// Why [`Vcpu::run`] returned [`Exit::Failed`].
     #[must_use]
     pub fn failure(&self) -> Option<&BadTranslation> {
-        self.translator.as_ref()?.bad.as_ref()
+        self.translator.as_ref()?.failure()
     }
 
     /// Must be called after [`Vcpu::state`] was changed from outside: everything

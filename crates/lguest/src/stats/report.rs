@@ -32,17 +32,21 @@ const BLOCKS: [(&str, Number); 10] = [
     ("  run by the interpreter", |stats| stats.engine.blocks),
     ("  translated", |stats| stats.translator.translated),
     ("    beside the vCPU", |stats| stats.translator.beside),
-    ("    made for another", |stats| stats.translator.shared),
     ("    taken back for that", |stats| stats.translator.taken_back),
     ("  found hot", |stats| stats.translator.hot),
     ("  moved elsewhere", |stats| stats.translator.moved),
+    ("  another vCPU's, found", |stats| stats.translator.shared),
     ("  dropped: code changed", |stats| stats.translator.invalidated),
     ("  evicted: no room", |stats| stats.translator.evicted),
 ];
 
-const CODE: [(&str, Number); 6] = [
+/// What vCPUs share: none of it is added up.
+const SHARED: [(&str, Number); 2] = [
     ("code cache, KiB", |stats| stats.translator.capacity >> 10),
     ("  in use, KiB", |stats| stats.translator.used >> 10),
+];
+
+const CODE: [(&str, Number); 4] = [
     ("  made in all, KiB", |stats| stats.translator.bytes >> 10),
     ("  from guest's, KiB", |stats| stats.translator.guest_bytes >> 10),
     ("shared checks split", |stats| stats.translator.split),
@@ -116,6 +120,11 @@ pub(super) fn report(vcpus: &[Stats]) -> String {
     }
     table.numbers(&BLOCKS);
     if vcpus.iter().any(|stats| stats.translator.capacity != 0) {
+        for (name, number) in SHARED {
+            table.row_of(name, |stats| {
+                stats.iter().map(number).max().unwrap_or_default().to_string()
+            });
+        }
         table.numbers(&CODE);
         table.row_of("  MB a second, beside", |stats| {
             let made = total(stats, |stats| stats.translator.beside_bytes) as f64 / 1e6;
@@ -247,6 +256,7 @@ mod tests {
         assert_eq!(cells(&report, "in translated code"), ["50.0 %"; 3]);
         assert_eq!(cells(&report, "interpreter, cold code"), ["20.0 %"; 3]);
         assert_eq!(cells(&report, "left for look-up"), ["30", "30", "60"]);
+        assert_eq!(cells(&report, "code cache, KiB"), ["65536"; 3]);
         assert_eq!(cells(&report, "TLB misses a second"), ["2", "2", "2"]);
         assert!(report.ends_with("single ops were div 75 %, rdmsr 25 %\n"), "{report}");
         assert!(report.lines().all(|line| line.len() <= 80), "{report}");

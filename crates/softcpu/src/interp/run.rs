@@ -24,7 +24,7 @@ impl Vcpu {
         } else {
             self.with_blocks(Self::run_blocks)
         };
-        self.memory.code().leave(&self.observer);
+        self.leave_guest();
         self.meter.pause(exit);
         self.publish_stats_if_due();
         exit
@@ -38,6 +38,13 @@ impl Vcpu {
         code.enter(&observer, || {
             self.mmu.drop_writes(code.epoch(), |frame| code.is_marked(frame));
         });
+        self.enter_code();
+    }
+
+    /// No code is run until it is entered again.
+    fn leave_guest(&self) {
+        self.memory.code().leave(&self.observer);
+        self.leave_code();
     }
 
     /// Takes the decoded blocks out of the vCPU while it runs: instructions then may
@@ -66,7 +73,7 @@ impl Vcpu {
         self.enter_guest();
         let exit = self.with_blocks(|cpu, blocks| cpu.advance(blocks, true));
         self.env.settle();
-        self.memory.code().leave(&self.observer);
+        self.leave_guest();
         exit
     }
 
@@ -83,7 +90,7 @@ impl Vcpu {
             self.with_blocks(|cpu, blocks| cpu.advance(blocks, false))
         };
         self.brief = false;
-        self.memory.code().leave(&self.observer);
+        self.leave_guest();
         exit
     }
 
@@ -140,8 +147,9 @@ impl Vcpu {
             self.handle.take(Event::CODE_PAGES);
             self.enter_guest();
         }
-        // The run loop looks before it enters any block.
-        self.handle.take(Event::CODE_CHANGED);
+        if self.handle.take(Event::CODE_CHANGED) != Event::empty() {
+            self.catch_up();
+        }
         if pending.contains(Event::FLUSH_TLB) {
             self.handle.take(Event::FLUSH_TLB);
             self.mmu.flush_all();

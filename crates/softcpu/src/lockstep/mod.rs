@@ -130,7 +130,7 @@ impl Lockstep {
         translation: translate::Config,
         stubs: &Arc<Stubs>,
     ) -> io::Result<(Self, Box<dyn Environment>)> {
-        let tape = Tape::blank(handle);
+        let tape = Tape::blank(handle.clone());
         let before = Before::default();
         let follower = follower(memory, cpuid, &tape, &before, stubs, false)?;
         let replayer = Some(self::follower(memory, cpuid, &tape, &before, stubs, true)?);
@@ -138,7 +138,7 @@ impl Lockstep {
         let lockstep = Self {
             follower,
             replayer,
-            spare: Some(Translator::new(translation)?),
+            spare: Some(Translator::new(translation, None, stubs, handle)?),
             before,
             granted: Vec::new(),
             tape: tape.clone(),
@@ -219,6 +219,7 @@ fn follower(
         env: Box::new(Taped::new(tape.clone(), None)),
         engine: Engine::Interpreter,
         translation: translate::Config::default(),
+        code: None,
         stubs: Arc::clone(stubs),
         handle: VcpuHandle::new(),
     })?;

@@ -107,6 +107,8 @@ type Chunk = Box<[OnceLock<Stub>; CHUNK]>;
 /// See the module's words. vCPUs that share them offer their guest the same features.
 pub struct Stubs {
     maker: Mutex<Maker>,
+    /// What those vCPUs offer.
+    features: OnceLock<FeatureSet>,
     /// What it has made, by number: read without a lock.
     chunks: [OnceLock<Chunk>; MOST_KNOWN / CHUNK],
 }
@@ -130,8 +132,14 @@ impl Stubs {
     pub(crate) fn with_room(bytes: usize) -> io::Result<Self> {
         Ok(Self {
             maker: Mutex::new(Maker::new(bytes)?),
+            features: OnceLock::new(),
             chunks: [const { OnceLock::new() }; MOST_KNOWN / CHUNK],
         })
+    }
+
+    /// Whether a vCPU that offers its guest `features` may share them.
+    pub(crate) fn serve(&self, features: &FeatureSet) -> bool {
+        self.features.get_or_init(|| *features) == features
     }
 
     /// The stub of that number.

@@ -1,5 +1,6 @@
 //! Where translations and the loops in them begin: hosts fetch and cache what they decode by
-//! aligned stretches, and a short loop that lies across one more of them runs slower.
+//! aligned stretches, and a short loop that lies across one more of them runs slower. And where
+//! numbers lie that are changed while code is running, on other vCPUs.
 
 use super::assembler::Assembler;
 
@@ -13,10 +14,25 @@ const _: () = assert!(BLOCKS.is_multiple_of(LOOPS));
 /// slowly.
 const NOP: [u8; 4] = [0x66, 0x66, 0x66, 0x90];
 
+/// Where the distances of links are, bytes: a host that executes one while another thread changes
+/// it sees either the old distance or the new one.
+const DISTANCES: usize = size_of::<u32>();
+
 impl Assembler {
     /// Nothing, up to where a loop may begin.
     pub(super) fn align(&mut self) {
-        let mut rest = self.len().next_multiple_of(LOOPS).saturating_sub(self.len());
+        self.nothing(self.len().next_multiple_of(LOOPS).saturating_sub(self.len()));
+    }
+
+    /// Nothing, up to where the distance of a jump or call that comes `behind` so many bytes and an
+    /// opcode of one may be changed while others execute it.
+    pub(super) fn align_distance(&mut self, behind: usize) {
+        let at = self.len().saturating_add(behind).saturating_add(1);
+        self.nothing(at.next_multiple_of(DISTANCES).saturating_sub(at));
+    }
+
+    /// So many bytes that do nothing.
+    pub(super) fn nothing(&mut self, mut rest: usize) {
         while rest > 0 {
             let len = rest.min(NOP.len());
             self.bytes(NOP.get(NOP.len().saturating_sub(len)..).unwrap_or_default());
@@ -41,6 +57,11 @@ mod tests {
             assert_eq!(code.len(), before.next_multiple_of(LOOPS));
             let rest = Decoder::new(64, &code[before..], DecoderOptions::NONE);
             assert!(rest.into_iter().all(|it| it.mnemonic() == Mnemonic::Nop), "{before}");
+            let mut code = Assembler::new(0x1000);
+            code.bytes(&vec![0x90; before]);
+            code.align_distance(7);
+            assert_eq!((code.len() + 7 + 1) % 4, 0);
+            assert!(code.len() < before + 4);
         }
     }
 }

@@ -30,6 +30,10 @@ use super::trace::{Step, Then, Trace};
 use crate::decode::op::Op;
 use crate::state::GPR_ZERO;
 
+/// Bytes of the shortest instruction that a translation may begin with: it becomes a jump when the
+/// translation is closed, and nobody may be in the middle of that.
+pub(super) const SHORTEST: usize = 2;
+
 /// A jump that can be made to go straight to another block.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Link {
@@ -68,19 +72,6 @@ pub(super) struct Apart {
     /// The op that is noted first as the last that has set the x87 unit's FIP and FOP.
     pub(super) note: Option<u64>,
     pub(super) what: Cold,
-}
-
-impl Translated {
-    /// Bytes of memory that it takes.
-    pub(super) fn bytes(&self) -> usize {
-        let parts = [
-            self.code.len(),
-            size_of_val(&*self.links),
-            size_of_val(&*self.relocations),
-            size_of_val(&*self.landings),
-        ];
-        parts.into_iter().fold(0, usize::saturating_add)
-    }
 }
 
 /// One trace on its way.
@@ -211,6 +202,10 @@ fn attempt(
         landings,
         unnoted: None,
     };
+    let short = |step: &Step| step.instruction.len() < SHORTEST && step.shape.stack().is_none();
+    if trace.steps.first().is_some_and(short) {
+        block.code.nothing(SHORTEST);
+    }
     block.find_heads(trace);
     if manner.shares {
         block.share(trace, grouping);

@@ -204,7 +204,8 @@ impl Block<'_> {
                 // A call, of what the trace jumps to as well, has given registers back.
                 self.code.lend(self.lent);
             }
-            self.jump_or_call(head.label, way);
+            self.note(way);
+            self.code.jump_or_call(head.label, way);
             return self.land(way);
         }
         self.save_flags()?;
@@ -227,7 +228,13 @@ impl Block<'_> {
             // The mapping under this block is all of the target's too.
             let number = self.first_link.wrapping_add(self.links.len() as u32);
             let at = self.code.label();
-            self.jump_or_call(at, way);
+            let before = self.code.len();
+            self.note(way);
+            let noting = self.code.len().saturating_sub(before);
+            self.code.take_back(before);
+            self.code.align_distance(noting);
+            self.note(way);
+            self.code.jump_or_call(at, way);
             self.links.push(Link { at: self.code.len().saturating_sub(4), target });
             let (homes, what) = (self.code.homes, Cold::Link { number });
             self.cold.push_back(Apart { at, fix: Fix::None, homes, note: None, what });

@@ -3,32 +3,26 @@
 //! The memory is filled in order, region by region ([`super::regions`]), and what is oldest is
 //! evicted for what is new. A block whose code has changed stays until then: its first
 //! instruction becomes a jump out.
-
-use std::io;
-use std::ops::Range;
+//!
+//! All vCPUs share them, one at a time ([`super::code_cache`]), and others run what is changed
+//! here. So what is running is only changed where it jumps to, by a store that is seen as a whole.
 
 use foldhash::HashMap;
 
+use super::block::{self, SHORTEST};
 use super::clone::Span;
-use super::config::{BadTranslation, Config};
+use super::code_cache::Evicted;
 use super::frames::{Code, Frames};
-use super::invalidation::Schedule;
 use super::manner::Manner;
 use super::mode::Mode;
-use super::orders::Orders;
-use super::patience::Patience;
-use super::regions::{self, Filling, Regions};
-use super::route::Route;
-use super::thunks::{self, Thunks};
+use super::regions::{self, BEFORE, Filling, Regions};
+#[cfg(test)]
 use super::trace::Trace;
 use super::wishes::{Splits, Wanted, Wish};
-use super::workbench::Workbench;
-use super::{block, verify};
 use crate::code_memory::CodeMemory;
 use crate::decode::cache::Tail;
 use crate::memory::code_map::CodeMap;
 use crate::memory::ram::RamFrame;
-use crate::system::tsc::host_tsc;
 
 /// A translated block, as the interpreter's block remembers it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -70,6 +64,8 @@ pub(super) struct Placed {
     /// It is entered no more: nothing may be linked from it either.
     pub(super) stale: bool,
     pub(super) manner: Manner,
+    /// The number of the vCPU that had it made.
+    pub(super) by: u32,
 }
 
 /// A jump in code memory that may go straight to another block.
@@ -82,13 +78,10 @@ pub(super) struct Link {
     pub(super) target: u64,
 }
 
-/// All translated code of one vCPU.
+/// All translated code of a machine's vCPUs.
 #[derive(Debug)]
-pub(crate) struct Translator {
+pub(crate) struct Translations {
     pub(super) memory: CodeMemory,
-    pub(super) thunks: Thunks,
-    /// Bytes of thunks.
-    fixed: usize,
     pub(super) regions: Regions,
     /// Traces that were split lately, by the RIP of their code.
     pub(super) splits: HashMap<u64, Splits>,
@@ -96,177 +89,32 @@ pub(crate) struct Translator {
     pub(super) wishes: HashMap<Wanted, Wish>,
     /// Blocks by the frame their code is in.
     pub(super) frames: Frames,
-    pub(super) bench: Workbench,
-    /// The last route and what was made last, for the memory they have.
-    pub(super) spare_route: Route,
-    spare_made: block::Translated,
-    /// The link that the last block was left by, and the number of the mappings it was left
-    /// under.
-    pub(super) pending: Option<(u32, u64)>,
-    /// The code map's count of hits that [`Translator::frames`] is up to date with.
-    pub(super) seen: u64,
-    /// The block at this address must be interpreted this time.
-    pub(super) refused: Option<u64>,
-    pub(super) counters: Counters,
-    /// Turns of loops until one is taken to be hot.
-    turns: u64,
-    /// How hot code must be.
-    pub(super) patience: Patience,
-    /// Who translates beside the vCPU.
-    pub(super) orders: Option<Orders>,
-    /// When code is to be taken for changed.
-    pub(super) invalidation: Option<Schedule>,
-    /// Every block is looked at before it may run.
-    verify: bool,
-    /// The block that the last look was not content with.
-    pub(crate) bad: Option<BadTranslation>,
-    /// What a test has put in front of every block.
-    #[cfg(test)]
-    pub(super) smuggled: Vec<u8>,
-    /// What a test has done to each instruction before it is translated.
-    #[cfg(test)]
-    pub(crate) mistake: Option<fn(&mut iced_x86::Instruction, &mut crate::decode::op::Op)>,
     /// What blocks were made of, by their number.
     #[cfg(test)]
     pub(super) traces: HashMap<u32, (Trace, Manner)>,
 }
 
-/// What had to go from the code memory.
-#[derive(Clone, Debug)]
-pub(crate) struct Evicted {
-    /// Where it was executed.
-    pub(crate) hosts: Range<u64>,
-    pub(crate) blocks: u64,
-    /// The memory has been filled to its end since this was said last.
-    pub(crate) turned: bool,
-}
-
-/// What the translator did.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Counters {
-    /// Blocks translated.
-    pub translated: u64,
-    /// Translations that were moved to where their code is, too.
-    pub moved: u64,
-    /// Blocks that were translated beside the vCPU, among those.
-    pub beside: u64,
-    /// Bytes of guest code made there, be it of use still or not.
-    pub beside_bytes: u64,
-    /// Those that had been made for another vCPU, among those translated.
-    pub shared: u64,
-    /// Those that were ordered but taken back, for want of patience.
-    pub taken_back: u64,
-    /// Bytes of guest code translated.
-    pub guest_bytes: u64,
-    /// Bytes of host code made for both.
-    pub bytes: u64,
-    /// Times translated code was entered from the run loop.
-    pub entered: u64,
-    /// Why it was left, by the number of the reason: see [`Counters::EXITS`].
-    pub exits: [u64; 8],
-    /// Those of them for which an event was waiting.
-    pub for_events: u64,
-    /// Instructions that translated code had interpreted.
-    pub interpreted: u64,
-    /// Times accesses did not lie in one page that share a check.
-    pub split: u64,
-    /// Times a trace was found to be hot.
-    pub hot: u64,
-    /// Pages that the mirror of a process was given.
-    pub mirrored: u64,
-    /// Faults of the host that asked for one, and how many of them the interpreter had to take.
-    pub mirror_faults: u64,
-    /// See there.
-    pub mirror_refused: u64,
-    /// Times another process got the mirror.
-    pub mirror_owners: u64,
-    /// Blocks that became stale.
-    pub invalidated: u64,
-    /// Blocks that had to make room for others.
-    pub evicted: u64,
-    /// Bytes of code memory in use now, thunks included.
-    pub used: u64,
-    /// Bytes of code memory there are.
-    pub capacity: u64,
-}
-
-impl Counters {
-    /// What the reasons in [`Counters::exits`] are, by number.
-    pub const EXITS: [&'static str; 8] =
-        ["", "look-up", "new link", "to interpret", "machine", "fault", "", ""];
-
-    /// Translated code was left for `reason`, while an event was waiting or not.
-    pub(super) fn left(&mut self, reason: u64, event: bool) {
-        if let Some(exits) = self.exits.get_mut(reason as usize) {
-            *exits = exits.wrapping_add(1);
-        }
-        self.for_events = self.for_events.wrapping_add(u64::from(event));
-    }
-}
-
-impl Translator {
-    /// # Errors
-    /// When the host refuses code memory.
-    pub(crate) fn new(config: Config) -> io::Result<Self> {
-        let mut memory = CodeMemory::new(config.code_cache)?;
-        let base = memory.address(0) as u64;
-        let capacity = memory.capacity();
-        let (code, thunks) =
-            thunks::make(base).map_err(|_| io::Error::other("the thunks do not assemble"))?;
-        if !memory.write(0, &code) {
-            return Err(io::Error::other("the thunks do not fit"));
-        }
-        Ok(Self {
+impl Translations {
+    /// None yet, in `memory`, of which the first `fixed` bytes are something else's.
+    pub(super) fn new(memory: CodeMemory, fixed: usize) -> Self {
+        let (base, capacity) = (memory.address(0) as u64, memory.capacity());
+        Self {
             memory,
-            thunks,
-            fixed: code.len(),
-            regions: Regions::new(base, capacity, code.len()),
+            regions: Regions::new(base, capacity, fixed),
             splits: HashMap::default(),
             wishes: HashMap::default(),
             frames: Frames::default(),
-            bench: Workbench::new(),
-            spare_route: Route::default(),
-            spare_made: block::Translated::default(),
-            pending: None,
-            seen: 0,
-            refused: None,
-            counters: Counters::default(),
-            turns: config.turns.max(1),
-            patience: Patience::new(host_tsc()),
-            orders: None,
-            invalidation: config.invalidate.map(Schedule::new),
-            verify: config.verify,
-            bad: None,
-            #[cfg(test)]
-            smuggled: Vec::new(),
-            #[cfg(test)]
-            mistake: None,
             #[cfg(test)]
             traces: HashMap::default(),
-        })
+        }
     }
 
     /// Where the code of the block at `rip` is and how long it is, for whoever wants to look
     /// at it.
-    pub(crate) fn listing(&self, rip: u64) -> Option<(u64, usize)> {
+    pub(super) fn listing(&self, rip: u64) -> Option<(u64, usize)> {
         let all = self.regions.blocks().flatten();
         let placed = all.filter(|placed| placed.rip == rip && !placed.stale).last()?;
         Some((self.memory.address(placed.offset as usize) as u64, placed.len as usize))
-    }
-
-    /// What it did so far.
-    pub(crate) fn counters(&self) -> Counters {
-        Counters {
-            used: self.fixed.saturating_add(self.regions.used()) as u64,
-            capacity: self.memory.capacity() as u64,
-            ..self.counters
-        }
-    }
-
-    /// Where its code memory is executed from and to.
-    pub(super) fn bounds(&self) -> (u64, u64) {
-        let start = self.memory.address(0) as u64;
-        (start, start.wrapping_add(self.memory.capacity() as u64))
     }
 
     /// Where the link `number` goes.
@@ -274,126 +122,49 @@ impl Translator {
         self.regions.link(number).map(|link| link.target)
     }
 
-    /// Makes sure that there is room for `bytes` more. What is oldest may have to go for it: no
-    /// code may be running then, and nobody may jump to what was there.
-    pub(super) fn make_room(&mut self, bytes: usize) -> Option<Evicted> {
-        if self.regions.has_room(bytes) {
-            return None;
-        }
-        let (region, contents) = self.regions.next();
+    /// Gives up `region` as the `number`-th: nobody finds what is in it any more, and nobody who
+    /// is elsewhere goes there. Whoever runs there may go on.
+    pub(super) fn give_up(&mut self, region: usize, number: u64) -> Evicted {
+        let contents = self.regions.give_up(region, number);
         // Those are from a moment ago, or of no use.
         self.splits.clear();
-        if contents.blocks.is_empty() {
-            return None;
-        }
         for placed in &contents.blocks {
             let code = Code::at(placed.rip, placed.mode);
             self.frames.evict(placed.frame, region, Some(code));
         }
-        for frame in contents.tails {
-            self.frames.evict(frame, region, None);
+        for frame in &contents.tails {
+            self.frames.evict(*frame, region, None);
         }
         #[cfg(test)]
         self.traces.retain(|number, _| !regions::is_in(*number, region));
-        for wanted in contents.wishes {
-            self.wishes.remove(&wanted);
+        for wanted in &contents.wishes {
+            self.wishes.remove(wanted);
         }
         // The last of those that lead from one place knows where that leads otherwise.
-        for jump in contents.incoming.into_iter().rev() {
-            // One that a closed block began with is no jump any more.
+        for jump in contents.incoming.iter().rev() {
             let leads_here = self
                 .distance(jump.at)
                 .is_some_and(|distance| self.regions.leads_into(jump.at, distance, region));
-            if leads_here && self.regions.is_there(&jump) {
-                let written = self.memory.write(jump.at as usize, &jump.own.to_le_bytes());
-                debug_assert!(written, "jumps are inside the code memory");
+            if leads_here && self.regions.is_there(jump) {
+                self.set_distance(jump.at, jump.own);
             }
         }
-        self.pending = self.pending.filter(|(link, _)| !regions::is_in(*link, region));
         let blocks = contents.blocks.len() as u64;
-        self.counters.evicted = self.counters.evicted.wrapping_add(blocks);
+        let (wishes, tails, incoming) = Default::default();
+        self.regions.keep(region, regions::Contents { wishes, tails, incoming, ..contents });
         let bounds = self.regions.bounds(region);
         let at = |offset| self.memory.address(offset) as u64;
-        Some(Evicted { hosts: at(bounds.start)..at(bounds.end), blocks, turned: region == 0 })
+        Evicted { number, hosts: at(bounds.start)..at(bounds.end), blocks, turned: region == 0 }
     }
 
-    /// Empties the code memory.
-    pub(crate) fn empty(&mut self) {
-        let blocks: u64 = self.regions.blocks().map(|blocks| blocks.len() as u64).sum();
+    /// Empties the code memory. Nobody may be running there.
+    pub(super) fn clear(&mut self) {
         self.regions.clear();
         self.splits.clear();
         self.wishes.clear();
         self.frames.clear();
         #[cfg(test)]
         self.traces.clear();
-        self.pending = None;
-        self.counters.evicted = self.counters.evicted.wrapping_add(blocks);
-    }
-
-    /// Places `trace`, whose code is in `frame` at `version`. `None` when the code memory is
-    /// full or the trace is none for us.
-    pub(super) fn place(
-        &mut self,
-        trace: &Trace,
-        frame: RamFrame,
-        version: u32,
-        tail: Option<Tail>,
-        mirrors: bool,
-    ) -> Option<Entry> {
-        let offset = self.regions.next_offset()?;
-        let address = self.memory.address(offset as usize) as u64;
-        let first_link = self.regions.number(self.regions.newest()?.links.len())?;
-        let (rip, mode) = (trace.ops.first()?.rip, trace.mode);
-        let wish = self.wish(frame, rip, mode);
-        let manner = wish.manner(mirrors);
-        let region = self.regions.current()?;
-        let site = block::Site { thunks: &self.thunks, base: address, first_link };
-        let spare = std::mem::take(&mut self.spare_made);
-        let made = self.bench.translate(trace, site, &mut region.ops, manner, spare).ok()?;
-        #[cfg(test)]
-        let made = if self.smuggled.is_empty() {
-            made
-        } else {
-            let code = [self.smuggled.as_slice(), &made.code].concat();
-            block::Translated { code, movable: false, landings: Vec::new(), ..made }
-        };
-        let placed = Placed {
-            rip,
-            mode,
-            offset,
-            len: u32::try_from(made.code.len()).ok()?,
-            way_out: u32::try_from(made.way_out).ok()?,
-            first_link,
-            first_op: u32::try_from(made.first_op).ok()?,
-            ops: u16::try_from(region.ops.count().saturating_sub(made.first_op)).ok()?,
-            instructions: u16::try_from(trace.steps.len()).ok()?,
-            relocations: Span::of_movable(&mut region.relocations, &made.relocations, made.movable),
-            landings: Span::push(&mut region.landings, &made.landings),
-            frame,
-            stale: false,
-            manner,
-        };
-        let entry = self.add(&made.code, &made.links, placed, version, tail)?;
-        self.spare_made = made;
-        self.count(trace.bytes());
-        #[cfg(test)]
-        self.remember(trace, manner);
-        if let Some((number, filling)) = wish.former {
-            self.wishes.entry((frame, rip, mode)).and_modify(|wish| wish.former = None);
-            if self.regions.filling_of(number) == Some(filling)
-                && let Some(former) = self.regions.block(number)
-            {
-                // Whoever has a link to it comes here.
-                self.aim(former.offset.saturating_add(1), entry.address);
-            }
-        }
-        Some(entry)
-    }
-
-    /// Counts a translation of so many bytes.
-    pub(super) fn count(&mut self, guest_bytes: u64) {
-        self.counters.translated = self.counters.translated.wrapping_add(1);
-        self.counters.guest_bytes = self.counters.guest_bytes.wrapping_add(guest_bytes);
     }
 
     /// What was placed last has been made of `trace`.
@@ -414,21 +185,16 @@ impl Translator {
         version: u32,
         tail: Option<Tail>,
     ) -> Option<Entry> {
+        debug_assert!(first_instruction(code) >= SHORTEST, "{code:x?}");
         let (offset, frame) = (placed.offset as usize, placed.frame);
         let address = self.memory.address(offset) as u64;
-        let landings = placed.landings.of(&self.regions.newest()?.landings).unwrap_or_default();
-        if (self.verify || cfg!(debug_assertions))
-            && let Err(violation) = verify::verify(code, address, &self.thunks, landings)
-        {
-            debug_assert!(self.verify, "{violation}");
-            self.bad = Some(BadTranslation::new(placed.rip, &violation));
-            return None;
-        }
         self.regions.take(offset, code.len())?;
-        if !self.memory.write(offset, code) {
+        let [a, b, c, d] = placed.way_out.to_le_bytes();
+        if !self.memory.write(offset.checked_sub(BEFORE)?, &[JUMP, a, b, c, d])
+            || !self.memory.write(offset, code)
+        {
             return None;
         }
-        self.counters.bytes = self.counters.bytes.wrapping_add(code.len() as u64);
         let number = self.regions.number(self.regions.newest()?.blocks.len())?;
         let region = self.regions.current()?;
         region.links.extend(links.iter().map(|link| Link {
@@ -459,10 +225,15 @@ impl Translator {
         Some(u32::from_le_bytes(*bytes))
     }
 
+    /// Sets the distance of a jump that others may be executing.
+    fn set_distance(&mut self, offset: u32, distance: u32) {
+        let stored = self.memory.store_u32(offset as usize, distance);
+        debug_assert!(stored, "jumps are inside the code memory, and their distances aligned");
+    }
+
     /// Has the jump whose distance is at `offset` go to the block at `to`, as long as that is there.
-    fn aim(&mut self, offset: u32, to: u64) {
+    pub(super) fn aim(&mut self, offset: u32, to: u64) {
         let base = self.memory.address(0) as u64;
-        let at = offset as usize;
         let Some(own) = self.distance(offset) else { return };
         // One that leads elsewhere already would lead back there.
         if !self.regions.stays(offset, own) {
@@ -470,18 +241,24 @@ impl Translator {
         }
         self.regions.note_jump(offset, own, to.wrapping_sub(base));
         let next = base.wrapping_add(offset.into()).wrapping_add(4);
-        let written = self.memory.write(at, &(to.wrapping_sub(next) as u32).to_le_bytes());
-        debug_assert!(written, "jumps are inside the code memory");
+        self.set_distance(offset, to.wrapping_sub(next) as u32);
     }
 
-    /// Has the link by which the last block was left go straight to `to`, if that is its target:
-    /// the code at `rip`, in `mode`, under the mappings numbered `mappings`.
-    pub(super) fn connect(&mut self, rip: u64, to: Entry, mappings: u64) {
-        let Some((number, left_under)) = self.pending.take() else { return };
+    /// Has whoever comes to the translation `former`, which is closed, go on at `to`.
+    pub(super) fn replace(&mut self, (former, filling): (u32, Filling), to: u64) {
+        if self.regions.filling_of(former) == Some(filling)
+            && let Some(former) = self.regions.block(former)
+        {
+            self.aim(former.offset.saturating_sub(4), to);
+        }
+    }
+
+    /// Has link `number` go straight to `to`, if that is its target: the code at `rip`, in its mode.
+    pub(super) fn connect(&mut self, number: u32, rip: u64, to: Entry) {
         let Some(link) = self.regions.link(number).copied() else { return };
         let from = self.regions.block(link.from);
         let alike = |from: &Placed| !from.stale && from.mode == to.mode;
-        if link.target == rip && left_under == mappings && from.is_some_and(alike) {
+        if link.target == rip && from.is_some_and(alike) {
             self.aim(link.offset, to.address);
         }
     }
@@ -492,21 +269,14 @@ impl Translator {
         Some((placed, self.memory.read(placed.offset as usize, placed.len as usize)))
     }
 
-    /// The thunks.
-    pub(crate) fn thunk_code(&self) -> &[u8] {
-        self.memory.read(0, self.fixed)
-    }
-
-    /// Makes sure that no block is entered whose code has changed: there were hits that `code`
-    /// knows of. Those that are not entered any more are told of, by their RIP.
-    pub(super) fn drop_stale(&mut self, code: &CodeMap, mut dropped: impl FnMut(u64)) {
-        let since = std::mem::replace(&mut self.seen, code.hits());
+    /// Closes the blocks whose code has changed since `code` knew of `since` hits. Those are told of,
+    /// by their RIP.
+    pub(super) fn drop_stale(&mut self, code: &CodeMap, since: u64, mut dropped: impl FnMut(u64)) {
         let changed = code.hit_since(since).unwrap_or_else(|| self.frames.all().collect());
         for frame in changed {
             for number in self.frames.take_stale(frame, code.version(frame)) {
                 if let Some(rip) = self.close(number) {
                     dropped(rip);
-                    self.counters.invalidated = self.counters.invalidated.wrapping_add(1);
                 }
             }
         }
@@ -516,19 +286,18 @@ impl Translator {
     pub(super) fn close(&mut self, number: u32) -> Option<u64> {
         let placed = self.regions.block_mut(number)?;
         placed.stale = true;
-        // jmp: five bytes, which the shortest block has.
-        let [a, b, c, d] = placed.way_out.wrapping_sub(5).to_le_bytes();
-        let written = self.memory.write(placed.offset as usize, &[0xe9, a, b, c, d]);
-        debug_assert!(written, "blocks are inside the code memory");
+        let stored = self.memory.store_u16(placed.offset as usize, CLOSED);
+        debug_assert!(stored, "blocks are inside the code memory, and aligned");
         Some(placed.rip)
     }
+}
 
-    pub(super) fn turns(&self) -> u64 {
-        self.turns
-    }
+/// The opcode of a `jmp` by four bytes of distance.
+const JUMP: u8 = 0xe9;
+/// What a closed block begins with: `jmp`, to the jump in front of it.
+pub(super) const CLOSED: u16 = u16::from_le_bytes([0xeb, 0_u8.wrapping_sub(2 + BEFORE as u8)]);
 
-    /// Whether `entry` can still be entered, in `mode`.
-    pub(super) fn holds(&self, entry: Entry, mode: Mode) -> bool {
-        entry.mode == mode && self.regions.has(entry) && !self.regions.is_retired(entry)
-    }
+/// Bytes of the instruction that `code` begins with.
+fn first_instruction(code: &[u8]) -> usize {
+    iced_x86::Decoder::new(64, code, iced_x86::DecoderOptions::NONE).decode().len()
 }

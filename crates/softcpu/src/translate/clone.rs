@@ -10,8 +10,9 @@
 pub(super) mod tests;
 
 use super::block;
-use super::cache::{Entry, Placed, Translator};
+use super::cache::{Entry, Placed, Translations};
 use super::frames::{Code, Sought};
+use super::maker::Maker;
 use super::ops::Ops;
 use super::regions::Regions;
 use super::relocate::{self, Distance, MadeWith, Relocation};
@@ -74,7 +75,7 @@ impl MadeWith for Source<'_> {
     }
 }
 
-impl Translator {
+impl Translations {
     /// The number of a translation of `sought`, at whichever address it was made.
     pub(super) fn find(&self, sought: Sought) -> Option<u32> {
         let Sought { rip, frame, version, mode } = sought;
@@ -83,12 +84,13 @@ impl Translator {
         (stands && self.frames.version(frame) == Some(version)).then_some(number)
     }
 
-    /// The translation `number`, if it is for the code at `rip`.
-    pub(super) fn entry_at(&self, number: u32, rip: u64) -> Option<Entry> {
+    /// The translation `number`, if it is for the code at `rip`, and who had it made.
+    pub(super) fn entry_at(&self, number: u32, rip: u64) -> Option<(Entry, u32)> {
         let placed = self.regions.block(number).filter(|placed| placed.rip == rip)?;
         let address = self.memory.address(placed.offset as usize) as u64;
         let filling = self.regions.filling_of(number)?;
-        Some(Entry { filling, mode: placed.mode, address, crosses: false })
+        let entry = Entry { filling, mode: placed.mode, address, crosses: false };
+        Some((entry, placed.by))
     }
 
     /// How much room a clone of the translation `number` takes, for its code at `rip`. `None` if
@@ -102,22 +104,32 @@ impl Translator {
         (!better && origin.mode.is_movable() && relocate::is_movable(rip))
             .then_some(origin.len as usize)
     }
+}
 
+impl Maker {
     /// Makes a clone of the translation `number`, for its code at `rip`. `None` if it cannot
     /// be moved there, or there is no room.
-    pub(super) fn clone_to(&mut self, number: u32, version: u32, rip: u64) -> Option<Entry> {
-        let origin = *self.regions.block(number)?;
-        let relocations = origin.relocations.of(&self.regions.of(number)?.relocations)?.to_vec();
-        let landings = origin.landings.of(&self.regions.of(number)?.landings);
+    pub(super) fn clone_to(
+        &mut self,
+        translations: &mut Translations,
+        number: u32,
+        version: u32,
+        rip: u64,
+    ) -> Option<Entry> {
+        let origin = *translations.regions.block(number)?;
+        let relocations =
+            origin.relocations.of(&translations.regions.of(number)?.relocations)?.to_vec();
+        let landings = origin.landings.of(&translations.regions.of(number)?.landings);
         let landings = landings.unwrap_or_default().to_vec();
-        let newest = self.regions.newest()?;
+        let newest = translations.regions.newest()?;
         let placed = Placed {
-            offset: self.regions.next_offset()?,
+            offset: translations.regions.next_offset()?,
             rip,
             first_op: u32::try_from(newest.ops.count()).ok()?,
-            first_link: self.regions.number(newest.links.len())?,
-            relocations: Span::push(&mut self.regions.current()?.relocations, &relocations),
-            landings: Span::push(&mut self.regions.current()?.landings, &landings),
+            first_link: translations.regions.number(newest.links.len())?,
+            relocations: Span::push(&mut translations.regions.current()?.relocations, &relocations),
+            landings: Span::push(&mut translations.regions.current()?.landings, &landings),
+            by: self.number,
             ..origin
         };
         let distance = Distance {
@@ -127,25 +139,26 @@ impl Translator {
         };
         let (first, count) = (origin.first_op as usize, origin.ops);
         for op in first..first.checked_add(count.into())? {
-            let op = self.regions.of(number)?.ops.get(op)?.moved(distance.guest);
-            self.regions.current()?.ops.keep(&op);
+            let op = translations.regions.of(number)?.ops.get(op)?.moved(distance.guest);
+            translations.regions.current()?.ops.keep(&op);
         }
         let source = Source {
             placed: origin,
-            ops: &self.regions.of(number)?.ops,
-            moved_ops: &self.regions.newest()?.ops,
+            ops: &translations.regions.of(number)?.ops,
+            moved_ops: &translations.regions.newest()?.ops,
             first_op: placed.first_op as usize,
-            regions: &self.regions,
+            regions: &translations.regions,
         };
-        let mut code = self.memory.read(origin.offset as usize, origin.len as usize).to_vec();
+        let mut code =
+            translations.memory.read(origin.offset as usize, origin.len as usize).to_vec();
         if relocate::relocate(&mut code, &relocations, distance, &source).is_none() {
             // Nobody tries that again.
-            if let Some(origin) = self.regions.block_mut(number) {
+            if let Some(origin) = translations.regions.block_mut(number) {
                 origin.relocations = Span::default();
             }
             return None;
         }
-        let links = self.regions.links_from(origin.first_link).iter();
+        let links = translations.regions.links_from(origin.first_link).iter();
         let links: Vec<block::Link> = links
             .take_while(|link| link.from == number)
             .map(|link| block::Link {
@@ -153,10 +166,13 @@ impl Translator {
                 target: link.target.wrapping_add(distance.guest),
             })
             .collect();
-        let entry = self.add(&code, &links, placed, version, None)?;
+        let address = translations.memory.address(placed.offset as usize) as u64;
+        self.look_at(rip, &code, address, &landings)?;
+        let entry = translations.add(&code, &links, placed, version, None)?;
         #[cfg(test)]
-        tests::compare(self, number, &links);
+        tests::compare(translations, &self.thunks, number, &links);
         self.counters.moved = self.counters.moved.wrapping_add(1);
+        self.counters.bytes = self.counters.bytes.wrapping_add(placed.len.into());
         Some(entry)
     }
 }

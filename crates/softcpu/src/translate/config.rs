@@ -8,7 +8,7 @@ use super::verify::Violation;
 /// How a vCPU's code is translated.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Config {
-    /// Code memory per vCPU, bytes: from [`Config::SMALLEST`] to [`Config::LARGEST`].
+    /// Code memory of a machine's vCPUs, bytes: from [`Config::SMALLEST`] to [`Config::LARGEST`].
     pub code_cache: usize,
     /// Every block is looked at before it may run; one that could reach what it may not
     /// ends the vCPU with [`Exit::Failed`](crate::vcpu::Exit::Failed).

@@ -166,7 +166,7 @@ impl Vcpu {
     /// The instruction of translated code at `at` may not access `address`. Says where it goes
     /// on: there once more, or where it lands. `None` for one that never faults.
     fn faulted_in_translated(&mut self, at: u64, address: u64, stores: bool) -> Option<u64> {
-        let landing = self.translator.as_ref()?.regions.landing(at)?;
+        let landing = self.translator.as_ref()?.code.lock().regions.landing(at)?;
         // What faults again where it has just been shown a page does so for another reason.
         let again = std::mem::replace(&mut self.context.mirror_fault, (at, address));
         let retry = again != (at, address) && self.show_in_mirror(address, stores);

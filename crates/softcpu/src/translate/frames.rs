@@ -86,7 +86,7 @@ impl Frames {
 
     /// The oldest translation of `frame` is gone, if it is one in `region`, and with it those in
     /// that region that are as old; `code` is what it stood for.
-    pub(super) fn evict(&mut self, frame: RamFrame, region: u32, code: Option<Code>) {
+    pub(super) fn evict(&mut self, frame: RamFrame, region: usize, code: Option<Code>) {
         let Some(known) = self.0.get_mut(&frame) else { return };
         while known.blocks.front().is_some_and(|number| is_in(*number, region)) {
             known.blocks.pop_front();

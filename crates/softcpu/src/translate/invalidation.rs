@@ -88,7 +88,7 @@ impl Vcpu {
     }
 
     fn any_translated_frame(&self, choice: u64) -> Option<RamFrame> {
-        let regions = &self.translator.as_ref()?.regions;
+        let regions = &self.translator.as_ref()?.code.lock().regions;
         let all = regions.blocks().map(|blocks| blocks.len() as u64).sum();
         let mut number = choice.checked_rem(all)? as usize;
         regions.blocks().find_map(|blocks| {

@@ -6,10 +6,10 @@
 //! memory: what one thread allocates and another frees takes either of them longer.
 
 use super::block::{self, Site, Translated};
-use super::cache::{Entry, Placed, Translator};
+use super::cache::{Entry, Placed, Translations};
 use super::clone::Span;
+use super::maker::Maker;
 use super::manner::Manner;
-use super::mode::Mode;
 use super::ops::Ops;
 use super::relocate::{self, Distance, MadeWith};
 use super::route::Route;
@@ -64,22 +64,6 @@ pub(super) struct Made {
     pub(super) guest_bytes: u64,
     #[cfg(test)]
     pub(super) trace: Trace,
-}
-
-/// A translation for the code at `rip`, which may have been made for the same at another address.
-#[derive(Debug)]
-pub(super) struct Piece<'a> {
-    pub(super) rip: u64,
-    /// From where it was made for to there.
-    pub(super) distance: u64,
-    pub(super) mode: Mode,
-    pub(super) order: &'a Order,
-    pub(super) made: &'a Made,
-    /// A copy of its code, to be changed.
-    pub(super) code: &'a mut [u8],
-    /// What it may have interpreted, and where that was when it was made.
-    pub(super) ops: &'a [Op],
-    pub(super) ops_at: u64,
 }
 
 /// Ops that one has memory for: no translation has more.
@@ -154,44 +138,42 @@ impl MadeWith for Settling<'_> {
     }
 }
 
-impl Translator {
+impl Maker {
     /// Gives what `job` has made a place, for which there is room.
-    pub(super) fn settle_job(&mut self, job: &mut Job) -> Option<Entry> {
-        let (_, rip, mode) = job.wanted();
+    pub(super) fn settle_job(
+        &mut self,
+        translations: &mut Translations,
+        job: &mut Job,
+    ) -> Option<Entry> {
         let mut made = job.made.take()?;
         let mut code = std::mem::take(&mut made.translated.code);
-        let ops = job.ops();
-        let piece = Piece {
-            rip,
-            distance: 0,
-            mode,
-            order: &job.order,
-            made: &made,
-            code: &mut code,
-            ops,
-            ops_at: ops.as_ptr() as u64,
-        };
-        let entry = self.settle(piece);
+        let entry = self.settle(translations, job, &made, &mut code);
         made.translated.code = code;
         job.made = Some(made);
         entry
     }
 
-    /// Gives `piece` a place, for which there is room.
-    pub(super) fn settle(&mut self, piece: Piece<'_>) -> Option<Entry> {
-        let Piece { rip, distance, mode, order, made, code, ops, ops_at } = piece;
+    /// The same for what `job` has `made`, whose code is changed for it.
+    fn settle(
+        &mut self,
+        translations: &mut Translations,
+        job: &Job,
+        made: &Made,
+        code: &mut [u8],
+    ) -> Option<Entry> {
+        let ((_, rip, mode), order, ops) = (job.wanted(), &job.order, job.ops());
         let Translated { links, relocations, landings, .. } = &made.translated;
-        let offset = self.regions.next_offset()?;
-        let newest = self.regions.newest()?;
+        let offset = translations.regions.next_offset()?;
+        let newest = translations.regions.newest()?;
         let first_op = newest.ops.count();
-        let first_link = self.regions.number(newest.links.len())?;
-        let region = self.regions.current()?;
+        let first_link = translations.regions.number(newest.links.len())?;
+        let region = translations.regions.current()?;
         for op in ops {
             region.ops.keep(op);
         }
         let host = u64::from(offset).wrapping_sub(order.offset.into());
-        let settling = Settling { ops_at, ops: &region.ops, first_op, links };
-        let distances = Distance { guest: distance, host, links: first_link };
+        let settling = Settling { ops_at: ops.as_ptr() as u64, ops: &region.ops, first_op, links };
+        let distances = Distance { guest: 0, host, links: first_link };
         relocate::relocate(code, relocations, distances, &settling)?;
         let movable = made.translated.movable;
         let placed = Placed {
@@ -209,15 +191,17 @@ impl Translator {
             frame: order.frame,
             stale: false,
             manner: order.manner,
+            by: self.number,
         };
-        let links: Vec<block::Link> = links
-            .iter()
-            .map(|link| block::Link { target: link.target.wrapping_add(distance), ..*link })
-            .collect();
-        let entry = self.add(code, &links, placed, order.version, order.tail)?;
-        self.count(made.guest_bytes);
+        let address = translations.memory.address(offset as usize) as u64;
+        self.look_at(rip, code, address, landings)?;
+        let entry = translations.add(code, links, placed, order.version, order.tail)?;
+        self.count(made.guest_bytes, placed.len);
         #[cfg(test)]
-        super::clone::tests::compare_settled(self, &made.trace, distance, order.manner, &links);
+        {
+            translations.remember(&made.trace, order.manner);
+            super::clone::tests::compare_newest(translations, &self.thunks, links);
+        }
         Some(entry)
     }
 }

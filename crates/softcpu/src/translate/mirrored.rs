@@ -173,11 +173,11 @@ impl Vcpu {
         let possible = self.memory.shared().is_some() && self.lockstep.is_none();
         let Some(after) = after.filter(|_| possible) else { return };
         let Some(translator) = &self.translator else { return };
-        let (start, end) = translator.bounds();
+        let code = translator.code.bounds();
         self.context.mirror_patience = after.into();
         self.context.mirror_misses = after.into();
         self.mmu.mirror.prepare();
-        faults::handle(start, end);
+        faults::handle(code.start, code.end);
     }
 
     /// Whether accesses of the code at hand are to look into the mirror.

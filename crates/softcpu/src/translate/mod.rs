@@ -8,8 +8,8 @@
 //! at a time, through thunks that keep every register (`thunks`): the interpreter stays the
 //! definition.
 //!
-//! Each vCPU has its own code memory, so code is only ever changed by the thread that runs
-//! it. A block is entered from another in its page by a direct jump, from anywhere by a look
+//! The vCPUs of a machine share what is translated (`code_cache`); each has a `translator` of its
+//! own, which knows how it stands with that. A block is entered from another in its page by a direct jump, from anywhere by a look
 //! into the jump cache (`jumps`), and else by the run loop. When the code under it
 //! changes, its first instruction is replaced by a jump out.
 
@@ -21,10 +21,12 @@ mod branch;
 mod cache;
 mod checks;
 mod clone;
+mod code_cache;
 mod cold;
 mod config;
 pub(crate) mod context;
 mod copy;
+mod counters;
 mod division;
 mod effects;
 mod faults;
@@ -38,6 +40,7 @@ mod invalidation;
 pub(crate) mod jumps;
 mod lending;
 mod machine_state;
+mod maker;
 mod making;
 pub(crate) mod manner;
 mod memory_form;
@@ -56,7 +59,6 @@ mod run;
 mod scratch;
 mod shapes;
 mod sharing;
-mod shelf;
 mod stack;
 mod streams;
 mod string_runs;
@@ -65,16 +67,19 @@ mod strings;
 mod tests;
 mod thunks;
 mod trace;
+mod translator;
 mod verify;
 mod wishes;
 mod workbench;
 mod workshop;
 mod x87;
 
-pub use cache::Counters;
-pub(crate) use cache::{Entry, Translator};
+pub(crate) use cache::Entry;
+pub use code_cache::CodeCache;
 pub use config::{BadTranslation, Config, Invalidate};
+pub use counters::Counters;
 pub(crate) use faults::pass_on as pass_on_fault;
 pub(crate) use frames::Sought;
 pub(crate) use run::{THRESHOLD, Translation};
+pub(crate) use translator::Translator;
 pub use workshop::Workshop;

@@ -15,16 +15,20 @@
 #[cfg(test)]
 mod tests;
 
+use std::sync::{Arc, Mutex};
+
 use foldhash::HashMap;
 use iced_x86::Register as R;
 
 use super::assembler::{Assembler, Condition, Label, NotCopied};
+use super::code_cache::CodeCache;
 use super::fields::{self, Field};
 use super::registers::{ADDRESS, VALUE};
 use crate::addr::{GuestVirtAddr, PAGE_SHIFT};
 use crate::decode::op::{Op, OpFlags};
 use crate::state::segment::{Access, SegReg, Segment};
 use crate::state::{CodeSize, GPR_ZERO, SEG_FLAT};
+use crate::sync::lock;
 use crate::vcpu::Vcpu;
 
 bitflags::bitflags! {
@@ -126,24 +130,35 @@ impl CodeSegment {
     }
 }
 
+/// The numbers of the code segments that code was run in, for all vCPUs that share translations.
+pub(super) type SegmentNumbers = Mutex<HashMap<CodeSegment, u16>>;
+
 /// The code segments that code was run in, by their numbers.
 #[derive(Debug, Default)]
 pub(crate) struct CodeSegments {
-    numbers: HashMap<CodeSegment, u16>,
+    numbers: Arc<SegmentNumbers>,
     /// The present one; none if there are no more numbers.
     number: Option<u16>,
 }
 
 impl CodeSegments {
+    /// Those that vCPUs have who share `code`.
+    pub(crate) fn of(code: &CodeCache) -> Self {
+        Self { numbers: Arc::clone(&code.segments), number: None }
+    }
+
     /// Code is in `segment` from now on.
     fn enter(&mut self, segment: CodeSegment) {
         self.number = match segment {
             CodeSegment::Long | CodeSegment::FLAT => Some(0),
-            segment => self.numbers.get(&segment).copied().or_else(|| {
-                let number = u16::try_from(self.numbers.len().saturating_add(1)).ok()?;
-                self.numbers.insert(segment, number);
-                Some(number)
-            }),
+            segment => {
+                let mut numbers = lock(&self.numbers);
+                numbers.get(&segment).copied().or_else(|| {
+                    let number = u16::try_from(numbers.len().saturating_add(1)).ok()?;
+                    numbers.insert(segment, number);
+                    Some(number)
+                })
+            }
         };
     }
 }

@@ -10,13 +10,14 @@
 
 use std::sync::Arc;
 
-use super::cache::{Entry, Translator};
+use super::alignment;
+use super::cache::Entry;
 use super::frames::Sought;
 use super::making::{Job, Order};
 use super::mode::{CodeSegment, Mode};
 use super::route::Route;
-use super::shelf::Shelved;
 use super::trace::Trace;
+use super::translator::Translator;
 use super::wishes::Wanted;
 use super::workshop::{Desk, TakenBack, Workshop};
 use crate::decode::cache::{Block, BlockCache};
@@ -77,17 +78,12 @@ impl Translator {
         self.orders.as_ref().is_some_and(|orders| orders.desk.is_full())
     }
 
-    /// What was made of `sought` for another vCPU.
-    pub(super) fn on_shelf(&self, sought: Sought) -> Option<Arc<Shelved>> {
-        self.orders.as_ref()?.workshop.on_shelf(sought)
-    }
-
     /// What was ordered of `wanted`, by a vCPU that does not wait for it any longer.
     fn take_back(&mut self, wanted: Wanted) -> TakenBack {
         let Some(orders) = &self.orders else { return TakenBack::Nothing };
         let taken = orders.workshop.take_back(wanted, &orders.desk);
         let back = matches!(taken, TakenBack::Order(_));
-        self.counters.taken_back = self.counters.taken_back.wrapping_add(back.into());
+        self.maker.counters.taken_back = self.maker.counters.taken_back.wrapping_add(back.into());
         taken
     }
 
@@ -143,7 +139,7 @@ impl Vcpu {
             Waited::Never => self.route_or_order(blocks, head, mode)?,
         };
         let translator = self.translator.as_mut()?;
-        let trace = translator.bench.trace_of(&route, self.cpuid.features());
+        let trace = translator.maker.bench.trace_of(&route, self.cpuid.features());
         translator.spare_route = route;
         trace
     }
@@ -176,22 +172,22 @@ impl Vcpu {
     /// The route that begins with `head`, in `mode`, unless that can be ordered.
     fn route_or_order(&mut self, blocks: &BlockCache, head: &Block, mode: Mode) -> Option<Route> {
         let mut route = std::mem::take(&mut self.translator.as_mut()?.spare_route);
-        self.find_route(blocks, head, mode, &mut route)?;
+        let wish = self.find_route(blocks, head, mode, &mut route)?;
         let features = *self.cpuid.features();
         let translator = self.translator.as_mut()?;
-        let wish = translator.wish(head.frame, head.rip, mode);
         if translator.orders.is_none() || !wish.can_wait() {
             return Some(route);
         }
-        let offset = translator.regions.next_offset()?;
+        // It is told its place when it is made.
+        let offset = translator.code.fixed().next_multiple_of(alignment::BLOCKS) as u32;
         let order = Order {
             manner: wish.manner(false),
             frame: head.frame,
             version: head.version,
             tail: head.tail(),
             features,
-            thunks: translator.thunks,
-            base: translator.memory.address(offset as usize) as u64,
+            thunks: translator.code.thunks,
+            base: translator.code.bounds().start.wrapping_add(offset.into()),
             offset,
         };
         let of = (head.frame, head.version);
@@ -210,7 +206,7 @@ impl Vcpu {
     #[cold]
     pub(crate) fn take_deliveries(&mut self, blocks: &BlockCache) {
         let since = host_tsc();
-        self.drop_stale();
+        self.catch_up();
         let mut deliveries = self.orders().map_or(Vec::new(), Orders::deliveries);
         for mut job in deliveries.drain(..) {
             let (frame, rip, _) = job.wanted();
@@ -235,7 +231,7 @@ impl Vcpu {
     fn count_delivery(&mut self, job: &Job) {
         self.meter.beside.add(job.took);
         if let (Some(translator), Some(made)) = (&mut self.translator, &job.made) {
-            let bytes = &mut translator.counters.beside_bytes;
+            let bytes = &mut translator.maker.counters.beside_bytes;
             *bytes = bytes.wrapping_add(made.guest_bytes);
         }
     }
@@ -250,21 +246,19 @@ impl Vcpu {
         {
             return None;
         }
-        let translator = self.translator.as_mut()?;
-        // It may have been translated meanwhile, or is wanted otherwise.
-        let wish = translator.wish(frame, rip, mode);
-        if tail.is_none() && translator.find(Sought { rip, frame, version, mode }).is_some()
-            || !wish.can_wait()
-            || wish.manner(false) != manner
-        {
-            return None;
-        }
-        self.make_room(job.len());
-        let translator = self.translator.as_mut()?;
-        let entry = translator.settle_job(job)?;
-        translator.counters.beside = translator.counters.beside.wrapping_add(1);
-        self.tell_of_newest(entry);
-        Some(entry)
+        self.place_translation(job.len(), |maker, translations| {
+            // It may have been translated meanwhile, or is wanted otherwise.
+            let wish = translations.wish(frame, rip, mode);
+            if tail.is_none() && translations.find(Sought { rip, frame, version, mode }).is_some()
+                || !wish.can_wait()
+                || wish.manner(false) != manner
+            {
+                return None;
+            }
+            let entry = maker.settle_job(translations, job)?;
+            maker.counters.beside = maker.counters.beside.wrapping_add(1);
+            Some(entry)
+        })
     }
 }
 

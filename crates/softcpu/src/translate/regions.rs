@@ -5,8 +5,12 @@
 //! Translations and links have numbers, which say what region they are in and which of those in
 //! it they are. A number means something else after its region has been given up: whoever keeps
 //! one for longer keeps the region's *filling* with it, of which no two are alike.
+//!
+//! A region that has been given up is not found any more, but may be running: what its code needs
+//! stays until it is filled again ([`super::code_cache`]).
 
-use foldhash::HashSet;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use super::alignment;
 use super::cache::{Entry, Link, Placed};
@@ -23,6 +27,8 @@ const WANTED: usize = 16;
 /// before the guest misses the time.
 const SMALLEST: u32 = LARGEST.ilog2() + 1;
 const LARGEST_SIZE: u32 = 20;
+/// Bytes in front of each translation: a jump to its way out, for when it is closed.
+pub(super) const BEFORE: usize = 5;
 /// Bits of a number that say which of its region's it is.
 const WITHIN: u32 = 22;
 
@@ -70,8 +76,6 @@ pub(super) struct Contents {
     pub(super) relocations: Vec<Relocation>,
     /// Where those that fault go on.
     pub(super) landings: Vec<Landing>,
-    /// The addresses of those that were translated otherwise since.
-    pub(super) retired: HashSet<u64>,
     /// What was to be translated in another way while this was filled.
     pub(super) wishes: Vec<Wanted>,
     /// The second frames of those that have two.
@@ -89,7 +93,44 @@ struct Region {
     /// Where its translations end.
     filled: usize,
     filling: Filling,
+    /// It has been given up, as the so many-th: nobody is to come here any more.
+    given_up: Option<u64>,
     contents: Contents,
+}
+
+/// Which filling each region has now, for whoever only wants to know whether something is still
+/// there: no lock is needed for that.
+#[derive(Debug)]
+pub(super) struct Fillings {
+    /// log2 of the regions' size.
+    shift: u32,
+    /// Where the code memory is executed, and how many bytes it has.
+    base: u64,
+    capacity: u64,
+    /// Zero for one that has been given up.
+    all: Box<[AtomicU32]>,
+}
+
+impl Fillings {
+    /// The region that the byte at `offset` of the code memory is in.
+    fn at(&self, offset: u64) -> Option<usize> {
+        let last = self.all.len().checked_sub(1)?;
+        (offset < self.capacity).then(|| ((offset >> self.shift) as usize).min(last))
+    }
+
+    /// Whether `entry` is still there.
+    pub(super) fn has(&self, entry: Entry) -> bool {
+        let region = self.at(entry.address.wrapping_sub(self.base));
+        let filling = region.and_then(|region| self.all.get(region));
+        filling.is_some_and(|filling| Filling(filling.load(Ordering::Acquire)) == entry.filling)
+            && entry.filling != Filling::default()
+    }
+
+    fn set(&self, n: usize, filling: Filling) {
+        if let Some(known) = self.all.get(n) {
+            known.store(filling.0, Ordering::Release);
+        }
+    }
 }
 
 /// All regions of a code memory.
@@ -97,10 +138,7 @@ struct Region {
 pub(super) struct Regions {
     /// Each as large as the others, but for what is over at the end.
     regions: Vec<Region>,
-    /// log2 of the size.
-    shift: u32,
-    /// Where the code memory is executed.
-    base: u64,
+    fillings_now: Arc<Fillings>,
     /// The one that is being filled.
     current: usize,
     fillings: u32,
@@ -121,16 +159,22 @@ impl Regions {
                 start,
                 end,
                 filled: start,
-                filling: Filling(n as u32),
+                filling: Filling::default(),
+                given_up: None,
                 contents: Contents::default(),
             }
         });
-        let mut all =
-            Self { regions: regions.collect(), shift, base, current: 0, fillings: 0, used: 0 };
-        for n in 0..count {
-            all.renew(n);
-        }
+        let regions: Vec<Region> = regions.collect();
+        let none = (0..count).map(|_| AtomicU32::new(0)).collect();
+        let fillings_now = Arc::new(Fillings { shift, base, capacity: capacity as u64, all: none });
+        let mut all = Self { regions, fillings_now, current: 0, fillings: 0, used: 0 };
+        all.clear();
         all
+    }
+
+    /// Which fillings there are now.
+    pub(super) fn fillings(&self) -> Arc<Fillings> {
+        Arc::clone(&self.fillings_now)
     }
 
     /// Bytes of translations.
@@ -138,20 +182,53 @@ impl Regions {
         self.used
     }
 
-    /// Whether `bytes` more fit into the region that is being filled.
-    pub(super) fn has_room(&self, bytes: usize) -> bool {
-        let room = |region: &Region| region.end.saturating_sub(region.filled);
-        let bytes = bytes.saturating_add(alignment::BLOCKS);
-        self.regions.get(self.current).is_some_and(|region| bytes <= room(region))
+    /// Bytes that are left in the region that is being filled.
+    fn left(&self) -> usize {
+        let left = |region: &Region| region.end.saturating_sub(region.filled);
+        self.regions.get(self.current).map_or(0, left)
     }
 
-    /// Goes on to the next region, and returns its number and what was in it until now.
-    pub(super) fn next(&mut self) -> (u32, Contents) {
-        self.current = self.current.saturating_add(1);
-        if self.current >= self.regions.len() {
-            self.current = 0;
+    /// Whether `bytes` more fit into the region that is being filled.
+    pub(super) fn has_room(&self, bytes: usize) -> bool {
+        bytes.saturating_add(BEFORE).saturating_add(alignment::BLOCKS) <= self.left()
+    }
+
+    /// Whether most of the region that is being filled is.
+    pub(super) fn is_nearly_full(&self) -> bool {
+        self.left() < (1 << self.fillings_now.shift) / 4
+    }
+
+    /// Which region comes after the one that is being filled.
+    pub(super) fn next(&self) -> usize {
+        let next = self.current.saturating_add(1);
+        if next < self.regions.len() { next } else { 0 }
+    }
+
+    /// As the how many-th region `n` has been given up, if it has.
+    pub(super) fn given_up(&self, n: usize) -> Option<u64> {
+        self.regions.get(n)?.given_up
+    }
+
+    /// Gives up region `n` as the `number`-th, and returns what was in it. What runs there still is
+    /// to be [put back](Regions::keep).
+    pub(super) fn give_up(&mut self, n: usize, number: u64) -> Contents {
+        self.fillings_now.set(n, Filling::default());
+        let Some(region) = self.regions.get_mut(n) else { return Contents::default() };
+        region.given_up = Some(number);
+        std::mem::take(&mut region.contents)
+    }
+
+    /// Region `n`, which was given up, has these contents until it is filled again.
+    pub(super) fn keep(&mut self, n: usize, contents: Contents) {
+        if let Some(region) = self.regions.get_mut(n) {
+            region.contents = contents;
         }
-        (self.current as u32, self.renew(self.current))
+    }
+
+    /// Region `n` is the one to be filled from now on: nobody runs what was there.
+    pub(super) fn fill(&mut self, n: usize) {
+        self.renew(n);
+        self.current = n;
     }
 
     /// Empties all of them.
@@ -162,20 +239,21 @@ impl Regions {
         self.current = 0;
     }
 
-    /// Empties region `n`, and returns what was in it.
-    fn renew(&mut self, n: usize) -> Contents {
-        self.fillings = self.fillings.wrapping_add(1);
+    /// Empties region `n`.
+    fn renew(&mut self, n: usize) {
+        self.fillings = self.fillings.wrapping_add(1).max(1);
         let filling = Filling(self.fillings);
-        let Some(region) = self.regions.get_mut(n) else { return Contents::default() };
+        let Some(region) = self.regions.get_mut(n) else { return };
         self.used = self.used.saturating_sub(region.filled.saturating_sub(region.start));
-        (region.filled, region.filling) = (region.start, filling);
-        std::mem::take(&mut region.contents)
+        (region.filled, region.filling, region.given_up) = (region.start, filling, None);
+        region.contents = Contents::default();
+        self.fillings_now.set(n, filling);
     }
 
     /// Where the next translation begins.
     pub(super) fn next_offset(&self) -> Option<u32> {
-        let filled = self.regions.get(self.current)?.filled;
-        u32::try_from(filled.checked_next_multiple_of(alignment::BLOCKS)?).ok()
+        let free = self.regions.get(self.current)?.filled.checked_add(BEFORE)?;
+        u32::try_from(free.checked_next_multiple_of(alignment::BLOCKS)?).ok()
     }
 
     /// The translation at `offset`, which is [`Regions::next_offset`], takes `len` bytes. `None`
@@ -234,14 +312,12 @@ impl Regions {
 
     /// The region that the byte at `offset` of the code memory is in.
     fn at(&self, offset: u64) -> Option<usize> {
-        let last = self.regions.len().checked_sub(1)?;
-        let end = self.regions.get(last)?.end as u64;
-        (offset < end).then(|| ((offset >> self.shift) as usize).min(last))
+        self.fillings_now.at(offset)
     }
 
     /// Where translated code goes on whose instruction at `address` has faulted.
     pub(super) fn landing(&self, address: u64) -> Option<u64> {
-        let offset = address.wrapping_sub(self.base);
+        let offset = address.wrapping_sub(self.fillings_now.base);
         let contents = &self.regions.get(self.at(offset)?)?.contents;
         // They are in the order of their places.
         let behind = contents.blocks.partition_point(|placed| u64::from(placed.offset) <= offset);
@@ -250,35 +326,12 @@ impl Regions {
         let at = offset.checked_sub(placed.offset.into())?;
         let place = landings.binary_search_by_key(&at, |landing| landing.at.into()).ok()?;
         let to = u64::from(landings.get(place)?.to);
-        Some(self.base.wrapping_add(placed.offset.into()).wrapping_add(to))
-    }
-
-    /// In which region `entry` was.
-    fn region_of(&self, entry: Entry) -> Option<&Region> {
-        self.regions.get(self.at(entry.address.wrapping_sub(self.base))?)
-    }
-
-    /// Whether `entry` is still there.
-    pub(super) fn has(&self, entry: Entry) -> bool {
-        self.region_of(entry).is_some_and(|region| region.filling == entry.filling)
+        Some(self.fillings_now.base.wrapping_add(placed.offset.into()).wrapping_add(to))
     }
 
     /// In which filling what has `number` is.
     pub(super) fn filling_of(&self, number: u32) -> Option<Filling> {
         Some(self.regions.get(region_of(number))?.filling)
-    }
-
-    /// Whether `entry` was retired.
-    pub(super) fn is_retired(&self, entry: Entry) -> bool {
-        let retired = self.region_of(entry).map(|region| &region.contents.retired);
-        retired.is_some_and(|retired| !retired.is_empty() && retired.contains(&entry.address))
-    }
-
-    /// The translation of that number is retired, which is at `address`.
-    pub(super) fn retire(&mut self, number: u32, address: u64) {
-        if let Some(region) = self.regions.get_mut(region_of(number)) {
-            region.contents.retired.insert(address);
-        }
     }
 
     /// The jump whose distance is at `at`, and is `own` if it stays in its translation, goes to
@@ -312,14 +365,14 @@ impl Regions {
     }
 
     /// Whether a jump whose distance at `at` is `distance` goes to region `n`.
-    pub(super) fn leads_into(&self, at: u32, distance: u32, n: u32) -> bool {
+    pub(super) fn leads_into(&self, at: u32, distance: u32, n: usize) -> bool {
         let to = at.wrapping_add(4).wrapping_add(distance);
-        self.at(to.into()) == Some(n as usize)
+        self.at(to.into()) == Some(n)
     }
 
     /// The offsets that region `n` lies between.
-    pub(super) fn bounds(&self, n: u32) -> std::ops::Range<usize> {
-        self.regions.get(n as usize).map_or(0..0, |region| region.start..region.end)
+    pub(super) fn bounds(&self, n: usize) -> std::ops::Range<usize> {
+        self.regions.get(n).map_or(0..0, |region| region.start..region.end)
     }
 
     /// All translations, region by region.
@@ -329,8 +382,8 @@ impl Regions {
 }
 
 /// Whether what has `number` is in region `n`.
-pub(super) fn is_in(number: u32, n: u32) -> bool {
-    number >> WITHIN == n
+pub(super) fn is_in(number: u32, n: usize) -> bool {
+    region_of(number) == n
 }
 
 #[cfg(test)]
@@ -358,7 +411,7 @@ mod tests {
     #[test]
     fn what_is_oldest_goes_first_and_numbers_tell_where_they_are() {
         let mut regions = Regions::new(0x7000_0000, 512 << 10, 0);
-        let mut entries = Vec::new();
+        let (fillings, mut entries) = (regions.fillings(), Vec::new());
         for n in 0..6 {
             let offset = regions.next_offset().unwrap();
             assert!(regions.has_room(LARGEST) && regions.take(offset as usize, 100_000).is_some());
@@ -366,19 +419,25 @@ mod tests {
             let filling = regions.filling_of(regions.number(0).unwrap()).unwrap();
             let address = 0x7000_0000 + u64::from(offset);
             entries.push(Entry { filling, mode: Mode::LONG, address, crosses: false });
-            let there: Vec<_> = entries.iter().map(|entry| regions.has(*entry)).collect();
+            let there: Vec<_> = entries.iter().map(|entry| fillings.has(*entry)).collect();
             assert_eq!(there.iter().filter(|there| **there).count(), (n + 1).min(4));
             assert!(there[n] && !there[..n.saturating_sub(3)].contains(&true));
-            assert_eq!(regions.used(), 100_000 * (n + 1).min(4));
+            assert_eq!(regions.used(), (64 + 100_000) * (n + 1).min(4));
             assert!(!regions.has_room(LARGEST));
-            regions.next();
+            let next = regions.next();
+            assert_eq!((next, regions.given_up(next)), ((n + 1) % 4, None));
+            regions.give_up(next, 7);
+            let there = entries.iter().filter(|entry| fillings.has(**entry)).count();
+            assert_eq!((there, regions.given_up(next)), ((n + 1).min(3), Some(7)));
+            regions.fill(next);
+            assert_eq!(regions.given_up(next), None);
         }
-        assert!(!regions.has(Entry::default()));
+        assert!(!fillings.has(Entry::default()));
         // What does not fit is not tried there again.
         let offset = regions.next_offset().unwrap();
         assert!(regions.take(offset as usize, 200_000).is_none() && !regions.has_room(1));
         regions.clear();
         assert_eq!(regions.used(), 0);
-        assert!(entries.iter().all(|entry| !regions.has(*entry)));
+        assert!(entries.iter().all(|entry| !fillings.has(*entry)));
     }
 }

@@ -55,6 +55,15 @@ impl Assembler {
         self.bytes(&[0x41, 0x55]);
     }
 
+    /// Jumps to `label`, or calls it, which must have been noted: the distance is what is written
+    /// last.
+    pub(super) fn jump_or_call(&mut self, label: Label, way: Way) {
+        match way {
+            Way::Jump => self.jump(label),
+            Way::Call(_) => self.call_label(label),
+        }
+    }
+
     /// The guest's address of the last call that was noted, in [`VALUE`].
     pub(super) fn last_call(&mut self) {
         // mov rax, [rsp + 8]
@@ -123,15 +132,6 @@ impl Block<'_> {
         self.find(miss);
         self.move_stack(by)?;
         self.go(Way::Jump)
-    }
-
-    /// Jumps to `label`, or calls it: the distance is what is written last.
-    pub(super) fn jump_or_call(&mut self, label: Label, way: Way) {
-        self.note(way);
-        match way {
-            Way::Jump => self.code.jump(label),
-            Way::Call(_) => self.code.call_label(label),
-        }
     }
 
     /// If it is by a call, notes where that is returned from to; the host's call must follow.

@@ -2,25 +2,31 @@
 //! and the calls back for what it has interpreted.
 
 use std::io;
+use std::sync::Arc;
 use std::sync::atomic::AtomicU32;
 
-use super::cache::{Counters, Entry, Evicted, Translator};
+use super::cache::{Entry, Translations};
+use super::code_cache::{CodeCache, Evicted};
 use super::config::Config;
+use super::counters::Counters;
 use super::faults;
 use super::frames::Sought;
 use super::jumps;
-use super::mode::Mode;
+use super::maker::Maker;
+use super::mode::{CodeSegments, Mode};
 use super::regions::LARGEST;
 use super::route::{Route, Router};
 use super::thunks::Exit;
 use super::trace::Trace;
+use super::translator::Translator;
+use super::wishes::Wish;
 use crate::decode::cache::{Block as Decoded, BlockCache};
 use crate::decode::op::Op;
 use crate::memory::ram::RamFrame;
 use crate::mmu::View;
 use crate::state::rflags::RFlags;
 use crate::system::tsc::host_tsc;
-use crate::trace;
+use crate::trace::{self, Tracer};
 use crate::vcpu::{Abort, Shadow, Vcpu};
 
 /// What there is for a block that is about to run.
@@ -62,15 +68,36 @@ impl Vcpu {
         })
     }
 
+    /// Has code translated as `config` says, into `code` or else memory of its own.
+    ///
+    /// # Errors
+    /// When the host refuses code memory, or `code` is another machine's.
+    pub(crate) fn use_translator(
+        &mut self,
+        config: Config,
+        code: Option<Arc<CodeCache>>,
+    ) -> io::Result<()> {
+        let translator = Translator::new(config, code, self.native.shared(), self.handle.clone())?;
+        self.code_segments = CodeSegments::of(&translator.code);
+        self.code_segment_changed();
+        self.translator = Some(translator);
+        self.prepare_mirror(config.mirror_after);
+        Ok(())
+    }
+
     /// Has blocks translated after `runs` runs, whatever the vCPU was made with.
     ///
     /// # Errors
     /// When the host refuses code memory.
     #[doc(hidden)]
-    pub fn translate_after(&mut self, runs: u32, config: Config) -> io::Result<()> {
+    pub fn translate_after(
+        &mut self,
+        runs: u32,
+        config: Config,
+        code: Option<Arc<CodeCache>>,
+    ) -> io::Result<()> {
         if self.translator.is_none() {
-            self.translator = Some(Translator::new(config)?);
-            self.prepare_mirror(config.mirror_after);
+            self.use_translator(config, code)?;
         }
         self.threshold = runs;
         Ok(())
@@ -80,7 +107,7 @@ impl Vcpu {
     /// a run.
     pub(crate) fn translated(&mut self, block: &Decoded) -> Translation {
         let Some(mode) = self.translation_mode() else { return Translation::None };
-        self.drop_stale();
+        self.catch_up();
         let Some(translator) = self.translator.as_mut() else { return Translation::None };
         if translator.refused.take() == Some(block.rip) {
             return Translation::None;
@@ -89,11 +116,11 @@ impl Vcpu {
         if let Some(entry) = known {
             if self.invalidate_if_due() {
                 // What is entered then is the way out.
-                self.drop_stale();
+                self.catch_up();
             }
             return Translation::Known(entry);
         }
-        if block.entry.get().is_some_and(|lost| !translator.regions.has(lost)) {
+        if block.entry.get().is_some_and(|lost| !translator.code.has(lost)) {
             // What comes back is what is hot now. All at once it might not even fit.
             block.entry.set(None);
             block.set_runs(0);
@@ -117,81 +144,120 @@ impl Vcpu {
         Translation::Wanted
     }
 
-    /// Makes sure that no code is entered whose guest's code has changed.
+    /// Makes sure that no code is entered whose guest's code has changed, and that this vCPU knows
+    /// what has become of other code. It must be in its run loop.
     #[inline(always)]
-    pub(super) fn drop_stale(&mut self) {
+    pub(crate) fn catch_up(&mut self) {
+        if let Some(translator) = &self.translator
+            && !translator.is_current(self.memory.code())
+        {
+            self.catch_up_now();
+        }
+    }
+
+    #[cold]
+    fn catch_up_now(&mut self) {
+        let since = host_tsc();
         let Some(translator) = self.translator.as_mut() else { return };
-        if translator.seen != self.memory.code().hits() {
-            let since = host_tsc();
-            let (memory, tracer) = (&self.memory, &mut self.tracer);
-            translator.drop_stale(memory.code(), |rip| {
+        let (map, tracer, mmu) = (self.memory.code(), &mut self.tracer, &mut self.mmu);
+        let Translator { code, user, progress, maker, patience, pending, .. } = translator;
+        if !code.is_up_to_date(map) {
+            code.drop_stale(map, |rip| {
+                maker.counters.invalidated = maker.counters.invalidated.wrapping_add(1);
                 if let Some(tracer) = tracer {
                     tracer.event(trace::Event::Dropped { rip });
                 }
             });
-            self.meter.dropping.add_since(since);
         }
-    }
-
-    /// Makes sure that there is room for `bytes` of translated code. None may be running.
-    pub(super) fn make_room(&mut self, bytes: usize) {
-        let since = host_tsc();
-        let Some(translator) = &mut self.translator else { return };
-        if let Some(evicted) = translator.make_room(bytes) {
-            if evicted.turned {
-                translator.patience.filled(since, self.meter.translating.all);
+        let translating = self.meter.translating.all;
+        code.catch_up(user, progress, |evicted| {
+            // Nobody may jump to what was evicted.
+            *pending = None;
+            match evicted {
+                Some(evicted) => mmu.jumps.forget_code(&evicted.hosts),
+                None => mmu.jumps.clear(),
             }
-            self.forget_evicted(evicted);
-            self.meter.evicting.add_since(since);
+            if evicted.is_none_or(|evicted| evicted.turned) {
+                patience.filled(since, translating);
+            }
+        });
+        self.meter.dropping.add_since(since);
+    }
+
+    /// From here on this vCPU runs code.
+    pub(crate) fn enter_code(&mut self) {
+        if let Some(translator) = &self.translator {
+            translator.code.enter(&translator.user, translator.progress);
+        }
+        self.catch_up();
+    }
+
+    /// It runs none until it enters again.
+    pub(crate) fn leave_code(&self) {
+        if let Some(translator) = &self.translator {
+            translator.code.leave(&translator.user);
         }
     }
 
-    /// Nobody may jump to what was evicted; and whoever watches is told of it.
-    fn forget_evicted(&mut self, evicted: Evicted) {
-        self.mmu.jumps.forget_code(&evicted.hosts);
-        if let Some(tracer) = &mut self.tracer {
-            let Evicted { hosts, blocks, .. } = evicted;
-            let len = hosts.end.wrapping_sub(hosts.start);
-            tracer.event(trace::Event::Evicted { host: hosts.start, len, blocks });
+    /// Gives up what has to go for more translations. This vCPU must be in its run loop.
+    #[cold]
+    fn give_up_next(&mut self) {
+        let since = host_tsc();
+        let Some(Translator { code, user, maker, .. }) = &mut self.translator else { return };
+        if let Some(Evicted { hosts, blocks, .. }) = code.give_up_next(user) {
+            maker.counters.evicted = maker.counters.evicted.wrapping_add(blocks);
+            if let Some(tracer) = self.tracer.as_mut().filter(|_| blocks != 0) {
+                let len = hosts.end.wrapping_sub(hosts.start);
+                tracer.event(trace::Event::Evicted { host: hosts.start, len, blocks });
+            }
         }
+        self.catch_up();
+        self.meter.evicting.add_since(since);
     }
 
-    /// A translation for `sought`, if there was one of the same code before: this very one, a clone
-    /// of one for another address, or one that was made for another vCPU. Whoever translated that
-    /// had looked that no other vCPU can change the code unseen, and as long as the frame's version
-    /// stands none can.
-    pub(crate) fn translated_before(&mut self, sought: Sought) -> Option<Entry> {
-        let Sought { rip, version, .. } = sought;
-        self.drop_stale();
-        let translator = self.translator.as_mut()?;
-        let Some(number) = translator.find(sought) else { return self.take_from_shelf(sought) };
-        if let Some(entry) = translator.entry_at(number, rip) {
-            return Some(entry);
+    /// Has `make` make a translation of at most `bytes`. `None` if it does not, or if other vCPUs
+    /// have yet to leave what has to go for it.
+    pub(super) fn place_translation(
+        &mut self,
+        bytes: usize,
+        make: impl FnOnce(&mut Maker, &mut Translations) -> Option<Entry>,
+    ) -> Option<Entry> {
+        let Translator { code, user, .. } = self.translator.as_ref()?;
+        if code.with_room(user, code.lock(), bytes).is_none() {
+            self.give_up_next();
         }
-        let room = translator.room_for_clone(number, rip)?;
-        self.make_room(room);
-        let translator = self.translator.as_mut()?;
-        // It may have been what made room.
-        let number = translator.find(sought)?;
-        let entry = translator.clone_to(number, version, rip)?;
-        self.tell_of_newest(entry);
+        let Translator { code, user, maker, .. } = self.translator.as_mut()?;
+        let mut translations = code.with_room(user, code.lock(), bytes)?;
+        let entry = make(maker, &mut translations)?;
+        tell_of_newest(&mut self.tracer, self.mmu.is_user(), &translations, entry);
         Some(entry)
     }
 
-    /// Tells whoever watches of the translation that was placed last.
-    pub(super) fn tell_of_newest(&mut self, entry: Entry) {
-        if let Some(tracer) = &mut self.tracer
-            && let Some(translator) = &self.translator
-            && let Some((newest, code)) = translator.newest()
-        {
-            tracer.event(trace::Event::Translated {
-                rip: newest.rip,
-                user: self.mmu.is_user(),
-                instructions: newest.instructions.into(),
-                host: entry.address,
-                code,
-            });
+    /// A translation for `sought`, if there was one of the same code before: this very one, or a
+    /// clone of one for another address. Whoever translated that had looked that no other vCPU can
+    /// change the code unseen, and as long as the frame's version stands none can.
+    pub(crate) fn translated_before(&mut self, sought: Sought) -> Option<Entry> {
+        let Sought { rip, version, .. } = sought;
+        self.catch_up();
+        // What makes room may be what was found, so it is looked for again then.
+        for _ in 0..2 {
+            let Translator { code, user, maker, .. } = self.translator.as_mut()?;
+            let translations = code.lock();
+            let number = translations.find(sought)?;
+            if let Some((entry, by)) = translations.entry_at(number, rip) {
+                let shared = &mut maker.counters.shared;
+                *shared = shared.wrapping_add((by != maker.number).into());
+                return Some(entry);
+            }
+            let room = translations.room_for_clone(number, rip)?;
+            if let Some(mut translations) = code.with_room(user, translations, room) {
+                let entry = maker.clone_to(&mut translations, number, version, rip)?;
+                tell_of_newest(&mut self.tracer, self.mmu.is_user(), &translations, entry);
+                return Some(entry);
+            }
+            self.give_up_next();
         }
+        None
     }
 
     /// Translates the block in `slot`, and what the guest goes on with from there; or orders
@@ -216,16 +282,17 @@ impl Vcpu {
         let mut trace = self.trace_to_translate(blocks, head, mode)?;
         #[cfg(test)]
         self.plant_mistake(&mut trace);
-        self.make_room(room_for(&trace));
         let mirrors = self.mirrors();
-        let translator = self.translator.as_mut()?;
-        let entry = translator.place(&trace, head.frame, head.version, head.tail(), mirrors);
-        translator.bench.put_back(trace);
+        let entry = self.place_translation(room_for(&trace), |maker, translations| {
+            let of = (head.frame, head.version, head.tail());
+            maker.place(translations, &trace, of, mirrors)
+        });
+        if let Some(translator) = &mut self.translator {
+            translator.maker.bench.put_back(trace);
+        }
         head.set_runs(if entry.is_some() { head.runs() } else { 0 });
         head.entry.set(entry);
-        let entry = entry?;
-        self.tell_of_newest(entry);
-        Some(entry)
+        entry
     }
 
     #[cfg(test)]
@@ -236,42 +303,44 @@ impl Vcpu {
             for (step, op) in trace.steps.iter_mut().zip(&mut trace.ops) {
                 mistake(&mut step.instruction, op);
                 let features = self.cpuid.features();
-                let shapes = translator.bench.shapes(features);
+                let shapes = translator.maker.bench.shapes(features);
                 step.shape = shapes.of(&mut step.instruction, features);
             }
         }
     }
 
-    /// Finds the `route` that begins with `head`, in `mode`. `None` if its code has changed.
+    /// Finds the `route` that begins with `head`, in `mode`, and how it is to be translated. `None`
+    /// if its code has changed.
     pub(super) fn find_route(
         &mut self,
         blocks: &BlockCache,
         head: &Decoded,
         mode: Mode,
         route: &mut Route,
-    ) -> Option<()> {
+    ) -> Option<Wish> {
         let (host, _) = self.fetch_page(head.linear).ok().flatten()?;
         let tail_host = match head.tail() {
             Some(tail) => Some(self.fetch_page(tail.page).ok().flatten()?.0),
             None => None,
         };
         let code = self.memory.code();
-        let translator = self.translator.as_ref()?;
+        let shared = &self.translator.as_ref()?.code;
+        let wish = shared.lock().wish(head.frame, head.rip, mode);
         Router {
             blocks,
             warm: self.threshold / 4,
-            hot: translator.wish(head.frame, head.rip, mode).hot,
+            hot: wish.hot,
             vectors: if self.mmu.is_user() { self.context.allowed as u8 } else { 0 },
             mode,
             segment: self.code_segment(),
-            is_there: &|entry| translator.regions.has(entry),
+            is_there: &|entry| shared.has(entry),
             settled: &|epoch| code.settled(&self.observer, epoch),
         }
         .find(head, (host, tail_host), route);
         // What was copied must be what the blocks were decoded from.
         let stands = code.version(head.frame) == head.version
             && head.tail().is_none_or(|tail| code.version(tail.frame) == tail.version);
-        stands.then_some(())
+        stands.then_some(wish)
     }
 
     /// Runs translated code from `entry`, which stands for the code at RIP.
@@ -297,15 +366,15 @@ impl Vcpu {
         if !self.alone {
             translator.connect(rip, entry, self.mmu.version());
         }
-        translator.counters.entered = translator.counters.entered.wrapping_add(1);
+        translator.maker.counters.entered = translator.maker.counters.entered.wrapping_add(1);
         // SAFETY: the thunk is a function of this convention, made when the translator was.
         let enter = unsafe {
             std::mem::transmute::<u64, unsafe extern "sysv64" fn(u64) -> u64>(
-                translator.thunks.enter,
+                translator.code.thunks.enter,
             )
         };
-        let (start, end) = translator.bounds();
-        let _running = faults::Guard::new(self.context.vcpu as *mut Self, start, end);
+        let code = translator.code.bounds();
+        let _running = faults::Guard::new(self.context.vcpu as *mut Self, code.start, code.end);
         // SAFETY: the base was set to this vCPU by `Vcpu::set_base`, on this thread. Translated
         // code touches the vCPU's own fields through it, guest RAM where the TLB says that it
         // may, and calls back with the pointer that is in the context, which is derived from
@@ -325,10 +394,10 @@ impl Vcpu {
         let link = self.context.link;
         let waiting = self.handle.pending().bits() & self.event_mask != 0;
         let Some(translator) = self.translator.as_mut() else { return Err(Abort::EndBlock) };
-        translator.counters.left(reason, waiting);
+        translator.maker.counters.left(reason, waiting);
         if reason == Exit::Link as u64 {
             let number = link as u32;
-            if let Some(target) = translator.target(number) {
+            if let Some(target) = translator.code.lock().target(number) {
                 self.state.rip = target;
             }
             translator.pending = Some((number, self.mmu.version()));
@@ -395,7 +464,8 @@ impl Vcpu {
     /// Runs `op` within a block. An error says that the block must be left.
     fn interpret(&mut self, op: &Op) -> Result<(), Exit> {
         if let Some(translator) = &mut self.translator {
-            translator.counters.interpreted = translator.counters.interpreted.wrapping_add(1);
+            translator.maker.counters.interpreted =
+                translator.maker.counters.interpreted.wrapping_add(1);
         }
         let (allowed, mappings) = (self.context.allowed, self.mmu.version());
         if (self.context.mirror_misses as i64) < 0 {
@@ -437,7 +507,7 @@ impl Vcpu {
         let translator = self.translator.as_ref()?;
         if self.brief
             || self.code_hit
-            || translator.seen != self.memory.code().hits()
+            || !translator.is_current(self.memory.code())
             || self.state.rflags.contains(RFlags::TF)
             || self.debug_active()
             || self.traces_blocks()
@@ -454,6 +524,26 @@ impl Vcpu {
         }
         self.sync_context();
         Some(host)
+    }
+}
+
+/// Tells `tracer` of the translation that was placed last, for `user` code or the kernel's.
+fn tell_of_newest(
+    tracer: &mut Option<Box<dyn Tracer>>,
+    user: bool,
+    translations: &Translations,
+    entry: Entry,
+) {
+    if let Some(tracer) = tracer
+        && let Some((newest, code)) = translations.newest()
+    {
+        tracer.event(trace::Event::Translated {
+            rip: newest.rip,
+            user,
+            instructions: newest.instructions.into(),
+            host: entry.address,
+            code,
+        });
     }
 }
 

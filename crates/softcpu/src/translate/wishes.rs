@@ -5,11 +5,12 @@
 
 use std::collections::hash_map::Entry;
 
-use super::cache::Translator;
+use super::cache::Translations;
 use super::frames::Code;
 use super::manner::{Apartness, Manner};
 use super::mode::Mode;
 use super::regions::Filling;
+use super::translator::Translator;
 use crate::memory::ram::RamFrame;
 
 /// How some code is to be translated, if not as any other.
@@ -63,7 +64,7 @@ const MOST_WISHES: usize = 1 << 16;
 /// Ticks of the TSC: a millisecond or so.
 const SPLIT_WINDOW: u64 = 1 << 22;
 
-impl Translator {
+impl Translations {
     /// How the code at `rip`, which is in `frame`, is to be translated.
     pub(super) fn wish(&self, frame: RamFrame, rip: u64, mode: Mode) -> Wish {
         self.wishes.get(&(frame, rip, mode)).copied().unwrap_or_default()
@@ -72,8 +73,8 @@ impl Translator {
     /// The trace at `rip`, in a frame and a mode, was left at time `now` because what it checks at
     /// once lies in two pages, or is not all of one kind. Where that happens again and again it is
     /// made anew. The guest goes on at `next`, where the rest of that is likely still before it.
-    pub(super) fn split(&mut self, of: (RamFrame, Mode), rip: u64, next: u64, now: u64) {
-        self.counters.split = self.counters.split.wrapping_add(1);
+    /// Says whether the old one was closed.
+    fn split(&mut self, of: (RamFrame, Mode), rip: u64, next: u64, now: u64) -> bool {
         self.forget_wishes();
         self.wish_for((of.0, next, of.1)).separate = true;
         let splits = self.splits.entry(rip).or_insert(Splits { since: now, times: 0 });
@@ -81,19 +82,19 @@ impl Translator {
             *splits = Splits { since: now, times: 0 };
         }
         splits.times = splits.times.saturating_add(1);
-        if splits.times >= MANY_SPLITS {
-            self.splits.remove(&rip);
-            self.remake(of, rip, |wish| wish.separate |= !wish.apart.note(next));
+        if splits.times < MANY_SPLITS {
+            return false;
         }
+        self.splits.remove(&rip);
+        self.remake(of, rip, |wish| wish.separate |= !wish.apart.note(next))
     }
 
     /// The trace at `rip`, in a frame and a mode, is hot, and was left at `next`, a head of a
-    /// loop or itself.
-    pub(super) fn heated(&mut self, of: (RamFrame, Mode), rip: u64, next: u64) {
-        self.counters.hot = self.counters.hot.wrapping_add(1);
+    /// loop or itself. Says whether the old one was closed.
+    fn heated(&mut self, of: (RamFrame, Mode), rip: u64, next: u64) -> bool {
         self.forget_wishes();
         self.wish_for((of.0, next, of.1)).heat();
-        self.remake(of, rip, Wish::heat);
+        self.remake(of, rip, Wish::heat)
     }
 
     /// The wish for some code, which goes with what is translated now.
@@ -116,13 +117,14 @@ impl Translator {
         }
     }
 
-    /// The code at `rip`, in a frame and a mode, is to be translated anew, as `wanted`.
+    /// The code at `rip`, in a frame and a mode, is to be translated anew, as `wanted`. Says whether
+    /// there was a translation, which is closed.
     fn remake(
         &mut self,
         (frame, mode): (RamFrame, Mode),
         rip: u64,
         wanted: impl FnOnce(&mut Wish),
-    ) {
+    ) -> bool {
         let wish = self.wish_for((frame, rip, mode));
         wanted(wish);
         if let Some(number) = self.frames.newest(frame, Code::at(rip, mode))
@@ -131,10 +133,29 @@ impl Translator {
             && placed.rip == rip
             && !placed.stale
         {
-            let address = self.memory.address(placed.offset as usize) as u64;
             self.wish_for((frame, rip, mode)).former = Some((number, filling));
-            self.regions.retire(number, address);
             self.close(number);
+            return true;
+        }
+        false
+    }
+}
+
+impl Translator {
+    /// The trace at `rip`, in a frame and a mode, was left at time `now` for `next`, because what it
+    /// checks at once cannot be.
+    pub(super) fn split(&mut self, of: (RamFrame, Mode), rip: u64, next: u64, now: u64) {
+        self.maker.counters.split = self.maker.counters.split.wrapping_add(1);
+        if self.code.lock().split(of, rip, next, now) {
+            self.code.note_closed();
+        }
+    }
+
+    /// The trace at `rip`, in a frame and a mode, was left for `next`, because it is hot.
+    pub(super) fn heated(&mut self, of: (RamFrame, Mode), rip: u64, next: u64) {
+        self.maker.counters.hot = self.maker.counters.hot.wrapping_add(1);
+        if self.code.lock().heated(of, rip, next) {
+            self.code.note_closed();
         }
     }
 }

@@ -14,9 +14,7 @@ use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-use super::frames::Sought;
 use super::making::Job;
-use super::shelf::{Shelf, Shelved};
 use super::wishes::Wanted;
 use super::workbench::Workbench;
 use crate::sync::lock;
@@ -64,8 +62,6 @@ impl Desk {
 pub struct Workshop {
     state: Mutex<State>,
     arrived: Condvar,
-    /// What was made lately, if there are several vCPUs.
-    shelf: Option<Mutex<Shelf>>,
 }
 
 #[derive(Debug, Default)]
@@ -111,12 +107,6 @@ impl Drop for Closing<'_> {
 }
 
 impl Workshop {
-    /// One for several vCPUs, which keeps what it has made for one in so many bytes for the others.
-    #[must_use]
-    pub fn with_shelf(bytes: usize) -> Self {
-        Self { shelf: Some(Mutex::new(Shelf::new(bytes))), ..Self::default() }
-    }
-
     /// One that needs no thread, as whoever orders has the work: for tests, which want the same
     /// to happen each time.
     #[doc(hidden)]
@@ -147,7 +137,7 @@ impl Workshop {
             }
             drop(state);
             if let Some((job, desk)) = next {
-                self.make(job, &desk, &mut bench);
+                Self::make(job, &desk, &mut bench);
                 last = Instant::now();
             } else {
                 sleep(NAP);
@@ -155,20 +145,10 @@ impl Workshop {
         }
     }
 
-    /// Does `job`, for `desk` and whoever else can use what is made.
-    fn make(&self, mut job: Job, desk: &Desk, bench: &mut Workbench) {
+    /// Does `job`, for `desk`.
+    fn make(mut job: Job, desk: &Desk, bench: &mut Workbench) {
         bench.make(&mut job);
-        if let Some(shelf) = &self.shelf
-            && let Some(shelved) = Shelved::of(&job)
-        {
-            lock(shelf).put(shelved);
-        }
         desk.put(job);
-    }
-
-    /// What was made of `sought`, for whichever vCPU.
-    pub(super) fn on_shelf(&self, sought: Sought) -> Option<Arc<Shelved>> {
-        lock(self.shelf.as_ref()?).get(sought)
     }
 
     /// Nobody works here any more, and nothing is ordered.
@@ -188,7 +168,7 @@ impl Workshop {
         loop {
             let next = lock(&self.state).next();
             let Some((job, desk)) = next else { return };
-            self.make(job, &desk, &mut bench);
+            Self::make(job, &desk, &mut bench);
         }
     }
 
@@ -200,7 +180,7 @@ impl Workshop {
             return Some(job);
         }
         if let Some(bench) = &mut state.prompt {
-            self.make(job, desk, bench);
+            Self::make(job, desk, bench);
             return None;
         }
         state.orders.push_back((job, Arc::clone(desk)));

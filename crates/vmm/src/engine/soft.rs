@@ -131,6 +131,7 @@ impl VcpuThread {
             engine: self.engine,
             translation: self.translation.config,
             stubs: Arc::clone(&self.translation.stubs),
+            code: self.translation.code.clone(),
             memory: Arc::clone(&self.memory),
             cpuid: self.cpuid,
             env: Box::new(env),

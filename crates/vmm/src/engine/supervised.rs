@@ -64,6 +64,7 @@ impl SupervisedThread {
             engine: self.engine,
             translation: self.translation.config,
             stubs: Arc::clone(&self.translation.stubs),
+            code: self.translation.code.clone(),
             memory: self.memory,
             cpuid: self.cpuid,
             env: self.environment,

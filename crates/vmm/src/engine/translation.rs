@@ -5,46 +5,44 @@ use std::num::NonZeroUsize;
 use std::sync::Arc;
 use std::thread::available_parallelism;
 
-use softcpu::translate::{Config, Workshop};
-use softcpu::{Stubs, Vcpu};
+use softcpu::translate::{CodeCache, Config, Workshop};
+use softcpu::{Engine, Stubs, Vcpu};
 
 use crate::machine::MachineError;
 use crate::machine::start_line::Place;
 use crate::platform::pc::timers::set_timer_slack;
 use crate::sandbox::ThreadKind;
 
-/// What vCPUs have made for each other takes one part in so many of a vCPU's code memory.
-const SHELF: usize = 4;
-
 /// See the module's words.
 #[derive(Clone, Debug)]
 pub(crate) struct Translation {
     /// What each vCPU's translator is.
     pub(crate) config: Config,
-    /// What is generated for all of them.
+    /// What is generated for all of them, and what is translated.
     pub(crate) stubs: Arc<Stubs>,
+    pub(crate) code: Option<Arc<CodeCache>>,
     workshop: Option<Arc<Workshop>>,
 }
 
 impl Translation {
-    /// For `cpus` vCPUs of `engine`.
+    /// For the vCPUs of a machine, of `engine`.
     ///
     /// # Errors
     /// When the host refuses memory for generated code.
-    pub(crate) fn new(
-        engine: softcpu::Engine,
-        config: Config,
-        cpus: u32,
-    ) -> Result<Self, MachineError> {
+    pub(crate) fn new(engine: Engine, config: Config) -> Result<Self, MachineError> {
         let stubs = Arc::new(Stubs::new().map_err(MachineError::Vcpu)?);
+        let code = match engine {
+            Engine::Interpreter => None,
+            Engine::Translator | Engine::Lockstep => {
+                let code = CodeCache::new(config.code_cache, &stubs);
+                Some(Arc::new(code.map_err(MachineError::Vcpu)?))
+            }
+        };
         // Lockstep wants every run of an engine to be like the last.
-        let beside = engine == softcpu::Engine::Translator && config.beside;
+        let beside = engine == Engine::Translator && config.beside;
         let spare = || available_parallelism().is_ok_and(|all| all > NonZeroUsize::MIN);
-        let workshop = (beside && spare()).then(|| match cpus {
-            1 => Workshop::default(),
-            _ => Workshop::with_shelf(config.code_cache / SHELF),
-        });
-        Ok(Self { config, stubs, workshop: workshop.map(Arc::new) })
+        let workshop = (beside && spare()).then(Arc::default);
+        Ok(Self { config, stubs, code, workshop })
     }
 
     /// Has `vcpu` use the workshop, if there is one.

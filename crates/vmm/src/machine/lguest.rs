@@ -102,7 +102,7 @@ pub(super) fn build(config: MachineConfig) -> Result<Built, MachineError> {
     let engine = config.engine.select()?.execution();
     let vcpu = SupervisedThread {
         engine,
-        translation: Translation::new(engine, config.translation, 1)?,
+        translation: Translation::new(engine, config.translation)?,
         state: vcpu_state(guest.entry),
         cpuid: CpuidTable::for_model(config.cpu_model, Topology { apic_id: 0, cpus: 1 })?,
         memory,

@@ -72,7 +72,7 @@ pub(super) fn build(config: MachineConfig) -> Result<Built, MachineError> {
     let engine = config.engine.select()?.execution();
     let vcpu = SupervisedThread {
         engine,
-        translation: Translation::new(engine, config.translation, 1)?,
+        translation: Translation::new(engine, config.translation)?,
         state,
         cpuid,
         memory,

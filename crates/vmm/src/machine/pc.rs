@@ -36,7 +36,7 @@ struct Parts {
 /// Builds the machine and loads the guest.
 pub(super) fn build(config: MachineConfig) -> Result<Built, MachineError> {
     let engine = config.engine.select()?.execution();
-    let translation = Translation::new(engine, config.translation, config.cpus)?;
+    let translation = Translation::new(engine, config.translation)?;
     let calibration = Calibration::start();
     let cpus = NonZeroU32::new(config.cpus).ok_or(MachineError::NoCpus)?;
     let ram = GuestRam::shared(config.memory)?;

@@ -1,8 +1,8 @@
 use std::sync::Arc;
 
 use super::super::config::Config;
-use super::super::manner::Manner;
 use super::super::relocate::Kind;
+use super::super::thunks::Thunks;
 use super::super::trace::{Step, Then, Trace};
 use super::*;
 use crate::state::control::Cr0;
@@ -40,37 +40,33 @@ fn moved(trace: &Trace, distance: u64) -> Trace {
 
 /// The clone that was placed last, of the translation `number`, is what translating its code
 /// would have made. Every clone that a unit test makes comes by here.
-pub(super) fn compare(translator: &mut Translator, number: u32, links: &[block::Link]) {
-    let newest = *translator.regions.newest().unwrap().blocks.last().unwrap();
-    let origin = translator.regions.block(number).unwrap();
-    let (trace, manner) = &translator.traces[&number];
-    let (trace, manner) = (moved(trace, newest.rip.wrapping_sub(origin.rip)), *manner);
-    translator.remember(&trace, manner);
-    compare_newest(translator, links);
-}
-
-/// What was placed last, made of `trace` as it is `distance` further on, is what translating it there
-/// would have made.
-pub(in super::super) fn compare_settled(
-    translator: &mut Translator,
-    trace: &Trace,
-    distance: u64,
-    manner: Manner,
+pub(super) fn compare(
+    translations: &mut Translations,
+    thunks: &Thunks,
+    number: u32,
     links: &[block::Link],
 ) {
-    translator.remember(&moved(trace, distance), manner);
-    compare_newest(translator, links);
+    let newest = *translations.regions.newest().unwrap().blocks.last().unwrap();
+    let origin = translations.regions.block(number).unwrap();
+    let (trace, manner) = &translations.traces[&number];
+    let (trace, manner) = (moved(trace, newest.rip.wrapping_sub(origin.rip)), *manner);
+    translations.remember(&trace, manner);
+    compare_newest(translations, thunks, links);
 }
 
 /// What was placed last is what would have been made there of its trace, which is remembered.
-fn compare_newest(translator: &Translator, links: &[block::Link]) {
-    let region = translator.regions.newest().unwrap();
+pub(in super::super) fn compare_newest(
+    translations: &Translations,
+    thunks: &Thunks,
+    links: &[block::Link],
+) {
+    let region = translations.regions.newest().unwrap();
     let newest = *region.blocks.last().unwrap();
-    let number = translator.regions.number(region.blocks.len() - 1).unwrap();
-    let (trace, manner) = &translator.traces[&number];
-    let address = translator.memory.address(newest.offset as usize) as u64;
+    let number = translations.regions.number(region.blocks.len() - 1).unwrap();
+    let (trace, manner) = &translations.traces[&number];
+    let address = translations.memory.address(newest.offset as usize) as u64;
     let mut ops = Ops::default();
-    let (thunks, first_link) = (&translator.thunks, newest.first_link);
+    let first_link = newest.first_link;
     let site = block::Site { thunks, base: address, first_link };
     let (mut scratch, spare) = Default::default();
     let made = block::translate(trace, site, &mut ops, *manner, &mut scratch, spare).unwrap();
@@ -78,7 +74,7 @@ fn compare_newest(translator: &Translator, links: &[block::Link]) {
     let kept = newest.relocations.of(&region.relocations);
     assert_eq!(kept, Some(&relocations[..]).filter(|_| made.movable));
     assert_eq!((newest.way_out as usize, links), (made.way_out, &made.links[..]));
-    let code = translator.memory.read(newest.offset as usize, newest.len as usize);
+    let code = translations.memory.read(newest.offset as usize, newest.len as usize);
     // Its ops are elsewhere, and the same.
     for relocation in relocations.iter().filter(|relocation| relocation.kind() == Kind::Op) {
         let place = relocation.at()..relocation.at() + 8;
@@ -315,12 +311,13 @@ fn clones_are_looked_at_before_they_run() {
     for _ in 0..5 {
         assert_eq!(run(&mut machine, address(3)), Exit::Halt);
     }
-    let translator = machine.vcpu.translator.as_mut().unwrap();
-    let mut blocks = translator.regions.blocks().flatten();
+    let mut translations = machine.vcpu.translator.as_ref().unwrap().code.lock();
+    let mut blocks = translations.regions.blocks().flatten();
     let placed = *blocks.find(|placed| placed.rip == address(3)).unwrap();
     drop(blocks);
     // syscall
-    assert!(translator.memory.write(placed.offset as usize, &[0x0f, 0x05]));
+    assert!(translations.memory.write(placed.offset as usize, &[0x0f, 0x05]));
+    drop(translations);
     assert_eq!(run(&mut machine, address(4)), Exit::Failed);
     let failure = machine.vcpu.failure().unwrap();
     assert_eq!(failure.rip, address(4));

@@ -99,6 +99,7 @@ impl Play {
             engine: softcpu::Engine::Translator,
             translation: softcpu::translate::Config::default(),
             stubs: Arc::new(softcpu::Stubs::new().ok()?),
+            code: None,
             memory: Arc::clone(&memory),
             cpuid: CpuidTable::for_model(CpuModel::V2, Topology { apic_id: 0, cpus: 1 }).ok()?,
             env: Box::new(LguestEnvironment::new(

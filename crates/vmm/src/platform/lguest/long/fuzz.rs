@@ -58,6 +58,7 @@ impl Host {
             engine: softcpu::Engine::Translator,
             translation: softcpu::translate::Config::default(),
             stubs: Arc::new(softcpu::Stubs::new().ok()?),
+            code: None,
             memory: Arc::new(ram.phys_memory().ok()?),
             cpuid: table()?,
             env: Box::new(LguestEnvironment::new(handle.clone(), None, ended)),

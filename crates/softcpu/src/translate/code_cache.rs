@@ -1,0 +1,322 @@
+//! The code memory that the vCPUs of a machine share.
+//!
+//! What one has translated is there for all. Whoever translates, links or drops something has the
+//! lock; translated code itself runs without it, on however many threads, while that is done. Three
+//! things make this safe:
+//!
+//! * **Running code is changed in two places only**: where a jump leads, and the first instruction
+//!   of a translation, which becomes a jump out. Both are aligned and stored at once, so a host that
+//!   is executing there meets the old or the new, and both are right.
+//! * **What has changed is noticed** before a vCPU comes to translated code again: it compares
+//!   counts, and has its processor fetch anew ([`serialize`]).
+//! * **Code memory is filled again** only when nobody runs what was there. A region is *given up*
+//!   first: nothing leads there any more. Each vCPU is told, forgets where it was, and says so from
+//!   its run loop, where it runs no translated code. The next region is given up while there is room
+//!   in the present one, so nobody waits for that; who would have to goes on in the interpreter.
+
+use std::collections::VecDeque;
+use std::io;
+use std::ops::Range;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+
+use super::cache::{CLOSED, Entry, Translations};
+use super::mode::SegmentNumbers;
+use super::regions::Fillings;
+use super::thunks::{self, Thunks};
+use crate::code_memory::{CodeMemory, CodeReader, serialize};
+use crate::handle::{Event, VcpuHandle};
+use crate::memory::code_map::CodeMap;
+use crate::native::Stubs;
+use crate::sync::lock;
+
+#[cfg(test)]
+mod tests;
+
+/// How many of the regions that were given up last are known: a vCPU that has missed more forgets
+/// everything.
+const LOG: usize = 64;
+
+/// What had to go from the code memory.
+#[derive(Clone, Debug)]
+pub(crate) struct Evicted {
+    /// As the how many-th it was given up.
+    pub(super) number: u64,
+    /// Where it was executed.
+    pub(crate) hosts: Range<u64>,
+    pub(crate) blocks: u64,
+    /// The memory has been filled to its end since this was said last.
+    pub(crate) turned: bool,
+}
+
+/// A vCPU's standing with the code memory.
+#[derive(Debug)]
+pub(super) struct User {
+    /// Its number.
+    pub(super) number: u32,
+    /// Of the regions given up, so many are nothing to it any more; `u64::MAX` while it runs no
+    /// code at all.
+    done: AtomicU64,
+    handle: VcpuHandle,
+}
+
+/// How far a vCPU is with what is done to code that it may run.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Progress {
+    /// Translations closed.
+    closed: u64,
+    /// Regions given up.
+    given_up: u64,
+}
+
+/// See the module's words. One serves all vCPUs of a machine.
+#[derive(Debug)]
+pub struct CodeCache {
+    /// Where it is executed, and how long it is.
+    bounds: Range<u64>,
+    /// The code in front of all translations.
+    pub(super) thunks: Thunks,
+    fixed: usize,
+    fillings: Arc<Fillings>,
+    /// For a look at what translations begin with.
+    heads: CodeReader,
+    /// What translations name.
+    stubs: Arc<Stubs>,
+    /// The numbers of code segments, which translations are found by.
+    pub(super) segments: Arc<SegmentNumbers>,
+    /// The code map's count of hits whose blocks have been closed.
+    seen: AtomicU64,
+    /// Counts translations that were closed, and regions that were given up.
+    closed: AtomicU64,
+    given_up: AtomicU64,
+    users: RwLock<Vec<Arc<User>>>,
+    translations: Mutex<Translations>,
+    /// The regions that were given up last.
+    log: Mutex<VecDeque<Evicted>>,
+}
+
+impl CodeCache {
+    /// One of so many bytes (see [`Config::code_cache`](super::Config::code_cache)), for vCPUs that
+    /// have `stubs`, which translations name.
+    ///
+    /// # Errors
+    /// When the host refuses code memory.
+    pub fn new(bytes: usize, stubs: &Arc<Stubs>) -> io::Result<Self> {
+        let mut memory = CodeMemory::new(bytes)?;
+        let start = memory.address(0) as u64;
+        let (code, thunks) =
+            thunks::make(start).map_err(|_| io::Error::other("the thunks do not assemble"))?;
+        if !memory.write(0, &code) {
+            return Err(io::Error::other("the thunks do not fit"));
+        }
+        let bounds = start..start.wrapping_add(memory.capacity() as u64);
+        let heads = memory.reader();
+        let translations = Translations::new(memory, code.len());
+        Ok(Self {
+            bounds,
+            thunks,
+            fixed: code.len(),
+            fillings: translations.regions.fillings(),
+            heads,
+            stubs: Arc::clone(stubs),
+            segments: Arc::default(),
+            seen: AtomicU64::new(0),
+            closed: AtomicU64::new(0),
+            given_up: AtomicU64::new(0),
+            users: RwLock::default(),
+            translations: Mutex::new(translations),
+            log: Mutex::default(),
+        })
+    }
+
+    /// Whether its translations name `stubs`.
+    pub(super) fn names(&self, stubs: &Arc<Stubs>) -> bool {
+        Arc::ptr_eq(&self.stubs, stubs)
+    }
+
+    /// Enrols a vCPU, which runs no code before it [enters](CodeCache::enter).
+    pub(super) fn enrol(&self, handle: VcpuHandle) -> Arc<User> {
+        let mut users = self.users.write().unwrap_or_else(PoisonError::into_inner);
+        let number = users.len() as u32;
+        let user = Arc::new(User { number, done: AtomicU64::new(u64::MAX), handle });
+        users.push(Arc::clone(&user));
+        user
+    }
+
+    /// The translations, for as long as nobody else needs them.
+    pub(super) fn lock(&self) -> MutexGuard<'_, Translations> {
+        lock(&self.translations)
+    }
+
+    /// Where code memory is executed.
+    pub(super) fn bounds(&self) -> Range<u64> {
+        self.bounds.clone()
+    }
+
+    /// Bytes of thunks, and of them and translations.
+    pub(super) fn fixed(&self) -> usize {
+        self.fixed
+    }
+
+    pub(super) fn used(&self) -> u64 {
+        self.fixed.saturating_add(self.lock().regions.used()) as u64
+    }
+
+    pub(super) fn capacity(&self) -> u64 {
+        self.bounds.end.saturating_sub(self.bounds.start)
+    }
+
+    /// Whether `entry` is still there.
+    #[inline]
+    pub(super) fn has(&self, entry: Entry) -> bool {
+        self.fillings.has(entry)
+    }
+
+    /// Whether `entry` is still there and open. The vCPU that asks is one that has entered.
+    #[inline]
+    pub(super) fn is_open(&self, entry: Entry) -> bool {
+        // A translation that is there is only written to as it is closed.
+        let offset = entry.address.wrapping_sub(self.bounds.start) as usize;
+        self.has(entry) && self.heads.load_u16(offset) != Some(CLOSED)
+    }
+
+    /// Whether the blocks of all code that `code` knows to have changed are closed.
+    #[inline(always)]
+    pub(super) fn is_up_to_date(&self, code: &CodeMap) -> bool {
+        self.seen.load(Ordering::Acquire) == code.hits()
+    }
+
+    /// Closes those that are not yet, and tells of them by their RIP.
+    #[cold]
+    pub(super) fn drop_stale(&self, code: &CodeMap, mut dropped: impl FnMut(u64)) {
+        let mut translations = self.lock();
+        // Read first: what is hit later is looked for later.
+        let (since, now) = (self.seen.load(Ordering::Acquire), code.hits());
+        let mut closed = 0_u64;
+        translations.drop_stale(code, since, |rip| {
+            closed = closed.wrapping_add(1);
+            dropped(rip);
+        });
+        self.closed.fetch_add(closed, Ordering::Release);
+        self.seen.store(now, Ordering::Release);
+    }
+
+    /// A translation was closed for another reason.
+    pub(super) fn note_closed(&self) {
+        self.closed.fetch_add(1, Ordering::Release);
+    }
+
+    /// How far everything is.
+    #[inline(always)]
+    fn now(&self) -> Progress {
+        let closed = self.closed.load(Ordering::Acquire);
+        Progress { closed, given_up: self.given_up.load(Ordering::SeqCst) }
+    }
+
+    /// Whether a vCPU that has come to `progress` may go on in translated code.
+    #[inline(always)]
+    pub(super) fn is_current(&self, progress: Progress) -> bool {
+        progress == self.now()
+    }
+
+    /// Brings `user`, who runs no translated code just now, from `progress` to where everything is.
+    /// It forgets what has gone, each or, if that is not known, all of it.
+    #[cold]
+    pub(super) fn catch_up(
+        &self,
+        user: &User,
+        progress: &mut Progress,
+        mut forget: impl FnMut(Option<&Evicted>),
+    ) {
+        let now = self.now();
+        if progress.given_up != now.given_up {
+            let log = lock(&self.log);
+            let missed = log.iter().filter(|evicted| evicted.number > progress.given_up);
+            let known = missed.clone().count() as u64;
+            if known < now.given_up.wrapping_sub(progress.given_up) {
+                forget(None);
+            } else {
+                missed.for_each(|evicted| forget(Some(evicted)));
+            }
+            user.done.store(now.given_up, Ordering::SeqCst);
+        }
+        *progress = now;
+        serialize();
+    }
+
+    /// `user`, who has come to `progress`, is about to run code, and catches up before it does.
+    pub(super) fn enter(&self, user: &User, progress: Progress) {
+        user.done.store(progress.given_up, Ordering::SeqCst);
+    }
+
+    /// `user` runs no code until it enters again.
+    pub(super) fn leave(&self, user: &User) {
+        user.done.store(u64::MAX, Ordering::SeqCst);
+    }
+
+    /// Gives up the region that is to be filled next, unless it has been.
+    pub(super) fn give_up_next(&self, me: &User) -> Option<Evicted> {
+        let mut translations = self.lock();
+        let next = translations.regions.next();
+        if translations.regions.given_up(next).is_some() {
+            return None;
+        }
+        let number = self.given_up.load(Ordering::SeqCst).wrapping_add(1);
+        let evicted = translations.give_up(next, number);
+        let mut log = lock(&self.log);
+        log.truncate(LOG.saturating_sub(1));
+        log.push_front(evicted.clone());
+        self.given_up.store(number, Ordering::SeqCst);
+        drop((log, translations));
+        self.all_done(me, number);
+        Some(evicted)
+    }
+
+    /// Whether all vCPUs are done with the region that was given up as the `number`-th. Those who are
+    /// not are told that they should be, but for `me`.
+    fn all_done(&self, me: &User, number: u64) -> bool {
+        let users = self.users.read().unwrap_or_else(PoisonError::into_inner);
+        let late = users.iter().filter(|user| user.done.load(Ordering::SeqCst) < number);
+        let mut all_done = true;
+        for user in late {
+            all_done = false;
+            if !std::ptr::eq(&raw const **user, me) {
+                user.handle.raise(Event::CODE_CHANGED);
+            }
+        }
+        all_done
+    }
+
+    /// The same `translations`, with room for `bytes` more. `None` if the next region had better be
+    /// [given up](CodeCache::give_up_next) first, or if it has been and others have yet to say that
+    /// they are done with it: they are told.
+    pub(super) fn with_room<'a>(
+        &'a self,
+        me: &User,
+        mut translations: MutexGuard<'a, Translations>,
+        bytes: usize,
+    ) -> Option<MutexGuard<'a, Translations>> {
+        let regions = &translations.regions;
+        let next = regions.next();
+        let given_up = regions.given_up(next);
+        if regions.has_room(bytes) {
+            let soon = given_up.is_none() && regions.is_nearly_full() && self.is_shared();
+            return (!soon).then_some(translations);
+        }
+        if !self.all_done(me, given_up?) {
+            return None;
+        }
+        translations.regions.fill(next);
+        translations.regions.has_room(bytes).then_some(translations)
+    }
+
+    /// Several vCPUs share it.
+    fn is_shared(&self) -> bool {
+        self.users.read().unwrap_or_else(PoisonError::into_inner).len() > 1
+    }
+
+    /// Empties the code memory. No vCPU may be running there, nor remember anything of it.
+    pub(super) fn clear(&self) {
+        self.lock().clear();
+    }
+}
