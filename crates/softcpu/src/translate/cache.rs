@@ -258,7 +258,8 @@ impl Translations {
         let Some(link) = self.regions.link(number).copied() else { return };
         let from = self.regions.block(link.from);
         let alike = |from: &Placed| !from.stale && from.mode == to.mode;
-        if link.target == rip && from.is_some_and(alike) {
+        // Nobody would take back a jump to what has been given up meanwhile.
+        if link.target == rip && from.is_some_and(alike) && self.regions.has(to) {
             self.aim(link.offset, to.address);
         }
     }

@@ -240,13 +240,8 @@ impl Vcpu {
     fn settle(&mut self, job: &mut Job) -> Option<Entry> {
         let (frame, rip, mode) = job.wanted();
         let Order { version, tail, manner, .. } = job.order;
-        let code = self.memory.code();
-        if code.version(frame) != version
-            || tail.is_some_and(|tail| code.version(tail.frame) != tail.version)
-        {
-            return None;
-        }
-        self.place_translation(job.len(), |maker, translations| {
+        let of = (frame, version, tail);
+        self.place_translation(job.len(), of, |maker, translations| {
             // It may have been translated meanwhile, or is wanted otherwise.
             let wish = translations.wish(frame, rip, mode);
             if tail.is_none() && translations.find(Sought { rip, frame, version, mode }).is_some()

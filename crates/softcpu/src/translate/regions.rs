@@ -250,6 +250,11 @@ impl Regions {
         self.fillings_now.set(n, filling);
     }
 
+    /// Whether `entry` is still there.
+    pub(super) fn has(&self, entry: Entry) -> bool {
+        self.fillings_now.has(entry)
+    }
+
     /// Where the next translation begins.
     pub(super) fn next_offset(&self) -> Option<u32> {
         let free = self.regions.get(self.current)?.filled.checked_add(BEFORE)?;

@@ -20,7 +20,7 @@ use super::thunks::Exit;
 use super::trace::Trace;
 use super::translator::Translator;
 use super::wishes::Wish;
-use crate::decode::cache::{Block as Decoded, BlockCache};
+use crate::decode::cache::{Block as Decoded, BlockCache, Tail};
 use crate::decode::op::Op;
 use crate::memory::ram::RamFrame;
 use crate::mmu::View;
@@ -215,11 +215,13 @@ impl Vcpu {
         self.meter.evicting.add_since(since);
     }
 
-    /// Has `make` make a translation of at most `bytes`. `None` if it does not, or if other vCPUs
-    /// have yet to leave what has to go for it.
+    /// Has `make` make a translation of at most `bytes`, of code in a frame at a version, and maybe
+    /// in another. `None` if it does not, or if that has changed, or if other vCPUs have yet to leave
+    /// what has to go for it.
     pub(super) fn place_translation(
         &mut self,
         bytes: usize,
+        (frame, version, tail): (RamFrame, u32, Option<Tail>),
         make: impl FnOnce(&mut Maker, &mut Translations) -> Option<Entry>,
     ) -> Option<Entry> {
         let Translator { code, user, .. } = self.translator.as_ref()?;
@@ -228,7 +230,11 @@ impl Vcpu {
         }
         let Translator { code, user, maker, .. } = self.translator.as_mut()?;
         let mut translations = code.with_room(user, code.lock(), bytes)?;
-        let entry = make(maker, &mut translations)?;
+        // Whoever closes what is stale has had its turn, or will find this.
+        let map = self.memory.code();
+        let stands = map.version(frame) == version
+            && tail.is_none_or(|tail| map.version(tail.frame) == tail.version);
+        let entry = if stands { make(maker, &mut translations) } else { None }?;
         tell_of_newest(&mut self.tracer, self.mmu.is_user(), &translations, entry);
         Some(entry)
     }
@@ -283,8 +289,8 @@ impl Vcpu {
         #[cfg(test)]
         self.plant_mistake(&mut trace);
         let mirrors = self.mirrors();
-        let entry = self.place_translation(room_for(&trace), |maker, translations| {
-            let of = (head.frame, head.version, head.tail());
+        let of = (head.frame, head.version, head.tail());
+        let entry = self.place_translation(room_for(&trace), of, |maker, translations| {
             maker.place(translations, &trace, of, mirrors)
         });
         if let Some(translator) = &mut self.translator {

@@ -3,6 +3,7 @@ use std::num::NonZeroU32;
 use super::super::config::{Config, Invalidate};
 use super::super::regions::LARGEST;
 use super::*;
+use crate::memory::ram::RamFrame;
 use crate::testing::{Random, TestMachine};
 use crate::vcpu::Exit;
 
@@ -184,6 +185,58 @@ fn who_has_missed_too_much_forgets_everything() {
     let mut forgotten = Vec::new();
     code.catch_up(&other, &mut others, |evicted| forgotten.push(evicted.is_some()));
     assert_eq!(forgotten, [false]);
+}
+
+#[test]
+fn nothing_is_linked_to_what_has_been_given_up() {
+    // Whether some link of [`SUM`]'s translations leads elsewhere once all are to be connected.
+    let links = |given_up: bool| {
+        let mut machine = TestMachine::long_mode().translating_as(0, Config::default());
+        machine.put(START, SUM);
+        // Nothing is linked by itself then.
+        machine.vcpu.alone = true;
+        assert_eq!(sum(&mut machine, START, 3), 6);
+        let mut translations = machine.vcpu.translator.as_ref().unwrap().code.lock();
+        let all = (0..).map_while(|number| Some((number, translations.target(number)?)));
+        let linked: Vec<_> = all
+            .filter_map(|(number, target)| {
+                let (entry, _) = (0..8).find_map(|n| translations.entry_at(n, target))?;
+                Some((number, target, entry))
+            })
+            .collect();
+        if given_up {
+            translations.give_up(0, 1);
+        }
+        let before = translations.memory.read(0, 0x8000).to_vec();
+        for (number, target, entry) in linked {
+            translations.connect(number, target, entry);
+        }
+        before != translations.memory.read(0, 0x8000)
+    };
+    assert!(links(false) && !links(true));
+}
+
+#[test]
+fn code_that_has_changed_since_it_was_looked_at_is_not_translated() {
+    let [mut machine, other] = siblings(0, Config::default());
+    assert_eq!(sum(&mut machine, START, 3), 6);
+    let (frame, map) = (RamFrame(1), machine.memory.code());
+    let version = map.version(frame);
+    let place = |machine: &mut TestMachine| {
+        let mut asked = false;
+        let made = machine.vcpu.place_translation(100, (frame, version, None), |_, _| {
+            asked = true;
+            None
+        });
+        assert_eq!(made, None);
+        asked
+    };
+    assert!(place(&mut machine));
+    // Another vCPU has found that out, and closed what there was.
+    other.put(START, SUM);
+    let code = Arc::clone(&machine.vcpu.translator.as_ref().unwrap().code);
+    code.drop_stale(other.memory.code(), |_| ());
+    assert!(code.is_up_to_date(other.memory.code()) && !place(&mut machine));
 }
 
 /// Where the `n`-th copy of [`SUM`] is, which adds `n` more in the end.
