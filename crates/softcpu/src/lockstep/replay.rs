@@ -62,8 +62,8 @@ impl Lockstep {
         let mut found = self.replay(leader, blocks, &end);
         if matches!(found, Found::Difference(_)) && self.spare.is_some() {
             #[cfg(test)]
-            if let (Some(spare), Some(own)) = (&mut self.spare, &leader.translator) {
-                spare.mistake = own.mistake;
+            if let (Some(spare), Some(own)) = (&mut self.spare, &mut leader.translator) {
+                *spare.mistake() = *own.mistake();
             }
             mem::swap(&mut leader.translator, &mut self.spare);
             if let Some(translator) = &mut leader.translator {

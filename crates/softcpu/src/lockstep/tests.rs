@@ -42,7 +42,7 @@ fn machine(code: &[u8]) -> TestMachine {
 /// Runs `code` with `mistake` made of each instruction that is translated.
 fn report(code: &[u8], mistake: fn(&mut Instruction, &mut Op)) -> String {
     let mut machine = machine(code);
-    machine.vcpu.translator.as_mut().unwrap().mistake = Some(mistake);
+    *machine.vcpu.translator.as_mut().unwrap().mistake() = Some(mistake);
     assert_eq!(machine.vcpu.run(), Exit::Diverged);
     let report = machine.vcpu.divergence().unwrap().to_owned();
     println!("{report}");

@@ -51,8 +51,6 @@ pub(super) struct Translated {
     pub(super) links: Vec<Link>,
     /// Where code is that leaves to look the block up again.
     pub(super) way_out: usize,
-    /// The number of its first op.
-    pub(super) first_op: usize,
     /// What must change in it elsewhere.
     pub(super) relocations: Vec<Relocation>,
     /// Its guest's code may be elsewhere too.
@@ -82,8 +80,6 @@ pub(super) struct Block<'a> {
     pub(super) producer: Option<Producer>,
     pub(super) thunks: &'a Thunks,
     kept: &'a mut Ops,
-    /// The number of the first op that is kept.
-    first_op: usize,
     /// The op that was kept last: where it is in the guest's code, and its address.
     last_kept: Option<(u64, u64)>,
     pub(super) cold: &'a mut VecDeque<Apart>,
@@ -177,7 +173,6 @@ fn attempt(
         flags: Flags::Context,
         producer: None,
         thunks,
-        first_op: kept.count(),
         kept,
         last_kept: None,
         cold,
@@ -559,8 +554,8 @@ impl Block<'_> {
         let (code, relocations) = self.code.finish()?;
         let movable = relocations.can_move(self.rip);
         let relocations = relocations.into_list();
-        let (links, first_op) = (self.links, self.first_op);
-        Ok(Translated { code, links, way_out, first_op, relocations, movable, landings: landed })
+        let links = self.links;
+        Ok(Translated { code, links, way_out, relocations, movable, landings: landed })
     }
 }
 

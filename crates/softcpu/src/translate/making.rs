@@ -140,6 +140,7 @@ impl MadeWith for Settling<'_> {
 
 impl Maker {
     /// Gives what `job` has made a place, for which there is room.
+    /// Whoever goes to the translation that it replaces comes there.
     pub(super) fn settle_job(
         &mut self,
         translations: &mut Translations,
@@ -150,6 +151,12 @@ impl Maker {
         let entry = self.settle(translations, job, &made, &mut code);
         made.translated.code = code;
         job.made = Some(made);
+        if let Some(entry) = entry
+            && let Some(wish) = translations.wishes.get_mut(&job.wanted())
+            && let Some(former) = wish.former.take()
+        {
+            translations.replace(former, entry.address);
+        }
         entry
     }
 

@@ -83,3 +83,7 @@ pub(crate) use frames::Sought;
 pub(crate) use run::{THRESHOLD, Translation};
 pub(crate) use translator::Translator;
 pub use workshop::Workshop;
+
+/// What a test does to an instruction, so that its translation is wrong.
+#[cfg(test)]
+pub(crate) type Mistake = fn(&mut iced_x86::Instruction, &mut crate::decode::op::Op);

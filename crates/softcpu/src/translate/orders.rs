@@ -16,9 +16,8 @@ use super::frames::Sought;
 use super::making::{Job, Order};
 use super::mode::{CodeSegment, Mode};
 use super::route::Route;
-use super::trace::Trace;
 use super::translator::Translator;
-use super::wishes::Wanted;
+use super::wishes::{Wanted, Wish};
 use super::workshop::{Desk, TakenBack, Workshop};
 use crate::decode::cache::{Block, BlockCache};
 use crate::memory::ram::RamFrame;
@@ -38,8 +37,8 @@ enum Waited {
     Never,
     /// It is being made.
     Still,
-    /// Nobody has begun with it: this is to be translated.
-    Enough(Route),
+    /// Nobody has begun with it: it is to be made here and now.
+    Enough(Box<Job>),
 }
 
 /// A vCPU's standing with its workshop.
@@ -47,9 +46,7 @@ enum Waited {
 pub(super) struct Orders {
     workshop: Arc<Workshop>,
     desk: Arc<Desk>,
-    /// Jobs that were done, for the next ones.
-    spare: Vec<Job>,
-    /// What they came in.
+    /// What deliveries came in.
     empty: Vec<Job>,
 }
 
@@ -57,13 +54,6 @@ impl Orders {
     /// What was made.
     fn deliveries(&mut self) -> Vec<Job> {
         self.desk.clear(std::mem::take(&mut self.empty))
-    }
-
-    /// `job` was done, or is not wanted.
-    fn keep(&mut self, job: Job) {
-        if self.spare.len() < SPARE {
-            self.spare.push(job);
-        }
     }
 }
 
@@ -87,19 +77,24 @@ impl Translator {
         taken
     }
 
-    /// Orders the translation of `route`, which is what `order` says: it is another one then.
-    /// Says whether it could be ordered.
-    fn order(&mut self, route: &mut Route, order: Order) -> bool {
-        let Some(orders) = &mut self.orders else { return false };
-        let spare = orders.spare.pop();
-        let mut job = spare.unwrap_or_else(|| Job::new(order));
-        std::mem::swap(&mut job.route, route);
+    /// `job` was done, or is not wanted.
+    pub(super) fn keep(&mut self, job: Job) {
+        if self.spare.len() < SPARE {
+            self.spare.push(job);
+        }
+    }
+
+    /// A job that is what `order` says, once it has a route.
+    fn job(&mut self, order: Order) -> Job {
+        let mut job = self.spare.pop().unwrap_or_else(|| Job::new(order));
         job.order = order;
-        let refused = orders.workshop.order(job, &orders.desk);
-        let Some(mut job) = refused else { return true };
-        std::mem::swap(&mut job.route, route);
-        orders.keep(job);
-        false
+        job
+    }
+
+    /// Has `job` done beside the vCPU, if that can be. Gives it back if not.
+    fn order(&mut self, job: Job) -> Option<Job> {
+        let Some(orders) = &self.orders else { return Some(job) };
+        orders.workshop.order(job, &orders.desk)
     }
 }
 
@@ -110,8 +105,8 @@ impl Vcpu {
         if let Some(translator) = &mut self.translator {
             self.threshold = self.threshold.min(THRESHOLD);
             let workshop = Arc::clone(workshop);
-            let (desk, spare, empty) = Default::default();
-            translator.orders = Some(Orders { workshop, desk, spare, empty });
+            let (desk, empty) = Default::default();
+            translator.orders = Some(Orders { workshop, desk, empty });
         }
     }
 
@@ -125,23 +120,23 @@ impl Vcpu {
         self.translator.as_ref().is_some_and(Translator::has_deliveries)
     }
 
-    /// The trace that begins with `head`, in `mode`, if it is to be translated here and now. If not,
+    /// What is to be made of the code that begins with `head`, in `mode`, here and now. `None` if
     /// that was ordered.
-    pub(super) fn trace_to_translate(
+    pub(super) fn job_to_do(
         &mut self,
         blocks: &BlockCache,
         head: &Block,
         mode: Mode,
-    ) -> Option<Trace> {
-        let route = match self.waited_for(blocks, head, mode) {
-            Waited::Still => return None,
-            Waited::Enough(route) => route,
-            Waited::Never => self.route_or_order(blocks, head, mode)?,
-        };
-        let translator = self.translator.as_mut()?;
-        let trace = translator.maker.bench.trace_of(&route, self.cpuid.features());
-        translator.spare_route = route;
-        trace
+    ) -> Option<Job> {
+        match self.waited_for(blocks, head, mode) {
+            Waited::Still => None,
+            Waited::Enough(mut job) => {
+                let wish = self.translator.as_ref()?.code.lock().wish(head.frame, head.rip, mode);
+                job.order.manner = wish.manner(self.mirrors());
+                Some(*job)
+            }
+            Waited::Never => self.job_unless_ordered(blocks, head, mode),
+        }
     }
 
     /// Looks whether `head`, in `mode`, was waited for long enough.
@@ -156,32 +151,26 @@ impl Vcpu {
                 head.set_ordered(true);
                 Waited::Still
             }
-            TakenBack::Order(mut job) => {
-                let route = std::mem::take(&mut job.route);
+            TakenBack::Order(job) => {
                 let of = (job.order.frame, job.order.version);
-                mark(blocks, &route, of, false);
-                let stands = (of.1, job.order.tail) == (head.version, head.tail());
-                if let Some(orders) = &mut translator.orders {
-                    orders.keep(*job);
+                mark(blocks, &job.route, of, false);
+                if (of.1, job.order.tail) == (head.version, head.tail()) {
+                    return Waited::Enough(job);
                 }
-                if stands { Waited::Enough(route) } else { Waited::Never }
+                translator.keep(*job);
+                Waited::Never
             }
         }
     }
 
-    /// The route that begins with `head`, in `mode`, unless that can be ordered.
-    fn route_or_order(&mut self, blocks: &BlockCache, head: &Block, mode: Mode) -> Option<Route> {
-        let mut route = std::mem::take(&mut self.translator.as_mut()?.spare_route);
-        let wish = self.find_route(blocks, head, mode, &mut route)?;
+    /// The same, which nobody waits for.
+    fn job_unless_ordered(&mut self, blocks: &BlockCache, head: &Block, mode: Mode) -> Option<Job> {
         let features = *self.cpuid.features();
         let translator = self.translator.as_mut()?;
-        if translator.orders.is_none() || !wish.can_wait() {
-            return Some(route);
-        }
         // It is told its place when it is made.
         let offset = translator.code.fixed().next_multiple_of(alignment::BLOCKS) as u32;
-        let order = Order {
-            manner: wish.manner(false),
+        let mut job = translator.job(Order {
+            manner: Wish::default().manner(false),
             frame: head.frame,
             version: head.version,
             tail: head.tail(),
@@ -189,16 +178,26 @@ impl Vcpu {
             thunks: translator.code.thunks,
             base: translator.code.bounds().start.wrapping_add(offset.into()),
             offset,
+        });
+        let wish = self.find_route(blocks, head, mode, &mut job.route);
+        let mirrors = self.mirrors();
+        let translator = self.translator.as_mut()?;
+        let Some(wish) = wish else {
+            translator.keep(job);
+            return None;
         };
+        job.order.manner = wish.manner(mirrors);
+        if !wish.can_wait() {
+            return Some(job);
+        }
         let of = (head.frame, head.version);
-        mark(blocks, &route, of, true);
-        if !translator.order(&mut route, order) {
-            mark(blocks, &route, of, false);
-            return Some(route);
+        mark(blocks, &job.route, of, true);
+        if let Some(job) = translator.order(job) {
+            mark(blocks, &job.route, of, false);
+            return Some(job);
         }
         head.set_runs(translator.patience.runs(self.threshold));
         head.set_ordered(true);
-        translator.spare_route = route;
         None
     }
 
@@ -218,8 +217,10 @@ impl Vcpu {
                 head.set_runs(if job.made.is_some() { head.runs() } else { 0 });
                 head.entry.set(entry);
             }
-            if let Some(orders) = self.orders() {
-                orders.keep(job);
+            if let Some(translator) = &mut self.translator {
+                let beside = &mut translator.maker.counters.beside;
+                *beside = beside.wrapping_add(entry.is_some().into());
+                translator.keep(job);
             }
         }
         if let Some(orders) = self.orders() {
@@ -236,23 +237,23 @@ impl Vcpu {
         }
     }
 
-    /// Gives what `job` has made a place, if it stands for what is there.
-    fn settle(&mut self, job: &mut Job) -> Option<Entry> {
+    /// Gives what `job` has made a place, if it stands for what is there. This vCPU must be in its run
+    /// loop.
+    pub(super) fn settle(&mut self, job: &mut Job) -> Option<Entry> {
         let (frame, rip, mode) = job.wanted();
         let Order { version, tail, manner, .. } = job.order;
-        let of = (frame, version, tail);
+        let (of, mirrors) = ((frame, version, tail), self.mirrors());
+        job.made.as_ref()?;
         self.place_translation(job.len(), of, |maker, translations| {
             // It may have been translated meanwhile, or is wanted otherwise.
-            let wish = translations.wish(frame, rip, mode);
-            if tail.is_none() && translations.find(Sought { rip, frame, version, mode }).is_some()
-                || !wish.can_wait()
-                || wish.manner(false) != manner
+            let sought = Sought { rip, frame, version, mode };
+            let there = translations.find(sought).filter(|_| tail.is_none());
+            if there.is_some_and(|number| translations.entry_at(number, rip).is_some())
+                || translations.wish(frame, rip, mode).manner(mirrors) != manner
             {
                 return None;
             }
-            let entry = maker.settle_job(translations, job)?;
-            maker.counters.beside = maker.counters.beside.wrapping_add(1);
-            Some(entry)
+            maker.settle_job(translations, job)
         })
     }
 }

@@ -14,10 +14,8 @@ use super::frames::Sought;
 use super::jumps;
 use super::maker::Maker;
 use super::mode::{CodeSegments, Mode};
-use super::regions::LARGEST;
 use super::route::{Route, Router};
 use super::thunks::Exit;
-use super::trace::Trace;
 use super::translator::Translator;
 use super::wishes::Wish;
 use crate::decode::cache::{Block as Decoded, BlockCache, Tail};
@@ -40,16 +38,8 @@ pub(crate) enum Translation {
     Known(Entry),
 }
 
-/// More than what `trace` becomes takes.
-fn room_for(trace: &Trace) -> usize {
-    trace.steps.len().saturating_add(4).saturating_mul(MOST_OF_A_STEP).min(LARGEST)
-}
-
 /// Runs of a block after which it is translated.
 pub(crate) const THRESHOLD: u32 = 6;
-
-/// Bytes that a step becomes at most, what is behind the rest included.
-const MOST_OF_A_STEP: usize = 384;
 
 /// What translated code that is to be left soon takes for the events raised.
 static ALWAYS: AtomicU32 = AtomicU32::new(u32::MAX);
@@ -284,35 +274,13 @@ impl Vcpu {
             head.entry.set(Some(entry));
             return Some(entry);
         }
-        #[cfg_attr(not(test), expect(unused_mut, reason = "tests plant mistakes"))]
-        let mut trace = self.trace_to_translate(blocks, head, mode)?;
-        #[cfg(test)]
-        self.plant_mistake(&mut trace);
-        let mirrors = self.mirrors();
-        let of = (head.frame, head.version, head.tail());
-        let entry = self.place_translation(room_for(&trace), of, |maker, translations| {
-            maker.place(translations, &trace, of, mirrors)
-        });
-        if let Some(translator) = &mut self.translator {
-            translator.maker.bench.put_back(trace);
-        }
+        let mut job = self.job_to_do(blocks, head, mode)?;
+        self.translator.as_mut()?.maker.bench.make(&mut job);
+        let entry = self.settle(&mut job);
+        self.translator.as_mut()?.keep(job);
         head.set_runs(if entry.is_some() { head.runs() } else { 0 });
         head.entry.set(entry);
         entry
-    }
-
-    #[cfg(test)]
-    fn plant_mistake(&mut self, trace: &mut Trace) {
-        if let Some(translator) = &mut self.translator
-            && let Some(mistake) = translator.mistake
-        {
-            for (step, op) in trace.steps.iter_mut().zip(&mut trace.ops) {
-                mistake(&mut step.instruction, op);
-                let features = self.cpuid.features();
-                let shapes = translator.maker.bench.shapes(features);
-                step.shape = shapes.of(&mut step.instruction, features);
-            }
-        }
     }
 
     /// Finds the `route` that begins with `head`, in `mode`, and how it is to be translated. `None`

@@ -358,7 +358,7 @@ fn a_translation_that_reaches_what_it_may_not_ends_the_vcpu() {
     let config = Config { verify: true, ..Config::default() };
     let mut machine = machine(DIVISIONS, config);
     // syscall
-    machine.vcpu.translator.as_mut().unwrap().maker.smuggled = vec![0x0f, 0x05];
+    machine.vcpu.translator.as_mut().unwrap().maker.bench.smuggled = vec![0x0f, 0x05];
     assert_eq!(run(&mut machine), Exit::Failed);
     let failure = machine.vcpu.failure().unwrap();
     assert_eq!(failure.rip, START);

@@ -10,10 +10,10 @@ use super::config::{BadTranslation, Config};
 use super::counters::Counters;
 use super::invalidation::Schedule;
 use super::maker::Maker;
+use super::making::Job;
 use super::mode::Mode;
 use super::orders::Orders;
 use super::patience::Patience;
-use super::route::Route;
 use crate::handle::VcpuHandle;
 use crate::memory::code_map::CodeMap;
 use crate::native::Stubs;
@@ -29,8 +29,8 @@ pub(crate) struct Translator {
     pub(super) progress: Progress,
     /// What it makes translations with.
     pub(super) maker: Maker,
-    /// The last route, for the memory it has.
-    pub(super) spare_route: Route,
+    /// Jobs that were done, for the next ones.
+    pub(super) spare: Vec<Job>,
     /// The link that the last block was left by, and the number of the mappings it was left
     /// under.
     pub(super) pending: Option<(u32, u64)>,
@@ -44,9 +44,6 @@ pub(crate) struct Translator {
     pub(super) orders: Option<Orders>,
     /// When code is to be taken for changed.
     pub(super) invalidation: Option<Schedule>,
-    /// What a test has done to each instruction before it is translated.
-    #[cfg(test)]
-    pub(crate) mistake: Option<fn(&mut iced_x86::Instruction, &mut crate::decode::op::Op)>,
 }
 
 impl Translator {
@@ -74,16 +71,20 @@ impl Translator {
             user,
             code,
             progress: Progress::default(),
-            spare_route: Route::default(),
+            spare: Vec::new(),
             pending: None,
             refused: None,
             turns: config.turns.max(1),
             patience: Patience::new(host_tsc()),
             orders: None,
             invalidation: config.invalidate.map(Schedule::new),
-            #[cfg(test)]
-            mistake: None,
         })
+    }
+
+    /// The mistake that it is to make.
+    #[cfg(test)]
+    pub(crate) fn mistake(&mut self) -> &mut Option<super::Mistake> {
+        &mut self.maker.bench.mistake
     }
 
     /// What it did so far.

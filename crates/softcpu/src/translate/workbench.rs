@@ -22,6 +22,12 @@ pub(super) struct Workbench {
     /// The last trace, for the memory it has.
     spare: Trace,
     scratch: Scratch,
+    /// What a test has done to each instruction before it is translated.
+    #[cfg(test)]
+    pub(super) mistake: Option<super::Mistake>,
+    /// What one has put in front of every translation.
+    #[cfg(test)]
+    pub(super) smuggled: Vec<u8>,
 }
 
 impl Workbench {
@@ -32,11 +38,15 @@ impl Workbench {
             features: FeatureSet::default(),
             spare: Trace::default(),
             scratch: Scratch::default(),
+            #[cfg(test)]
+            mistake: None,
+            #[cfg(test)]
+            smuggled: Vec::new(),
         }
     }
 
     /// The shapes of instructions for a CPU that has `features`.
-    pub(super) fn shapes(&mut self, features: &FeatureSet) -> &mut Shapes {
+    fn shapes(&mut self, features: &FeatureSet) -> &mut Shapes {
         if self.features != *features {
             (self.shapes, self.features) = (Shapes::new(), *features);
         }
@@ -47,7 +57,21 @@ impl Workbench {
     /// changing when it was copied.
     pub(super) fn trace_of(&mut self, route: &Route, features: &FeatureSet) -> Option<Trace> {
         let spare = std::mem::take(&mut self.spare);
-        Trace::of(route, self.shapes(features), features, spare)
+        let trace = Trace::of(route, self.shapes(features), features, spare);
+        #[cfg(test)]
+        let trace = trace.map(|trace| self.plant_mistake(trace, features));
+        trace
+    }
+
+    #[cfg(test)]
+    fn plant_mistake(&mut self, mut trace: Trace, features: &FeatureSet) -> Trace {
+        if let Some(mistake) = self.mistake {
+            for (step, op) in trace.steps.iter_mut().zip(&mut trace.ops) {
+                mistake(&mut step.instruction, op);
+                step.shape = self.shapes(features).of(&mut step.instruction, features);
+            }
+        }
+        trace
     }
 
     /// Translates `trace` for `site`, in the memory of `spare`.
@@ -62,7 +86,20 @@ impl Workbench {
         manner: Manner,
         spare: Translated,
     ) -> Result<Translated, NotCopied> {
-        block::translate(trace, site, kept, manner, &mut self.scratch, spare)
+        let made = block::translate(trace, site, kept, manner, &mut self.scratch, spare);
+        #[cfg(test)]
+        let made = made.map(|made| self.smuggle(made));
+        made
+    }
+
+    #[cfg(test)]
+    fn smuggle(&self, made: Translated) -> Translated {
+        if self.smuggled.is_empty() {
+            return made;
+        }
+        let code = [self.smuggled.as_slice(), &made.code].concat();
+        let (relocations, landings) = Default::default();
+        Translated { code, relocations, landings, movable: false, ..made }
     }
 
     /// Nobody needs `trace` any more.
