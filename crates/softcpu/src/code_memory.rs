@@ -9,31 +9,18 @@
 use std::arch::asm;
 use std::io;
 use std::ptr;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU16, AtomicU32, Ordering};
 
 /// A stretch of code memory. Pages are only taken from the host as they fill.
 #[derive(Debug)]
 pub(crate) struct CodeMemory {
-    mappings: Arc<Mappings>,
-}
-
-/// For whoever only looks at code, while another may change it.
-#[derive(Debug)]
-pub(crate) struct CodeReader(Arc<Mappings>);
-
-#[derive(Debug)]
-struct Mappings {
     writable: *mut u8,
     executable: *mut u8,
     capacity: usize,
 }
 
 // SAFETY: the mappings belong to this value alone and are not tied to a thread.
-unsafe impl Send for Mappings {}
-// SAFETY: only [`CodeMemory`] writes, of which there is one and which must be borrowed for that;
-// readers load atomically.
-unsafe impl Sync for Mappings {}
+unsafe impl Send for CodeMemory {}
 
 impl CodeMemory {
     /// Reserves `capacity` bytes of address space, twice.
@@ -57,7 +44,7 @@ impl CodeMemory {
             }
         };
         // From here on both are given back when this value is dropped.
-        let memory = Self { mappings: Arc::new(Mappings { writable, executable, capacity }) };
+        let memory = Self { writable, executable, capacity };
         for (at, protection) in [
             (first, libc::PROT_READ | libc::PROT_WRITE),
             (second, libc::PROT_READ | libc::PROT_EXEC),
@@ -72,38 +59,33 @@ impl CodeMemory {
 
     /// Bytes reserved.
     pub(crate) fn capacity(&self) -> usize {
-        self.mappings.capacity
+        self.capacity
     }
 
     /// Where the byte at `offset` is executed.
     pub(crate) fn address(&self, offset: usize) -> *mut u8 {
-        self.mappings.executable.wrapping_add(offset)
-    }
-
-    /// Who may look at it from other threads.
-    pub(crate) fn reader(&self) -> CodeReader {
-        CodeReader(Arc::clone(&self.mappings))
+        self.executable.wrapping_add(offset)
     }
 
     /// The `len` bytes at `offset`; none if they are not all there.
     pub(crate) fn read(&self, offset: usize, len: usize) -> &[u8] {
-        if offset.checked_add(len).is_none_or(|end| end > self.mappings.capacity) {
+        if offset.checked_add(len).is_none_or(|end| end > self.capacity) {
             return &[];
         }
         // SAFETY: the range was just found to lie within the readable mapping, which lives
         // as long as this value; nobody writes to its pages while the value is borrowed.
-        unsafe { std::slice::from_raw_parts(self.mappings.executable.add(offset), len) }
+        unsafe { std::slice::from_raw_parts(self.executable.add(offset), len) }
     }
 
     /// Writes `code` at `offset`; says whether there was room.
     #[must_use]
     pub(crate) fn write(&mut self, offset: usize, code: &[u8]) -> bool {
-        let fits = offset.checked_add(code.len()).is_some_and(|end| end <= self.mappings.capacity);
+        let fits = offset.checked_add(code.len()).is_some_and(|end| end <= self.capacity);
         if fits {
             // SAFETY: the range was just found to lie within the writable mapping, which
             // is this value's own; nobody has a reference into it.
             unsafe {
-                let to = self.mappings.writable.add(offset);
+                let to = self.writable.add(offset);
                 ptr::copy_nonoverlapping(code.as_ptr(), to, code.len());
             }
         }
@@ -114,11 +96,11 @@ impl CodeMemory {
     /// the old ones or the new ones. Says whether there was room.
     #[must_use]
     pub(crate) fn store_u16(&mut self, offset: usize, value: u16) -> bool {
-        let fits = self.mappings.holds(offset, size_of::<u16>());
+        let fits = self.holds(offset, size_of::<u16>());
         if fits {
-            // SAFETY: inside the writable mapping and aligned, as was just found; what else of
-            // this process reads there does so by atomic loads, or has this value borrowed.
-            let place = unsafe { AtomicU16::from_ptr(self.mappings.writable.add(offset).cast()) };
+            // SAFETY: inside the writable mapping and aligned, as was just found; whoever else
+            // of this process reads there has this value borrowed, or executes it.
+            let place = unsafe { AtomicU16::from_ptr(self.writable.add(offset).cast()) };
             place.store(value, Ordering::Release);
         }
         fits
@@ -127,35 +109,19 @@ impl CodeMemory {
     /// The same for four bytes.
     #[must_use]
     pub(crate) fn store_u32(&mut self, offset: usize, value: u32) -> bool {
-        let fits = self.mappings.holds(offset, size_of::<u32>());
+        let fits = self.holds(offset, size_of::<u32>());
         if fits {
             // SAFETY: as above.
-            let place = unsafe { AtomicU32::from_ptr(self.mappings.writable.add(offset).cast()) };
+            let place = unsafe { AtomicU32::from_ptr(self.writable.add(offset).cast()) };
             place.store(value, Ordering::Release);
         }
         fits
     }
-}
 
-impl Mappings {
     /// Whether `size` aligned bytes at `offset` are there.
     fn holds(&self, offset: usize, size: usize) -> bool {
         offset.is_multiple_of(size)
             && offset.checked_add(size).is_some_and(|end| end <= self.capacity)
-    }
-}
-
-impl CodeReader {
-    /// The two bytes at `offset`, which is aligned; `None` if they are not there.
-    #[inline]
-    pub(crate) fn load_u16(&self, offset: usize) -> Option<u16> {
-        if !self.0.holds(offset, size_of::<u16>()) {
-            return None;
-        }
-        // SAFETY: inside the readable mapping and aligned, as was just found. Whoever writes there
-        // meanwhile does so by an atomic store: see who asks.
-        let place = unsafe { AtomicU16::from_ptr(self.0.executable.add(offset).cast()) };
-        Some(place.load(Ordering::Acquire))
     }
 }
 
@@ -183,7 +149,7 @@ pub(crate) fn serialize() {
     }
 }
 
-impl Drop for Mappings {
+impl Drop for CodeMemory {
     fn drop(&mut self) {
         // SAFETY: both mappings are this value's own; what was made of them dies with
         // the cache that owns both.
@@ -245,7 +211,7 @@ mod tests {
             let line = maps.lines().find(|line| line.starts_with(&start)).unwrap().to_owned();
             line.split(' ').nth(1).unwrap().to_owned()
         };
-        assert_eq!(permissions(memory.mappings.writable), "rw-s");
-        assert_eq!(permissions(memory.mappings.executable), "r-xs");
+        assert_eq!(permissions(memory.writable), "rw-s");
+        assert_eq!(permissions(memory.executable), "r-xs");
     }
 }

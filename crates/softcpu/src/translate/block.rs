@@ -546,7 +546,7 @@ impl Block<'_> {
         }
         let way_out = self.code.len();
         let homes = Homes::default();
-        Cold::Stale { rip: self.rip }.write(self.code, self.thunks, self.rip, homes)?;
+        Cold::Closed { rip: self.rip }.write(self.code, self.thunks, self.rip, homes)?;
         landed.clear();
         for landing in self.landings_by_place() {
             landed.push(landing.ok_or(NotCopied)?);

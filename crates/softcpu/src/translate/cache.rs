@@ -270,6 +270,11 @@ impl Translations {
         Some((placed, self.memory.read(placed.offset as usize, placed.len as usize)))
     }
 
+    /// Whether `entry` is closed.
+    pub(super) fn is_closed(&self, entry: Entry) -> bool {
+        self.regions.block_at(entry.address).is_some_and(|placed| placed.stale)
+    }
+
     /// Closes the blocks whose code has changed since `code` knew of `since` hits. Those are told of,
     /// by their RIP.
     pub(super) fn drop_stale(&mut self, code: &CodeMap, since: u64, mut dropped: impl FnMut(u64)) {
@@ -296,7 +301,7 @@ impl Translations {
 /// The opcode of a `jmp` by four bytes of distance.
 const JUMP: u8 = 0xe9;
 /// What a closed block begins with: `jmp`, to the jump in front of it.
-pub(super) const CLOSED: u16 = u16::from_le_bytes([0xeb, 0_u8.wrapping_sub(2 + BEFORE as u8)]);
+const CLOSED: u16 = u16::from_le_bytes([0xeb, 0_u8.wrapping_sub(2 + BEFORE as u8)]);
 
 /// Bytes of the instruction that `code` begins with.
 fn first_instruction(code: &[u8]) -> usize {

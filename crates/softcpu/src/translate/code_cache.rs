@@ -20,11 +20,11 @@ use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
-use super::cache::{CLOSED, Entry, Translations};
+use super::cache::{Entry, Translations};
 use super::mode::SegmentNumbers;
 use super::regions::Fillings;
 use super::thunks::{self, Thunks};
-use crate::code_memory::{CodeMemory, CodeReader, serialize};
+use crate::code_memory::{CodeMemory, serialize};
 use crate::handle::{Event, VcpuHandle};
 use crate::memory::code_map::CodeMap;
 use crate::native::Stubs;
@@ -78,8 +78,6 @@ pub struct CodeCache {
     pub(super) thunks: Thunks,
     fixed: usize,
     fillings: Arc<Fillings>,
-    /// For a look at what translations begin with.
-    heads: CodeReader,
     /// What translations name.
     stubs: Arc<Stubs>,
     /// The numbers of code segments, which translations are found by.
@@ -110,14 +108,12 @@ impl CodeCache {
             return Err(io::Error::other("the thunks do not fit"));
         }
         let bounds = start..start.wrapping_add(memory.capacity() as u64);
-        let heads = memory.reader();
         let translations = Translations::new(memory, code.len());
         Ok(Self {
             bounds,
             thunks,
             fixed: code.len(),
             fillings: translations.regions.fillings(),
-            heads,
             stubs: Arc::clone(stubs),
             segments: Arc::default(),
             seen: AtomicU64::new(0),
@@ -170,14 +166,6 @@ impl CodeCache {
     #[inline]
     pub(super) fn has(&self, entry: Entry) -> bool {
         self.fillings.has(entry)
-    }
-
-    /// Whether `entry` is still there and open. The vCPU that asks is one that has entered.
-    #[inline]
-    pub(super) fn is_open(&self, entry: Entry) -> bool {
-        // A translation that is there is only written to as it is closed.
-        let offset = entry.address.wrapping_sub(self.bounds.start) as usize;
-        self.has(entry) && self.heads.load_u16(offset) != Some(CLOSED)
     }
 
     /// Whether the blocks of all code that `code` knows to have changed are closed.

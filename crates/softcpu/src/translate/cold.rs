@@ -63,8 +63,8 @@ pub(super) enum Cold {
     Last { op: u64 },
     /// Leaves with RIP at `rip`.
     Leave { rip: u64 },
-    /// Leaves with RIP at `rip`, for the run loop to look what is there.
-    Stale { rip: u64 },
+    /// Leaves with RIP at `rip`: the translation is closed.
+    Closed { rip: u64 },
     /// Leaves with RIP at what is in RAX, XORed with the jump context.
     LeaveByKey,
     /// Leaves with RIP at the address whose slot is in R13.
@@ -136,9 +136,9 @@ impl Cold {
                 code.guest_address(VALUE, rip);
                 code.jump_to(thunks.leave_at);
             }
-            Self::Stale { rip } => {
+            Self::Closed { rip } => {
                 code.guest_address(VALUE, rip);
-                code.jump_to(thunks.leave_to_look);
+                code.jump_to(thunks.leave_closed);
             }
             Self::LeaveByKey => {
                 code.xor(VALUE, fields::JUMP_CONTEXT);

@@ -52,7 +52,7 @@ pub struct Counters {
 impl Counters {
     /// What the reasons in [`Counters::exits`] are, by number.
     pub const EXITS: [&'static str; 8] =
-        ["", "look-up", "new link", "to interpret", "machine", "fault", "", ""];
+        ["", "look-up", "new link", "to interpret", "machine", "fault", "closed", ""];
 
     /// Translated code was left for `reason`, while an event was waiting or not.
     pub(super) fn left(&mut self, reason: u64, event: bool) {

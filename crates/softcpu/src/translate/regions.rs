@@ -320,13 +320,20 @@ impl Regions {
         self.fillings_now.at(offset)
     }
 
+    /// The translation that has code at `address`.
+    pub(super) fn block_at(&self, address: u64) -> Option<&Placed> {
+        let offset = address.wrapping_sub(self.fillings_now.base);
+        let blocks = &self.regions.get(self.at(offset)?)?.contents.blocks;
+        // They are in the order of their places.
+        let behind = blocks.partition_point(|placed| u64::from(placed.offset) <= offset);
+        blocks.get(behind.checked_sub(1)?)
+    }
+
     /// Where translated code goes on whose instruction at `address` has faulted.
     pub(super) fn landing(&self, address: u64) -> Option<u64> {
         let offset = address.wrapping_sub(self.fillings_now.base);
         let contents = &self.regions.get(self.at(offset)?)?.contents;
-        // They are in the order of their places.
-        let behind = contents.blocks.partition_point(|placed| u64::from(placed.offset) <= offset);
-        let placed = contents.blocks.get(behind.checked_sub(1)?)?;
+        let placed = self.block_at(address)?;
         let landings = placed.landings.of(&contents.landings)?;
         let at = offset.checked_sub(placed.offset.into())?;
         let place = landings.binary_search_by_key(&at, |landing| landing.at.into()).ok()?;

@@ -102,6 +102,11 @@ impl Vcpu {
         if translator.refused.take() == Some(block.rip) {
             return Translation::None;
         }
+        if translator.closed.take() == Some(block.rip)
+            && block.entry.get().is_some_and(|entry| translator.code.lock().is_closed(entry))
+        {
+            block.entry.set(None);
+        }
         let known = block.entry.get().filter(|known| translator.holds(*known, mode));
         if let Some(entry) = known {
             if self.invalidate_if_due() {
@@ -381,6 +386,8 @@ impl Vcpu {
             return Err(Abort::Fault);
         } else if reason == Exit::Interpret as u64 {
             translator.refused = Some(self.state.rip);
+        } else if reason == Exit::Closed as u64 {
+            translator.closed = Some(self.state.rip);
         }
         Ok(())
     }

@@ -27,6 +27,8 @@ pub(super) enum Exit {
     Machine = 4,
     /// An instruction has faulted, which is for the run loop to deliver.
     Fault = 5,
+    /// As `Next`: what stands for the block at RIP is closed.
+    Closed = 6,
 }
 
 /// Addresses of the thunks.
@@ -40,8 +42,8 @@ pub(super) struct Thunks {
     pub(super) leave_by_link: u64,
     /// Leaves with [`Exit::Interpret`] and RIP from RAX.
     pub(super) leave_to_interpret: u64,
-    /// Leaves with [`Exit::Next`] and RIP from RAX: what the jump cache has for it is stale.
-    pub(super) leave_to_look: u64,
+    /// Leaves with [`Exit::Closed`] and RIP from RAX.
+    pub(super) leave_closed: u64,
     /// Goes on at RIP from RAX, or leaves with [`Exit::Next`]: what the trace at the address in
     /// the context's spare field checks at once cannot be.
     pub(super) leave_split: u64,
@@ -158,7 +160,7 @@ pub(super) fn make(base: u64) -> Result<(Vec<u8>, Thunks), NotCopied> {
     for (thunk, keeps, exit) in [
         (&mut thunks.leave_by_link, fields::LINK, Exit::Link),
         (&mut thunks.leave_to_interpret, fields::RIP, Exit::Interpret),
-        (&mut thunks.leave_to_look, fields::RIP, Exit::Next),
+        (&mut thunks.leave_closed, fields::RIP, Exit::Closed),
     ] {
         *thunk = here(&code);
         code.store(keeps, VALUE);

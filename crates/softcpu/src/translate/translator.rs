@@ -34,6 +34,8 @@ pub(crate) struct Translator {
     /// The link that the last block was left by, and the number of the mappings it was left
     /// under.
     pub(super) pending: Option<(u32, u64)>,
+    /// Translated code was left at this address because what stood for it is closed.
+    pub(super) closed: Option<u64>,
     /// The block at this address must be interpreted this time.
     pub(super) refused: Option<u64>,
     /// Turns of loops until one is taken to be hot.
@@ -73,6 +75,7 @@ impl Translator {
             progress: Progress::default(),
             spare: Vec::new(),
             pending: None,
+            closed: None,
             refused: None,
             turns: config.turns.max(1),
             patience: Patience::new(host_tsc()),
@@ -129,10 +132,10 @@ impl Translator {
         self.turns
     }
 
-    /// Whether `entry` can still be entered, in `mode`.
+    /// Whether `entry` can still be entered, in `mode`. It may be closed, and lead out again.
     #[inline]
     pub(super) fn holds(&self, entry: Entry, mode: Mode) -> bool {
-        entry.mode == mode && self.code.is_open(entry)
+        entry.mode == mode && self.code.has(entry)
     }
 
     /// Whether it may go on in translated code without coming by the run loop.

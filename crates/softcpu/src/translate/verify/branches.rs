@@ -45,7 +45,7 @@ impl Look<'_> {
             self.thunks.leave_at,
             self.thunks.leave_by_link,
             self.thunks.leave_to_interpret,
-            self.thunks.leave_to_look,
+            self.thunks.leave_closed,
             self.thunks.leave_split,
             self.thunks.leave_hot,
         ];
