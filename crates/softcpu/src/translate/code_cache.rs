@@ -149,15 +149,17 @@ impl CodeCache {
         self.bounds.clone()
     }
 
-    /// Bytes of thunks, and of them and translations.
+    /// Bytes of thunks, behind which translations begin.
     pub(super) fn fixed(&self) -> usize {
         self.fixed
     }
 
+    /// Bytes in use, thunks included.
     pub(super) fn used(&self) -> u64 {
         self.fixed.saturating_add(self.lock().regions.used()) as u64
     }
 
+    /// Bytes there are.
     pub(super) fn capacity(&self) -> u64 {
         self.bounds.end.saturating_sub(self.bounds.start)
     }

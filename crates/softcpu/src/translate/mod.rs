@@ -31,6 +31,7 @@ mod division;
 mod effects;
 mod faults;
 mod fields;
+mod finding;
 mod flags;
 mod flags_word;
 mod frames;
