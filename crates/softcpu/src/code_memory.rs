@@ -129,7 +129,8 @@ impl CodeMemory {
 /// that (SDM vol. 3, 9.1.3). IRET does, and unlike CPUID costs no exit where the host is a guest.
 pub(crate) fn serialize() {
     // SAFETY: returns to the next instruction with the stack pointer, the flags and the segments
-    // that there are; what it pushes is taken off again by that.
+    // that there are; what it pushes is taken off again by that. There is no shadow stack, which
+    // would want to know of it: only programs have one that are built for that.
     unsafe {
         asm!(
             "mov {old}, rsp",
