@@ -42,7 +42,7 @@ pub(crate) struct EngineOptions {
     /// For names: a vmlinux with symbols, or System.map
     #[arg(long, value_name = "FILE", hide = true)]
     pub(crate) symbols: Option<PathBuf>,
-    /// Code memory of all vCPUs, 256K to 1G
+    /// Code memory in all, 256K to 1G
     #[arg(long, value_name = "SIZE", hide = true, default_value = "128M", value_parser = size::parse)]
     pub(crate) code_cache: u64,
     /// Translate on the vCPUs' own threads only
