@@ -10,12 +10,12 @@
 pub(super) mod tests;
 
 use super::block;
-use super::cache::{Entry, Placed, Translations};
 use super::frames::{Code, Sought};
 use super::maker::Maker;
 use super::ops::Ops;
 use super::regions::Regions;
 use super::relocate::{self, Distance, MadeWith, Relocation};
+use super::translations::{Entry, Placed, Translations};
 
 /// Relocations of one translation, among all of them, or its landings.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

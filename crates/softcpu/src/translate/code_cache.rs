@@ -20,10 +20,10 @@ use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
-use super::cache::{Entry, Translations};
 use super::mode::SegmentNumbers;
 use super::regions::Fillings;
 use super::thunks::{self, Thunks};
+use super::translations::{Entry, Translations};
 use crate::code_memory::{CodeMemory, serialize};
 use crate::handle::{Event, VcpuHandle};
 use crate::memory::code_map::CodeMap;

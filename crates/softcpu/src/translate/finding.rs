@@ -3,12 +3,12 @@
 //!
 //! All of it happens in the run loop, where this vCPU runs no translated code.
 
-use super::cache::{Entry, Translations};
 use super::code_cache::Evicted;
 use super::frames::Sought;
 use super::maker::Maker;
 use super::mode::Mode;
 use super::route::{Route, Router};
+use super::translations::{Entry, Translations};
 use super::translator::Translator;
 use super::wishes::Wish;
 use crate::decode::cache::{Block, BlockCache, Tail};

@@ -6,7 +6,6 @@
 //! memory: what one thread allocates and another frees takes either of them longer.
 
 use super::block::{self, Site, Translated};
-use super::cache::{Entry, Placed, Translations};
 use super::clone::Span;
 use super::maker::Maker;
 use super::manner::Manner;
@@ -16,6 +15,7 @@ use super::route::Route;
 use super::thunks::Thunks;
 #[cfg(test)]
 use super::trace::Trace;
+use super::translations::{Entry, Placed, Translations};
 use super::wishes::Wanted;
 use super::workbench::Workbench;
 use crate::decode::cache::Tail;

@@ -2,23 +2,22 @@
 //!
 //! Same architecture on both sides, so most instructions are copied as they are, their
 //! registers renamed (`registers`) and their memory operand checked against the data TLB
-//! in line (`access`). Blocks are the interpreter's own, decoded and validated by it;
-//! those that turn out hot are translated (`block`), kept (`cache`, `regions`) and entered from
-//! then on (`run`). Whatever a block does not do itself it has the interpreter do, one instruction
+//! in line (`access`). Blocks are the interpreter's own, decoded and validated by it; those that
+//! turn out hot are translated (`block`), kept (`translations`, `regions`) and entered from then
+//! on (`run`). Whatever a block does not do itself it has the interpreter do, one instruction
 //! at a time, through thunks that keep every register (`thunks`): the interpreter stays the
 //! definition.
 //!
 //! The vCPUs of a machine share what is translated (`code_cache`); each has a `translator` of its
-//! own, which knows how it stands with that. A block is entered from another in its page by a direct jump, from anywhere by a look
-//! into the jump cache (`jumps`), and else by the run loop. When the code under it
-//! changes, its first instruction is replaced by a jump out.
+//! own, which knows how it stands with that. A block is entered from another in its page by a
+//! direct jump, from anywhere by a look into the jump cache (`jumps`), and else by the run loop.
+//! When the code under it changes, its first instruction is replaced by a jump out.
 
 mod access;
 mod alignment;
 mod assembler;
 mod block;
 mod branch;
-mod cache;
 mod checks;
 mod clone;
 mod code_cache;
@@ -68,6 +67,7 @@ mod strings;
 mod tests;
 mod thunks;
 mod trace;
+mod translations;
 mod translator;
 mod verify;
 mod wishes;
@@ -75,13 +75,13 @@ mod workbench;
 mod workshop;
 mod x87;
 
-pub(crate) use cache::Entry;
 pub use code_cache::CodeCache;
 pub use config::{BadTranslation, Config, Invalidate};
 pub use counters::Counters;
 pub(crate) use faults::pass_on as pass_on_fault;
 pub(crate) use frames::Sought;
 pub(crate) use run::{THRESHOLD, Translation};
+pub(crate) use translations::Entry;
 pub(crate) use translator::Translator;
 pub use workshop::Workshop;
 

@@ -11,11 +11,11 @@
 use std::sync::Arc;
 
 use super::alignment;
-use super::cache::Entry;
 use super::frames::Sought;
 use super::making::{Job, Order};
 use super::mode::{CodeSegment, Mode};
 use super::route::Route;
+use super::translations::Entry;
 use super::translator::Translator;
 use super::wishes::{Wanted, Wish};
 use super::workshop::{Desk, TakenBack, Workshop};

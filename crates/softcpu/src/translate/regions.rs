@@ -13,9 +13,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use super::alignment;
-use super::cache::{Entry, Link, Placed};
 use super::ops::Ops;
 use super::relocate::Relocation;
+use super::translations::{Entry, Link, Placed};
 use super::wishes::Wanted;
 use crate::memory::ram::RamFrame;
 

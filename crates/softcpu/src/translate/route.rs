@@ -15,9 +15,9 @@
 
 use iced_x86::{Code, Decoder, DecoderOptions, Instruction};
 
-use super::cache::Entry;
 use super::mode::{CodeSegment, Mode};
 use super::trace::Then;
+use super::translations::Entry;
 use crate::decode::build::copy_block;
 use crate::decode::cache::{Block, BlockCache};
 use crate::decode::op::Op;

@@ -5,7 +5,6 @@ use std::io;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU32;
 
-use super::cache::Entry;
 use super::code_cache::CodeCache;
 use super::config::Config;
 use super::counters::Counters;
@@ -13,6 +12,7 @@ use super::faults;
 use super::jumps;
 use super::mode::{CodeSegments, Mode};
 use super::thunks::Exit;
+use super::translations::Entry;
 use super::translator::Translator;
 use crate::decode::cache::Block;
 use crate::decode::op::Op;

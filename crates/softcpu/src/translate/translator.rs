@@ -4,7 +4,6 @@
 use std::io;
 use std::sync::Arc;
 
-use super::cache::Entry;
 use super::code_cache::{CodeCache, Progress, User};
 use super::config::{BadTranslation, Config};
 use super::counters::Counters;
@@ -14,6 +13,7 @@ use super::making::Job;
 use super::mode::Mode;
 use super::orders::Orders;
 use super::patience::Patience;
+use super::translations::Entry;
 use crate::handle::VcpuHandle;
 use crate::memory::code_map::CodeMap;
 use crate::native::Stubs;

@@ -5,11 +5,11 @@
 
 use std::collections::hash_map::Entry;
 
-use super::cache::Translations;
 use super::frames::Code;
 use super::manner::{Apartness, Manner};
 use super::mode::Mode;
 use super::regions::Filling;
+use super::translations::Translations;
 use super::translator::Translator;
 use crate::memory::ram::RamFrame;
 
