@@ -38,6 +38,7 @@ pub mod lockstep;
 pub mod memory;
 pub mod mmu;
 pub mod native;
+mod observers;
 pub mod state;
 pub mod stats;
 pub mod supervisor;

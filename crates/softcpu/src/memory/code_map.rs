@@ -16,27 +16,20 @@
 //! ([`Event::CODE_PAGES`]), and until it has said so ([`CodeMap::settled`]) fresh
 //! blocks are compared with memory before every run.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
-use std::sync::{Arc, PoisonError, RwLock};
 
 use super::outside::Outside;
 use super::ram::RamFrame;
 use crate::handle::{Event, VcpuHandle};
+pub use crate::observers::Observer;
+use crate::observers::Observers;
 
 /// log2 of the size of a line.
 const LINE_SHIFT: u32 = 6;
 
 /// How many of the frames that were hit last are known.
 const LOG: usize = 1 << 14;
-
-/// A vCPU's standing with the code map.
-#[derive(Debug)]
-pub struct Observer {
-    /// The epoch up to which this vCPU has dropped its write permissions;
-    /// `u64::MAX` while it runs no guest code.
-    seen: AtomicU64,
-    handle: VcpuHandle,
-}
 
 /// The marks and versions of all RAM frames.
 #[derive(Debug)]
@@ -49,7 +42,8 @@ pub struct CodeMap {
     hits: AtomicU64,
     /// The frames that were hit last: the lower half of the hit's number, and the frame.
     log: Box<[AtomicU64]>,
-    observers: RwLock<Vec<Arc<Observer>>>,
+    /// Who has dropped its cached permissions to store, up to which epoch.
+    observers: Observers,
     /// Stores of others than vCPUs.
     outside: Outside,
 }
@@ -65,7 +59,7 @@ impl CodeMap {
             hits: AtomicU64::new(0),
             // No hit has the number that these have in their places.
             log: (1..=LOG as u64).map(|n| AtomicU64::new(n << 32)).collect(),
-            observers: RwLock::default(),
+            observers: Observers::default(),
             outside: Outside::default(),
         }
     }
@@ -78,9 +72,7 @@ impl CodeMap {
 
     /// Enrols a vCPU. It counts as idle until [`CodeMap::enter`].
     pub fn enrol(&self, handle: VcpuHandle) -> Arc<Observer> {
-        let observer = Arc::new(Observer { seen: AtomicU64::new(u64::MAX), handle });
-        self.observers.write().unwrap_or_else(PoisonError::into_inner).push(Arc::clone(&observer));
-        observer
+        self.observers.enrol(handle)
     }
 
     /// `observer` is about to run guest code: `drop_writes` takes its cached write
@@ -88,7 +80,7 @@ impl CodeMap {
     pub fn enter(&self, observer: &Observer, mut drop_writes: impl FnMut()) {
         loop {
             let now = self.epoch.load(Ordering::SeqCst);
-            observer.seen.store(now, Ordering::SeqCst);
+            observer.saw(now);
             drop_writes();
             if self.epoch.load(Ordering::SeqCst) == now {
                 return;
@@ -98,7 +90,7 @@ impl CodeMap {
 
     /// `observer` runs no guest code until it enters again.
     pub fn leave(&self, observer: &Observer) {
-        observer.seen.store(u64::MAX, Ordering::SeqCst);
+        observer.rests();
     }
 
     /// Whether stores to `frame` must be looked at one by one.
@@ -155,11 +147,7 @@ impl CodeMap {
             let before = lines.fetch_or(mask, Ordering::SeqCst);
             if before == 0 {
                 self.epoch.fetch_add(1, Ordering::SeqCst);
-                for other in self.observers.read().unwrap_or_else(PoisonError::into_inner).iter() {
-                    if !std::ptr::eq(&raw const **other, me) {
-                        other.handle.raise(Event::CODE_PAGES);
-                    }
-                }
+                self.observers.tell_others(me, Event::CODE_PAGES);
             }
             let epoch = self.epoch.load(Ordering::SeqCst);
             let version = self.version(frame);
@@ -179,9 +167,7 @@ impl CodeMap {
     /// `epoch` was current.
     #[must_use]
     pub fn settled(&self, me: &Observer, epoch: u64) -> bool {
-        self.observers.read().unwrap_or_else(PoisonError::into_inner).iter().all(|other| {
-            std::ptr::eq(&raw const **other, me) || other.seen.load(Ordering::SeqCst) >= epoch
-        })
+        self.observers.others_have_seen(me, epoch)
     }
 
     /// What others than vCPUs have stored.
@@ -207,9 +193,7 @@ impl CodeMap {
         if let Some(place) = self.log.get(number as usize % LOG) {
             place.store(number << 32 | u64::from(frame.0), Ordering::SeqCst);
         }
-        for vcpu in self.observers.read().unwrap_or_else(PoisonError::into_inner).iter() {
-            vcpu.handle.raise(Event::CODE_CHANGED);
-        }
+        self.observers.tell(Event::CODE_CHANGED);
         true
     }
 

@@ -18,7 +18,7 @@ use std::collections::VecDeque;
 use std::io;
 use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, MutexGuard};
 
 use super::mode::SegmentNumbers;
 use super::regions::Fillings;
@@ -28,6 +28,7 @@ use crate::code_memory::{CodeMemory, serialize};
 use crate::handle::{Event, VcpuHandle};
 use crate::memory::code_map::CodeMap;
 use crate::native::Stubs;
+use crate::observers::{Observer, Observers};
 use crate::sync::lock;
 
 #[cfg(test)]
@@ -47,17 +48,6 @@ pub(crate) struct Evicted {
     pub(crate) blocks: u64,
     /// The memory has been filled to its end since this was said last.
     pub(crate) turned: bool,
-}
-
-/// A vCPU's standing with the code memory.
-#[derive(Debug)]
-pub(super) struct User {
-    /// Its number.
-    pub(super) number: u32,
-    /// Of the regions given up, so many are nothing to it any more; `u64::MAX` while it runs no
-    /// code at all.
-    done: AtomicU64,
-    handle: VcpuHandle,
 }
 
 /// How far a vCPU is with what is done to code that it may run.
@@ -87,7 +77,8 @@ pub struct CodeCache {
     /// Counts translations that were closed, and regions that were given up.
     closed: AtomicU64,
     given_up: AtomicU64,
-    users: RwLock<Vec<Arc<User>>>,
+    /// Who has left which of those.
+    observers: Observers,
     translations: Mutex<Translations>,
     /// The regions that were given up last.
     log: Mutex<VecDeque<Evicted>>,
@@ -119,7 +110,7 @@ impl CodeCache {
             seen: AtomicU64::new(0),
             closed: AtomicU64::new(0),
             given_up: AtomicU64::new(0),
-            users: RwLock::default(),
+            observers: Observers::default(),
             translations: Mutex::new(translations),
             log: Mutex::default(),
         })
@@ -131,12 +122,8 @@ impl CodeCache {
     }
 
     /// Enrols a vCPU, which runs no code before it [enters](CodeCache::enter).
-    pub(super) fn enrol(&self, handle: VcpuHandle) -> Arc<User> {
-        let mut users = self.users.write().unwrap_or_else(PoisonError::into_inner);
-        let number = users.len() as u32;
-        let user = Arc::new(User { number, done: AtomicU64::new(u64::MAX), handle });
-        users.push(Arc::clone(&user));
-        user
+    pub(super) fn enrol(&self, handle: VcpuHandle) -> Arc<Observer> {
+        self.observers.enrol(handle)
     }
 
     /// The translations, for as long as nobody else needs them.
@@ -209,12 +196,12 @@ impl CodeCache {
         progress == self.now()
     }
 
-    /// Brings `user`, who runs no translated code just now, from `progress` to where everything is.
+    /// Brings `me`, who runs no translated code just now, from `progress` to where everything is.
     /// It forgets what has gone, each or, if that is not known, all of it.
     #[cold]
     pub(super) fn catch_up(
         &self,
-        user: &User,
+        me: &Observer,
         progress: &mut Progress,
         mut forget: impl FnMut(Option<&Evicted>),
     ) {
@@ -228,24 +215,24 @@ impl CodeCache {
             } else {
                 missed.for_each(|evicted| forget(Some(evicted)));
             }
-            user.done.store(now.given_up, Ordering::SeqCst);
+            me.saw(now.given_up);
         }
         *progress = now;
         serialize();
     }
 
-    /// `user`, who has come to `progress`, is about to run code, and catches up before it does.
-    pub(super) fn enter(&self, user: &User, progress: Progress) {
-        user.done.store(progress.given_up, Ordering::SeqCst);
+    /// `me`, who has come to `progress`, is about to run code, and catches up before it does.
+    pub(super) fn enter(&self, me: &Observer, progress: Progress) {
+        me.saw(progress.given_up);
     }
 
-    /// `user` runs no code until it enters again.
-    pub(super) fn leave(&self, user: &User) {
-        user.done.store(u64::MAX, Ordering::SeqCst);
+    /// `me` runs no code until it enters again.
+    pub(super) fn leave(&self, me: &Observer) {
+        me.rests();
     }
 
     /// Gives up the region that is to be filled next, unless it has been.
-    pub(super) fn give_up_next(&self, me: &User) -> Option<Evicted> {
+    pub(super) fn give_up_next(&self, me: &Observer) -> Option<Evicted> {
         let mut translations = self.lock();
         let next = translations.regions.next();
         if translations.regions.given_up(next).is_some() {
@@ -258,23 +245,8 @@ impl CodeCache {
         log.push_front(evicted.clone());
         self.given_up.store(number, Ordering::SeqCst);
         drop((log, translations));
-        self.all_done(me, number);
+        self.observers.tell_late(me, number, Event::CODE_CHANGED);
         Some(evicted)
-    }
-
-    /// Whether all vCPUs are done with the region that was given up as the `number`-th. Those who are
-    /// not are told that they should be, but for `me`.
-    fn all_done(&self, me: &User, number: u64) -> bool {
-        let users = self.users.read().unwrap_or_else(PoisonError::into_inner);
-        let late = users.iter().filter(|user| user.done.load(Ordering::SeqCst) < number);
-        let mut all_done = true;
-        for user in late {
-            all_done = false;
-            if !std::ptr::eq(&raw const **user, me) {
-                user.handle.raise(Event::CODE_CHANGED);
-            }
-        }
-        all_done
     }
 
     /// The same `translations`, with room for `bytes` more. `None` if the next region had better be
@@ -282,7 +254,7 @@ impl CodeCache {
     /// they are done with it: they are told.
     pub(super) fn with_room<'a>(
         &'a self,
-        me: &User,
+        me: &Observer,
         mut translations: MutexGuard<'a, Translations>,
         bytes: usize,
     ) -> Option<MutexGuard<'a, Translations>> {
@@ -290,19 +262,17 @@ impl CodeCache {
         let next = regions.next();
         let given_up = regions.given_up(next);
         if regions.has_room(bytes) {
-            let soon = given_up.is_none() && regions.is_nearly_full() && self.is_shared();
+            let soon =
+                given_up.is_none() && regions.is_nearly_full() && self.observers.are_several();
             return (!soon).then_some(translations);
         }
-        if !self.all_done(me, given_up?) {
+        let number = given_up?;
+        if !self.observers.have_seen(number) {
+            self.observers.tell_late(me, number, Event::CODE_CHANGED);
             return None;
         }
         translations.regions.fill(next);
         translations.regions.has_room(bytes).then_some(translations)
-    }
-
-    /// Several vCPUs share it.
-    fn is_shared(&self) -> bool {
-        self.users.read().unwrap_or_else(PoisonError::into_inner).len() > 1
     }
 
     /// Empties the code memory. No vCPU may be running there, nor remember anything of it.

@@ -23,8 +23,8 @@ impl Vcpu {
     #[cold]
     fn give_up_next(&mut self) {
         let since = host_tsc();
-        let Some(Translator { code, user, maker, .. }) = &mut self.translator else { return };
-        if let Some(Evicted { hosts, blocks, .. }) = code.give_up_next(user) {
+        let Some(Translator { code, observer, maker, .. }) = &mut self.translator else { return };
+        if let Some(Evicted { hosts, blocks, .. }) = code.give_up_next(observer) {
             maker.counters.evicted = maker.counters.evicted.wrapping_add(blocks);
             if let Some(tracer) = self.tracer.as_mut().filter(|_| blocks != 0) {
                 let len = hosts.end.wrapping_sub(hosts.start);
@@ -44,12 +44,12 @@ impl Vcpu {
         (frame, version, tail): (RamFrame, u32, Option<Tail>),
         make: impl FnOnce(&mut Maker, &mut Translations) -> Option<Entry>,
     ) -> Option<Entry> {
-        let Translator { code, user, .. } = self.translator.as_ref()?;
-        if code.with_room(user, code.lock(), bytes).is_none() {
+        let Translator { code, observer, .. } = self.translator.as_ref()?;
+        if code.with_room(observer, code.lock(), bytes).is_none() {
             self.give_up_next();
         }
-        let Translator { code, user, maker, .. } = self.translator.as_mut()?;
-        let mut translations = code.with_room(user, code.lock(), bytes)?;
+        let Translator { code, observer, maker, .. } = self.translator.as_mut()?;
+        let mut translations = code.with_room(observer, code.lock(), bytes)?;
         // Whoever closes what is stale has had its turn, or will find this.
         let map = self.memory.code();
         let stands = map.version(frame) == version
@@ -67,7 +67,7 @@ impl Vcpu {
         self.catch_up();
         // What makes room may be what was found, so it is looked for again then.
         for _ in 0..2 {
-            let Translator { code, user, maker, .. } = self.translator.as_mut()?;
+            let Translator { code, observer, maker, .. } = self.translator.as_mut()?;
             let translations = code.lock();
             let number = translations.find(sought)?;
             if let Some((entry, by)) = translations.entry_at(number, rip) {
@@ -76,7 +76,7 @@ impl Vcpu {
                 return Some(entry);
             }
             let room = translations.room_for_clone(number, rip)?;
-            if let Some(mut translations) = code.with_room(user, translations, room) {
+            if let Some(mut translations) = code.with_room(observer, translations, room) {
                 let entry = maker.clone_to(&mut translations, number, version, rip)?;
                 tell_of_newest(&mut self.tracer, self.mmu.is_user(), &translations, entry);
                 return Some(entry);

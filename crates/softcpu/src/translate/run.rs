@@ -151,7 +151,7 @@ impl Vcpu {
         let since = host_tsc();
         let Some(translator) = self.translator.as_mut() else { return };
         let (map, tracer, mmu) = (self.memory.code(), &mut self.tracer, &mut self.mmu);
-        let Translator { code, user, progress, maker, patience, pending, .. } = translator;
+        let Translator { code, observer, progress, maker, patience, pending, .. } = translator;
         if !code.is_up_to_date(map) {
             code.drop_stale(map, |rip| {
                 maker.counters.invalidated = maker.counters.invalidated.wrapping_add(1);
@@ -161,7 +161,7 @@ impl Vcpu {
             });
         }
         let translating = self.meter.translating.all;
-        code.catch_up(user, progress, |evicted| {
+        code.catch_up(observer, progress, |evicted| {
             // Nobody may jump to what was evicted.
             *pending = None;
             match evicted {
@@ -178,7 +178,7 @@ impl Vcpu {
     /// From here on this vCPU runs code.
     pub(crate) fn enter_code(&mut self) {
         if let Some(translator) = &self.translator {
-            translator.code.enter(&translator.user, translator.progress);
+            translator.code.enter(&translator.observer, translator.progress);
         }
         self.catch_up();
     }
@@ -186,7 +186,7 @@ impl Vcpu {
     /// It runs none until it enters again.
     pub(crate) fn leave_code(&self) {
         if let Some(translator) = &self.translator {
-            translator.code.leave(&translator.user);
+            translator.code.leave(&translator.observer);
         }
     }
 

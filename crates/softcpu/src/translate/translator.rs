@@ -4,7 +4,7 @@
 use std::io;
 use std::sync::Arc;
 
-use super::code_cache::{CodeCache, Progress, User};
+use super::code_cache::{CodeCache, Progress};
 use super::config::{BadTranslation, Config};
 use super::counters::Counters;
 use super::invalidation::Schedule;
@@ -17,14 +17,15 @@ use super::translations::Entry;
 use crate::handle::VcpuHandle;
 use crate::memory::code_map::CodeMap;
 use crate::native::Stubs;
+use crate::observers::Observer;
 use crate::system::tsc::host_tsc;
 
 /// See the module's words.
 #[derive(Debug)]
 pub(crate) struct Translator {
     pub(super) code: Arc<CodeCache>,
-    /// This vCPU, as that knows it.
-    pub(super) user: Arc<User>,
+    /// What this vCPU has said there to know of.
+    pub(super) observer: Arc<Observer>,
     /// What this vCPU knows to have become of code.
     pub(super) progress: Progress,
     /// What it makes translations with.
@@ -67,10 +68,10 @@ impl Translator {
             Some(code) => code,
             None => Arc::new(CodeCache::new(config.code_cache, stubs)?),
         };
-        let user = code.enrol(handle);
+        let observer = code.enrol(handle);
         Ok(Self {
-            maker: Maker::new(user.number, code.thunks, config.verify),
-            user,
+            maker: Maker::new(observer.number(), code.thunks, config.verify),
+            observer,
             code,
             progress: Progress::default(),
             spare: Vec::new(),

@@ -166,9 +166,9 @@ fn the_next_region_is_given_up_while_there_is_room_if_there_are_others() {
     fill(&code);
     // Some room is left.
     assert!(has_room(&code));
-    let other = code.enrol(VcpuHandle::new());
+    code.enrol(VcpuHandle::new());
     assert!(!has_room(&code) && code.give_up_next(&me).is_some() && has_room(&code));
-    assert_eq!(other.done.load(Ordering::SeqCst), u64::MAX);
+    assert!(code.observers.have_seen(u64::MAX), "neither runs");
 }
 
 #[test]
