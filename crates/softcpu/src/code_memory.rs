@@ -69,7 +69,7 @@ impl CodeMemory {
 
     /// The `len` bytes at `offset`; none if they are not all there.
     pub(crate) fn read(&self, offset: usize, len: usize) -> &[u8] {
-        if offset.checked_add(len).is_none_or(|end| end > self.capacity) {
+        if !self.has(offset, len) {
             return &[];
         }
         // SAFETY: the range was just found to lie within the readable mapping, which lives
@@ -80,7 +80,7 @@ impl CodeMemory {
     /// Writes `code` at `offset`; says whether there was room.
     #[must_use]
     pub(crate) fn write(&mut self, offset: usize, code: &[u8]) -> bool {
-        let fits = offset.checked_add(code.len()).is_some_and(|end| end <= self.capacity);
+        let fits = self.has(offset, code.len());
         if fits {
             // SAFETY: the range was just found to lie within the writable mapping, which
             // is this value's own; nobody has a reference into it.
@@ -96,32 +96,32 @@ impl CodeMemory {
     /// the old ones or the new ones. Says whether there was room.
     #[must_use]
     pub(crate) fn store_u16(&mut self, offset: usize, value: u16) -> bool {
-        let fits = self.holds(offset, size_of::<u16>());
-        if fits {
-            // SAFETY: inside the writable mapping and aligned, as was just found; whoever else
-            // of this process reads there has this value borrowed, or executes it.
-            let place = unsafe { AtomicU16::from_ptr(self.writable.add(offset).cast()) };
-            place.store(value, Ordering::Release);
-        }
-        fits
+        let Some(place) = self.aligned(offset) else { return false };
+        // SAFETY: as `aligned` says; whoever else of this process reads there has this value
+        // borrowed, or executes it.
+        unsafe { AtomicU16::from_ptr(place) }.store(value, Ordering::Release);
+        true
     }
 
     /// The same for four bytes.
     #[must_use]
     pub(crate) fn store_u32(&mut self, offset: usize, value: u32) -> bool {
-        let fits = self.holds(offset, size_of::<u32>());
-        if fits {
-            // SAFETY: as above.
-            let place = unsafe { AtomicU32::from_ptr(self.writable.add(offset).cast()) };
-            place.store(value, Ordering::Release);
-        }
-        fits
+        let Some(place) = self.aligned(offset) else { return false };
+        // SAFETY: as above.
+        unsafe { AtomicU32::from_ptr(place) }.store(value, Ordering::Release);
+        true
     }
 
-    /// Whether `size` aligned bytes at `offset` are there.
-    fn holds(&self, offset: usize, size: usize) -> bool {
-        offset.is_multiple_of(size)
-            && offset.checked_add(size).is_some_and(|end| end <= self.capacity)
+    /// Whether the `len` bytes at `offset` are there.
+    fn has(&self, offset: usize, len: usize) -> bool {
+        offset.checked_add(len).is_some_and(|end| end <= self.capacity)
+    }
+
+    /// Where a `T` at `offset` is written: all of it inside the mapping, and aligned, as both begin
+    /// with a page. `None` if it would not be.
+    fn aligned<T>(&self, offset: usize) -> Option<*mut T> {
+        let fits = offset.is_multiple_of(align_of::<T>()) && self.has(offset, size_of::<T>());
+        fits.then(|| self.writable.wrapping_add(offset).cast())
     }
 }
 
