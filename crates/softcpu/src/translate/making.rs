@@ -1,9 +1,9 @@
 //! Translations that are made before they have a place in code memory: whoever makes one needs
 //! nothing of the vCPU it is for, so another thread can ([`super::workshop`]).
 //!
-//! It is made as if it began at a certain place, and *settled* elsewhere by changing the numbers
-//! that depend on it, as a clone is ([`super::relocate`]). Jobs go to and fro, and keep their
-//! memory: what one thread allocates and another frees takes either of them longer.
+//! It is made as if it began where the code memory does, and *settled* elsewhere by changing the
+//! numbers that depend on that, as a clone is ([`super::relocate`]). Jobs go to and fro, and keep
+//! their memory: what one thread allocates and another frees takes either of them longer.
 
 use super::block::{self, Site, Translated};
 use super::clone::Span;
@@ -48,11 +48,10 @@ pub(super) struct Order {
     pub(super) tail: Option<Tail>,
     /// What the guest's CPU has.
     pub(super) features: FeatureSet,
-    /// The thunks of the code memory that it is for, and a place there: as executed, and from the
-    /// beginning.
+    /// The thunks of the code memory that it is for, and where that is executed: translations are
+    /// made as if they began there, where thunks are.
     pub(super) thunks: Thunks,
     pub(super) base: u64,
-    pub(super) offset: u32,
 }
 
 /// A translation without a place.
@@ -178,9 +177,8 @@ impl Maker {
         for op in ops {
             region.ops.keep(op);
         }
-        let host = u64::from(offset).wrapping_sub(order.offset.into());
         let settling = Settling { ops_at: ops.as_ptr() as u64, ops: &region.ops, first_op, links };
-        let distances = Distance { guest: 0, host, links: first_link };
+        let distances = Distance { guest: 0, host: offset.into(), links: first_link };
         relocate::relocate(code, relocations, distances, &settling)?;
         let movable = made.translated.movable;
         let placed = Placed {

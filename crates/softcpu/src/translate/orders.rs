@@ -10,7 +10,6 @@
 
 use std::sync::Arc;
 
-use super::alignment;
 use super::frames::Sought;
 use super::making::{Job, Order};
 use super::mode::{CodeSegment, Mode};
@@ -167,8 +166,6 @@ impl Vcpu {
     fn job_unless_ordered(&mut self, blocks: &BlockCache, head: &Block, mode: Mode) -> Option<Job> {
         let features = *self.cpuid.features();
         let translator = self.translator.as_mut()?;
-        // It is told its place when it is made.
-        let offset = translator.code.fixed().next_multiple_of(alignment::BLOCKS) as u32;
         let mut job = translator.job(Order {
             manner: Wish::default().manner(false),
             frame: head.frame,
@@ -176,8 +173,7 @@ impl Vcpu {
             tail: head.tail(),
             features,
             thunks: translator.code.thunks,
-            base: translator.code.bounds().start.wrapping_add(offset.into()),
-            offset,
+            base: translator.code.bounds().start,
         });
         let wish = self.find_route(blocks, head, mode, &mut job.route);
         let mirrors = self.mirrors();
