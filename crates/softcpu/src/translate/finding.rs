@@ -13,6 +13,7 @@ use super::translator::Translator;
 use super::wishes::Wish;
 use crate::decode::cache::{Block, BlockCache, Tail};
 use crate::decode::op::Op;
+use crate::memory::code_map::CodeMap;
 use crate::memory::ram::RamFrame;
 use crate::system::tsc::host_tsc;
 use crate::trace::{self, Tracer};
@@ -51,10 +52,8 @@ impl Vcpu {
         let Translator { code, observer, maker, .. } = self.translator.as_mut()?;
         let mut translations = code.with_room(observer, code.lock(), bytes)?;
         // Whoever closes what is stale has had its turn, or will find this.
-        let map = self.memory.code();
-        let stands = map.version(frame) == version
-            && tail.is_none_or(|tail| map.version(tail.frame) == tail.version);
-        let entry = if stands { make(maker, &mut translations) } else { None }?;
+        stands(self.memory.code(), frame, version, tail).then_some(())?;
+        let entry = make(maker, &mut translations)?;
         tell_of_newest(&mut self.tracer, self.mmu.is_user(), &translations, entry);
         Some(entry)
     }
@@ -142,10 +141,13 @@ impl Vcpu {
         }
         .find(head, (host, tail_host), route);
         // What was copied must be what the blocks were decoded from.
-        let stands = code.version(head.frame) == head.version
-            && head.tail().is_none_or(|tail| code.version(tail.frame) == tail.version);
-        stands.then_some(wish)
+        stands(code, head.frame, head.version, head.tail()).then_some(wish)
     }
+}
+
+/// Whether the code in `frame` is what it was at `version`, and that in the second page as well.
+fn stands(map: &CodeMap, frame: RamFrame, version: u32, tail: Option<Tail>) -> bool {
+    map.version(frame) == version && tail.is_none_or(|tail| map.version(tail.frame) == tail.version)
 }
 
 /// Tells `tracer` of the translation that was placed last, for `user` code or the kernel's.
