@@ -199,6 +199,14 @@ impl PhysMemory {
         }
     }
 
+    /// `addr` is about to be filled by whoever makes the machine: where the host makes a large
+    /// page of small ones it copies them, so it is asked for it beforehand.
+    pub fn about_to_fill(&self, addr: GuestPhysAddr) {
+        if let Some((host, frame)) = self.page_below(addr) {
+            self.used(frame, host);
+        }
+    }
+
     /// The bytes of `frame` now: a mapped page, if there is such a frame.
     pub(crate) fn shown(&self, frame: RamFrame) -> Option<*const u8> {
         let shown = self.overlay.as_ref().and_then(|overlay| overlay.shown(frame));

@@ -3,8 +3,8 @@
 //! The translator's mirror of a process shows such pages at addresses of its own choice. For
 //! RAM like this Linux has no large pages of its own accord, as it has for a process's private
 //! memory, but since 6.1 it makes one of whatever stretch it is asked to (`MADV_COLLAPSE`). It
-//! is asked here, once for each stretch, when the guest first gets at a page of it: so RAM costs
-//! the host what private memory would.
+//! is asked here, once for each stretch, when the guest first gets at a page of it, or the loader
+//! is about to: so RAM costs the host what private memory would.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
@@ -14,7 +14,8 @@ use crate::addr::PAGE_SHIFT;
 
 /// log2 of the size of the host's large pages.
 const LARGE_SHIFT: u32 = 21;
-const LARGE: usize = 1 << LARGE_SHIFT;
+/// The same in bytes.
+pub const LARGE: usize = 1 << LARGE_SHIFT;
 /// madvise(2), since Linux 6.1.
 const MADV_COLLAPSE: libc::c_int = 25;
 /// log2 of the frames in one.

@@ -98,7 +98,9 @@ impl<'m> Placer<'m> {
         bytes: &[u8],
         what: &'static str,
     ) -> Result<(), PlaceError> {
-        let not_ram = PlaceError::NotRam { what, start, len: bytes.len() as u64 };
+        let len = bytes.len() as u64;
+        self.ram.about_to_fill(&(start..start.saturating_add(len)));
+        let not_ram = PlaceError::NotRam { what, start, len };
         self.ram.mmap().write_slice(bytes, GuestAddress(start)).map_err(|_| not_ram)
     }
 }

@@ -20,6 +20,7 @@ use vm_memory::{
 
 use crate::layout::{HOLE_END, HOLE_START};
 
+mod filling;
 mod pages;
 mod watch;
 

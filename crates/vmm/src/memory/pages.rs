@@ -8,10 +8,8 @@ use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
 use rustix::io;
 use rustix::mm::{MapFlags, ProtFlags, mmap, mmap_anonymous, munmap};
 use softcpu::addr::PAGE_SHIFT;
+use softcpu::memory::shared::LARGE;
 use softcpu::memory::{SharedRam, shared};
-
-/// What the host's large pages are, bytes.
-const LARGE: usize = 2 << 20;
 
 /// One stretch of it, mapped as long as this is there.
 #[derive(Debug)]
