@@ -13,10 +13,11 @@ use crate::memory::ram::RamFrame;
 use crate::state::CodeSize;
 use crate::vcpu::{Abort, Vcpu};
 
-/// Most instructions in a block: bounds how long an interrupt waits.
-const MAX_OPS: usize = 32;
+/// Most instructions in a block: bounds how long an interrupt waits. A loop whose body does not fit
+/// begins in its middle for who translates it, where a block ends that nothing ends but this.
+const MAX_OPS: usize = 64;
 /// Most bytes looked at for one block.
-const WINDOW: usize = 256;
+const WINDOW: usize = 384;
 /// Longest instruction, bytes.
 pub(crate) const MAX_INSTRUCTION: usize = 15;
 
