@@ -94,6 +94,21 @@ pub fn end_batch() {
     call(Call::FlushAsync);
 }
 
+/// Ends a batch that somebody is making, if so, who is left for somebody else meanwhile. Says
+/// whether: that is for [`resume_batch`].
+pub(crate) fn pause_batch() -> bool {
+    let batching = BATCHING.load(Ordering::Relaxed);
+    if batching {
+        end_batch();
+    }
+    batching
+}
+
+/// Goes on with a batch, if one was paused.
+pub(crate) fn resume_batch(batching: bool) {
+    BATCHING.store(batching, Ordering::Relaxed);
+}
+
 /// `SEND_INTERRUPTS` for pvops' interrupt ops, which keep every register: so does the host.
 #[unsafe(naked)]
 pub(crate) extern "sysv64" fn send_interrupts() {

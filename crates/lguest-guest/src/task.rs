@@ -4,6 +4,8 @@
 use alloc::boxed::Box;
 use core::arch::naked_asm;
 
+use crate::hypercall;
+
 /// Bytes of a stack.
 pub const STACK: usize = 32 << 10;
 
@@ -61,11 +63,16 @@ extern "sysv64" fn begin() {
 
 /// Goes on with `to`; returns when somebody goes on with `from`.
 ///
+/// A batch of hypercalls is the task's that makes it: who was interrupted in one must not have
+/// the next one's address space and stack wait in it, which needs them for its first trap.
+///
 /// # Safety
 /// Interrupts are off; `from` is the one that runs, and `to` one that does not.
 pub unsafe fn switch(from: *mut Task, to: *const Task) {
+    let batching = hypercall::pause_batch();
     // SAFETY: the caller's; RSP of a task that does not run is where it left off.
-    unsafe { exchange(&raw mut (*from).rsp, (*to).rsp) }
+    unsafe { exchange(&raw mut (*from).rsp, (*to).rsp) };
+    hypercall::resume_batch(batching);
 }
 
 #[unsafe(naked)]
