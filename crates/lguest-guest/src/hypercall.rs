@@ -94,8 +94,8 @@ pub fn end_batch() {
     call(Call::FlushAsync);
 }
 
-/// Ends a batch that somebody is making, if so, who is left for somebody else meanwhile. Says
-/// whether: that is for [`resume_batch`].
+/// Carries out what a batch has so far, if one is being made: its maker does not run for a while,
+/// and others make their calls at once meanwhile. Says whether, for [`resume_batch`].
 pub(crate) fn pause_batch() -> bool {
     let batching = BATCHING.load(Ordering::Relaxed);
     if batching {
@@ -104,7 +104,7 @@ pub(crate) fn pause_batch() -> bool {
     batching
 }
 
-/// Goes on with a batch, if one was paused.
+/// Its maker runs again, and goes on with the batch if there was one.
 pub(crate) fn resume_batch(batching: bool) {
     BATCHING.store(batching, Ordering::Relaxed);
 }
