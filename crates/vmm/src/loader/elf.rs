@@ -292,13 +292,14 @@ impl<R: Read> Executable<R> {
             placer.claim(segment.paddr, segment.memsz, "kernel")?;
         }
         segments.sort_by_key(|segment| segment.offset);
-        let filled = segments.iter().map(|s| s.paddr..s.paddr.saturating_add(s.filesz));
-        let filled: Vec<_> = filled.collect();
-        placer.ram().filled_by(&filled, || self.copy(&segments, placer))
+        let filled =
+            |segment: &Segment| segment.paddr..segment.paddr.saturating_add(segment.filesz);
+        let filled: Vec<_> = segments.iter().map(filled).collect();
+        placer.ram().filled_by(&filled, || self.copy_all(&segments, placer))
     }
 
     /// Copies `segments`, which come in the order of the file.
-    fn copy(&mut self, segments: &[Segment], placer: &Placer<'_>) -> Result<(), KernelError> {
+    fn copy_all(&mut self, segments: &[Segment], placer: &Placer<'_>) -> Result<(), KernelError> {
         let mut at = 0;
         let mut buffer = vec![0; CHUNK];
         for segment in segments.iter().filter(|segment| segment.filesz != 0) {
