@@ -9,6 +9,7 @@
     reason = "support for tests, where a panic is how a wrong assumption is reported"
 )]
 
+use std::ops::Range;
 use std::os::fd::{FromRawFd, OwnedFd};
 use std::sync::{Arc, Mutex};
 
@@ -21,7 +22,7 @@ use crate::native::Stubs;
 use crate::state::control::{Cr0, Cr4, Efer};
 use crate::state::segment::{SegReg, Segment};
 use crate::sync::lock;
-use crate::translate::{self, CodeCache, Config};
+use crate::translate::{self, Batch, CodeCache, Config};
 use crate::vcpu::{Engine, Vcpu, VcpuConfig};
 
 /// RAM of a [`TestMachine`], bytes. Its page tables take the last 32 KiB.
@@ -187,6 +188,11 @@ impl TestMachine {
         *state.segment_mut(SegReg::Cs) = code;
         state.rip = 0x1000;
         self.vcpu.state_changed();
+    }
+
+    /// All `code`, which is to be translated at once.
+    pub fn batch_of(&mut self, code: Range<u64>) -> Batch {
+        Batch::of(&mut self.vcpu, code)
     }
 
     /// Stores `data` at a physical address, as a device would.

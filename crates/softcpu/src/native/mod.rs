@@ -33,7 +33,7 @@ use iced_x86::Instruction;
 use arena::Entry;
 use classify::Needs;
 pub use classify::Refused;
-pub(crate) use classify::{Plan, Traits, Use, Uses, normalise, plan, without_prefix};
+pub(crate) use classify::{Plan, Traits, Use, normalise, plan, without_prefix};
 use features::FeatureSet;
 pub(crate) use special::{is_hint, is_special};
 use stubs::Maker;

@@ -16,7 +16,7 @@ pub(super) struct NotCopied;
 
 /// A place in the code, known now or later.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Label(usize);
+pub(super) struct Label(u32);
 
 /// A condition, as the low four bits of Jcc's opcode have it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -106,7 +106,7 @@ impl Assembler {
     /// [`NotCopied`] for a label that was never bound.
     pub(super) fn finish(&mut self) -> Result<(Vec<u8>, Relocations), NotCopied> {
         for (at, Label(label)) in self.waiting.drain(..) {
-            let place = self.places.get(label).copied().flatten().ok_or(NotCopied)?;
+            let place = self.places.get(label as usize).copied().flatten().ok_or(NotCopied)?;
             let distance = (place as i64).wrapping_sub(at as i64).wrapping_sub(4) as i32;
             self.code
                 .get_mut(at..at.saturating_add(4))
@@ -119,7 +119,7 @@ impl Assembler {
     /// Takes back everything behind the first `len` bytes.
     pub(super) fn take_back(&mut self, len: usize) {
         self.code.truncate(len);
-        self.waiting.retain(|(at, _)| *at < len);
+        while self.waiting.pop_if(|(at, _)| *at >= len).is_some() {}
         self.relocations.take_back(len);
     }
 
@@ -142,64 +142,71 @@ impl Assembler {
     }
 
     pub(super) fn label(&mut self) -> Label {
+        let label = Label(self.places.len() as u32);
         self.places.push(None);
-        Label(self.places.len().saturating_sub(1))
+        label
     }
 
     /// `label` is here.
     pub(super) fn bind(&mut self, label: Label) {
-        if let Some(place) = self.places.get_mut(label.0) {
+        if let Some(place) = self.places.get_mut(label.0 as usize) {
             *place = Some(self.code.len());
         }
     }
 
     /// How far into the code `label` is, once it is bound.
     pub(super) fn place_of(&self, label: Label) -> Option<usize> {
-        self.places.get(label.0).copied().flatten()
+        self.places.get(label.0 as usize).copied().flatten()
     }
 
-    fn distance_to(&mut self, label: Label) {
-        self.waiting.push((self.code.len(), label));
-        self.bytes4(0);
+    /// The four bytes just written are the distance to `label`.
+    fn leads_to(&mut self, label: Label) {
+        self.waiting.push((self.code.len().saturating_sub(4), label));
     }
 
     pub(super) fn jump(&mut self, label: Label) {
-        self.bytes(&[0xe9]);
-        self.distance_to(label);
+        self.bytes(&[0xe9, 0, 0, 0, 0]);
+        self.leads_to(label);
     }
 
     pub(super) fn call_label(&mut self, label: Label) {
-        self.bytes(&[0xe8]);
-        self.distance_to(label);
+        self.bytes(&[0xe8, 0, 0, 0, 0]);
+        self.leads_to(label);
     }
 
     pub(super) fn jump_if(&mut self, condition: Condition, label: Label) {
-        self.bytes(&[0x0f, 0x80 | condition.0 & 15]);
-        self.distance_to(label);
+        self.bytes(&[0x0f, 0x80 | condition.0 & 15, 0, 0, 0, 0]);
+        self.leads_to(label);
     }
 
-    fn distance_to_address(&mut self, address: u64) {
-        let next = self.here().wrapping_add(4);
-        self.bytes4(address.wrapping_sub(next) as u32);
+    /// `opcode` and the distance to `address`, which is in the same code memory.
+    fn with_distance(&mut self, opcode: u8, address: u64) {
+        let next = self.here().wrapping_add(5);
+        let [a, b, c, d] = (address.wrapping_sub(next) as u32).to_le_bytes();
+        self.bytes(&[opcode, a, b, c, d]);
         self.depends(Kind::Thunk);
     }
 
     /// `jmp` to `address`, which is in the same code memory.
     pub(super) fn jump_to(&mut self, address: u64) {
-        self.bytes(&[0xe9]);
-        self.distance_to_address(address);
+        self.with_distance(0xe9, address);
     }
 
     pub(super) fn call(&mut self, address: u64) {
-        self.bytes(&[0xe8]);
-        self.distance_to_address(address);
+        self.with_distance(0xe8, address);
     }
 
     /// An instruction `opcode` on a 64-bit register and a field of the vCPU.
     fn with_field(&mut self, opcode: u8, register: R, field: Field) {
+        self.with_field_by(0x48, opcode, register, field);
+    }
+
+    /// The same with another REX prefix.
+    fn with_field_by(&mut self, rex: u8, opcode: u8, register: R, field: Field) {
         let number = register.number() as u8;
-        self.bytes(&[0x65, 0x48 | (number >> 3 & 1) << 2, opcode, 0x04 | (number & 7) << 3, 0x25]);
-        self.bytes4(field.0);
+        let (rex, mod_rm) = (rex | (number >> 3 & 1) << 2, 0x04 | (number & 7) << 3);
+        let [a, b, c, d] = field.0.to_le_bytes();
+        self.bytes(&[0x65, rex, opcode, mod_rm, 0x25, a, b, c, d]);
     }
 
     /// `mov register, field`
@@ -220,9 +227,7 @@ impl Assembler {
     /// `add register, field` for the register's lower half and what is there of the field; the
     /// upper half becomes zero.
     pub(super) fn add_low(&mut self, register: R, field: Field) {
-        let number = register.number() as u8;
-        self.bytes(&[0x65, 0x40 | (number >> 3 & 1) << 2, 0x03, 0x04 | (number & 7) << 3, 0x25]);
-        self.bytes4(field.0);
+        self.with_field_by(0x40, 0x03, register, field);
     }
 
     /// `sub register, field`
@@ -312,14 +317,14 @@ impl Assembler {
             if high != 0 {
                 self.bytes(&[0x41]);
             }
-            self.bytes(&[0xb8 | low]);
-            self.bytes4(value);
+            let [a, b, c, d] = value.to_le_bytes();
+            self.bytes(&[0xb8 | low, a, b, c, d]);
         } else if value as i32 as i64 as u64 == value {
-            self.bytes(&[0x48 | high, 0xc7, 0xc0 | low]);
-            self.bytes4(value as u32);
+            let [a, b, c, d] = (value as u32).to_le_bytes();
+            self.bytes(&[0x48 | high, 0xc7, 0xc0 | low, a, b, c, d]);
         } else {
-            self.bytes(&[0x48 | high, 0xb8 | low]);
-            self.bytes(&value.to_le_bytes());
+            let [a, b, c, d, e, f, g, h] = value.to_le_bytes();
+            self.bytes(&[0x48 | high, 0xb8 | low, a, b, c, d, e, f, g, h]);
         }
     }
 
@@ -494,6 +499,9 @@ impl Assembler {
 
     /// All guest registers are where they are between traces.
     pub(super) fn give_back(&mut self) {
+        if self.homes.lends_nothing() {
+            return;
+        }
         for loan in self.homes.loans() {
             if loan.changes {
                 self.store(fields::gpr(loan.user), loan.host);

@@ -24,7 +24,7 @@ use super::registers::{Home, Homes, VALUE, of_word};
 use super::relocate::{Kind, Relocation};
 use super::scratch::Scratch;
 use super::shapes::How;
-use super::sharing::{Grouping, Share};
+use super::sharing::{Grouping, Groups, Share};
 use super::thunks::Thunks;
 use super::trace::{Step, Then, Trace};
 use crate::decode::op::Op;
@@ -74,6 +74,7 @@ pub(super) struct Apart {
 
 /// One trace on its way.
 pub(super) struct Block<'a> {
+    trace: &'a Trace,
     pub(super) code: &'a mut Assembler,
     pub(super) flags: Flags,
     /// What can make the flags again.
@@ -100,6 +101,8 @@ pub(super) struct Block<'a> {
     pub(super) lent: Homes,
     /// How the steps' accesses are checked.
     pub(super) shares: &'a mut Vec<Share>,
+    /// What the code behind the rest is to check.
+    pub(super) groups: &'a mut Groups,
     /// The place whose host address is in [`ADDRESS`](super::registers::ADDRESS).
     pub(super) in_address: Option<u8>,
     /// The step's access was checked as its share says.
@@ -161,14 +164,16 @@ fn attempt(
 ) -> Result<Translated, NotCopied> {
     let rip = trace.ops.first().map_or(0, |op| op.rip);
     let Translated { code: memory, mut links, relocations, landings: landed, .. } = spare;
-    let Scratch { code, cold, effects, heads, grouping, shares, landings } = scratch;
+    let Scratch { code, cold, effects, heads, grouping, shares, groups, landings } = scratch;
     code.restart(base, memory, relocations);
     links.clear();
     cold.clear();
     shares.clear();
+    groups.clear();
     landings.clear();
     Effects::of_all(trace, effects);
     let mut block = Block {
+        trace,
         code,
         flags: Flags::Context,
         producer: None,
@@ -188,6 +193,7 @@ fn attempt(
         heads,
         lent: Homes::default(),
         shares,
+        groups,
         in_address: None,
         checked: false,
         stack_moves: 0,
@@ -408,7 +414,7 @@ impl Block<'_> {
     }
 
     fn make_flags(&mut self) -> Result<(), NotCopied> {
-        self.producer.map_or(Ok(()), |producer| producer.write(self.code))
+        self.producer.map_or(Ok(()), |producer| producer.write(self.code, self.trace))
     }
 
     /// Makes sure that the context has the flags. Uses [`VALUE`].
@@ -511,18 +517,18 @@ impl Block<'_> {
         self.step = self.effects.len();
         while let Some(Apart { at, fix, homes, note, what }) = self.cold.pop_front() {
             self.code.bind(at);
-            fix.write(self.code)?;
+            fix.write(self.code, self.trace)?;
             if let Some(op) = note {
                 self.code.note_x87(op);
             }
             match what {
                 Cold::Fill { group, stream, again, slow } => {
                     self.code.homes = homes;
-                    self.code.fill_stream(&group, stream, again, slow)?;
+                    self.code.fill_stream(self.groups.get(group)?, stream, again, slow)?;
                 }
                 Cold::Look { group, found, slow } => {
                     self.code.homes = homes;
-                    self.code.look_for(&group, found, slow)?;
+                    self.code.look_for(self.groups.get(group)?, found, slow)?;
                 }
                 Cold::LookBehindGs { distant, found, slow } => {
                     self.code.look_behind_gs(distant, found, slow);
@@ -541,12 +547,13 @@ impl Block<'_> {
                     self.code.homes = homes;
                     self.go_back_anyhow(op, by)?;
                 }
-                what => what.write(self.code, self.thunks, self.rip, homes)?,
+                what => what.write(self.code, self.thunks, (self.rip, self.groups), homes)?,
             }
         }
         let way_out = self.code.len();
         let homes = Homes::default();
-        Cold::Closed { rip: self.rip }.write(self.code, self.thunks, self.rip, homes)?;
+        let closed = Cold::Closed { rip: self.rip };
+        closed.write(self.code, self.thunks, (self.rip, self.groups), homes)?;
         landed.clear();
         for landing in self.landings_by_place() {
             landed.push(landing.ok_or(NotCopied)?);

@@ -56,12 +56,13 @@ impl Block<'_> {
         self.checked = true;
         if let Share::Leads { group, at, moves } = *self.share_of(self.step) {
             let (resume, kept) = (self.code.label(), self.keep(op));
-            let (next, group_behind) = (op.next_rip(), group.seen_from(moves));
-            let slow = self.apart(if group.is_shared() {
-                Cold::Lead { op: kept, group: group_behind, next, resume, to_host: false }
+            let apart = if group.is_shared() {
+                let (next, behind) = (op.next_rip(), self.groups.add(group.seen_from(moves)));
+                Cold::Lead { op: kept, group: behind, next, resume, to_host: false }
             } else {
                 Cold::Interpret { op: kept, resume, to_host: false, again: None }
-            });
+            };
+            let slow = self.apart(apart);
             self.in_address = group.is_shared().then_some(group.place);
             self.weak &= !(1 << (group.place & 15));
             if group.mirrored {

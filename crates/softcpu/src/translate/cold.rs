@@ -8,8 +8,9 @@ use super::flags::{Flags, Producer};
 use super::gs_pages::Distant;
 use super::registers::{ADDRESS, Homes, VALUE};
 use super::relocate::Kind;
-use super::sharing::Group;
+use super::sharing::{GroupNumber, Groups};
 use super::thunks::Thunks;
+use super::trace::Trace;
 
 /// How such a piece brings the flags into the context first.
 #[derive(Clone, Copy, Debug)]
@@ -23,11 +24,11 @@ pub(super) enum Fix {
 }
 
 impl Fix {
-    pub(super) fn write(&self, code: &mut Assembler) -> Result<(), NotCopied> {
+    pub(super) fn write(&self, code: &mut Assembler, trace: &Trace) -> Result<(), NotCopied> {
         match self {
             Self::None => return Ok(()),
             Self::Keep => {}
-            Self::Make(producer) => producer.write(code)?,
+            Self::Make(producer) => producer.write(code, trace)?,
         }
         keep_flags(code);
         Ok(())
@@ -49,13 +50,13 @@ pub(super) enum Cold {
     Interpret { op: u64, resume: Label, to_host: bool, again: Option<u8> },
     /// Interprets an op that was to check what others access too, checks `group`, which is that
     /// as seen from behind the op, and goes on at `resume`, or else leaves for `next`.
-    Lead { op: u64, group: Group, next: u64, resume: Label, to_host: bool },
+    Lead { op: u64, group: GroupNumber, next: u64, resume: Label, to_host: bool },
     /// Finds the page that `group` is in now, keeps it for `stream` and looks `again`, or goes
     /// to `slow`.
-    Fill { group: Group, stream: u8, again: Label, slow: Label },
+    Fill { group: GroupNumber, stream: u8, again: Label, slow: Label },
     /// Looks into the TLB for `group`, which the mirror does not have, and goes on where that is
     /// `found`, or to `slow`.
-    Look { group: Group, found: Label, slow: Label },
+    Look { group: GroupNumber, found: Label, slow: Label },
     /// Looks into the TLB for what is `distant` from the base of GS, and goes on where that is
     /// `found`, or to `slow`.
     LookBehindGs { distant: Distant, found: Label, slow: Label },
@@ -87,7 +88,8 @@ pub(super) enum Cold {
 }
 
 impl Cold {
-    /// Writes it, for a block that begins at `rip`, where guest registers are in `homes`.
+    /// Writes it, for a block that begins at `rip` and has `groups`, where guest registers are in
+    /// `homes`.
     ///
     /// # Errors
     /// None, unless the assembler is wrong.
@@ -95,7 +97,7 @@ impl Cold {
         self,
         code: &mut Assembler,
         thunks: &Thunks,
-        rip: u64,
+        (rip, groups): (u64, &Groups),
         homes: Homes,
     ) -> Result<(), NotCopied> {
         code.homes = homes;
@@ -118,7 +120,7 @@ impl Cold {
                 code.call(thunks.interpret);
                 code.lend_again(homes);
                 let split = code.label();
-                code.check_group(&group, split)?;
+                code.check_group(groups.get(group)?, split)?;
                 if to_host {
                     load_flags(code);
                 }

@@ -15,10 +15,13 @@ use super::context::{AVX, SSE, X87};
 use super::fields;
 use super::flags::Producer;
 use super::memory_form::{memory_form, put_in_memory};
-use super::registers::{ACCUMULATOR, ADDRESS, Home, Homes, VALUE, is_high_byte, part, whole};
+use super::registers::{
+    ACCUMULATOR, ADDRESS, GprSet, Home, Homes, VALUE, is_high_byte, part, whole,
+};
 use super::shapes::How;
+use super::template::Template;
 use crate::decode::op::Op;
-use crate::native::{Plan, Traits, Uses};
+use crate::native::{Plan, Traits, Use};
 use crate::state::rflags::RFlags;
 
 /// RAX's number.
@@ -62,7 +65,7 @@ impl FlagUse {
 #[derive(Clone, Copy, Debug)]
 struct Named {
     /// Which one.
-    operand: u32,
+    operand: u8,
     register: R,
     /// The code with which it can be in memory.
     in_memory: Option<Code>,
@@ -76,12 +79,16 @@ impl Named {
 }
 
 /// How instructions of one shape are copied.
-#[derive(Clone, Debug)]
+#[derive(Clone, Copy, Debug)]
 pub(super) struct Copying {
-    /// General registers they use, by number.
-    pub(super) gprs: Uses,
-    /// Operands that are general registers.
-    registers: SmallVec<[Named; 4]>,
+    /// General registers they use.
+    pub(super) gprs: GprSet,
+    /// Those whose old value, or part of it, matters.
+    pub(super) loaded: GprSet,
+    /// Those that they change.
+    pub(super) written: GprSet,
+    /// Operands that are general registers; a fifth one never is.
+    registers: [Option<Named>; 4],
     pub(super) access: Option<Access>,
     pub(super) traits: Traits,
     /// What it does to flags: of shifts, those by nothing are another shape.
@@ -90,6 +97,8 @@ pub(super) struct Copying {
     accumulator: bool,
     /// All registers are in host registers of the same names while nothing is lent.
     same: bool,
+    /// How they are written, unless the encoder has to.
+    template: Option<Template>,
 }
 
 impl Copying {
@@ -99,19 +108,21 @@ impl Copying {
     /// For what accesses more memory at once than a check is for.
     pub(super) fn of(plan: Plan) -> Result<Self, NotCopied> {
         let it = &plan.instruction;
-        let registers: SmallVec<[Named; 4]> = (0..it.op_count())
-            .filter(|n| it.op_kind(*n) == OpKind::Register && it.op_register(*n).is_gpr())
-            .map(|operand| {
-                let register = it.op_register(operand);
+        let registers: [Option<Named>; 4] = std::array::from_fn(|n| {
+            let operand = n as u32;
+            let there = operand < it.op_count() && it.op_kind(operand) == OpKind::Register;
+            let register = it.op_register(operand);
+            (there && register.is_gpr()).then(|| {
                 let number = register.full_register().number();
                 let used = plan.gprs.iter().find(|used| used.index() == number);
                 let in_memory = used.and_then(|used| memory_form(it, operand, used.written));
-                Named { operand, register, in_memory }
+                Named { operand: n as u8, register, in_memory }
             })
-            .collect();
-        let named = |number: u8| registers.iter().any(|named| named.number() == number);
+        });
+        let names = || registers.iter().flatten();
+        let named = |number: u8| names().any(|named| named.number() == number);
         let accumulator = plan.gprs.iter().any(|used| used.number == RAX) && !named(RAX)
-            || registers.iter().any(|named| named.register == R::AH)
+            || names().any(|named| named.register == R::AH)
             || matches!(it.mnemonic(), M::Cmpxchg | M::Mul)
             || it.code() == Code::Fnstsw_AX
             || it.mnemonic() == M::Imul && it.op_count() == 1;
@@ -125,13 +136,26 @@ impl Copying {
         };
         let access = plan.traits.contains(Traits::MEMORY).then_some(access);
         let (traits, flags) = (plan.traits, FlagUse::of(&plan));
-        Ok(Self { gprs: plan.gprs, registers, access, traits, flags, accumulator, same })
+        let those = |which: fn(&Use) -> bool| {
+            plan.gprs.iter().filter(|used| which(used)).map(|used| used.number).collect()
+        };
+        Ok(Self {
+            gprs: those(|_| true),
+            loaded: those(|used| used.loaded),
+            written: those(|used| used.written),
+            registers,
+            access,
+            traits,
+            flags,
+            accumulator,
+            same,
+            template: Template::of(it),
+        })
     }
 
     /// The guest registers that they change, a bit each.
     pub(super) fn writes(&self) -> u16 {
-        let bit = |number: u8| 1_u16.checked_shl(number.into()).unwrap_or(0);
-        self.gprs.iter().filter(|used| used.written).fold(0, |all, used| all | bit(used.number))
+        self.written.bits()
     }
 }
 
@@ -176,7 +200,9 @@ pub(super) fn copy(
         }
     }
     block.may_fault();
-    block.code.emit(&instruction)?;
+    // With a register in memory it may be another instruction.
+    let template = copying.template.filter(|_| instruction.code() == it.code());
+    block.code.emit_by(template, &instruction)?;
     block.note_x87(copying, op);
     for temporary in &temporaries {
         if temporary.written {
@@ -189,7 +215,7 @@ pub(super) fn copy(
     if flags.changes && flags.leaves && !passes_on {
         block.unmade_flags();
     } else if flags.changes {
-        let again = |()| Producer::of(it, block.code.homes);
+        let again = |()| Producer::of(it, block.step, block.code.homes);
         block.made_flags((!finds).then_some(()).and_then(again));
     }
     if access.is_some() {
@@ -242,23 +268,22 @@ fn rename(it: &Instruction, copying: &Copying, homes: Homes) -> Result<Renamed, 
         free.push(ADDRESS);
     }
     // One of them may stay there.
-    let stays = copying.registers.iter().find_map(|named| {
+    let stays = copying.registers.iter().flatten().find_map(|named| {
         let code = named.in_memory.filter(|_| homes.of(named.number()) == Home::Memory)?;
-        Some((named.number(), named.operand, code))
+        Some((named.number(), named.operand.into(), code))
     });
     if let Some((guest, operand, code)) = stays {
         put_in_memory(&mut it, operand, code, fields::gpr(guest))?;
     }
     let mut temporaries: SmallVec<[Temporary; 2]> = SmallVec::new();
-    for used in &copying.gprs {
-        let guest = used.number;
+    for guest in copying.gprs.iter() {
         if homes.of(guest) == Home::Memory && stays.is_none_or(|(stays, ..)| stays != guest) {
             let host = free.pop().ok_or(NotCopied)?;
-            let loaded = used.loaded;
-            temporaries.push(Temporary { guest, host, loaded, written: used.written });
+            let (loaded, written) = (copying.loaded.has(guest), copying.written.has(guest));
+            temporaries.push(Temporary { guest, host, loaded, written });
         }
     }
-    for named in &copying.registers {
+    for named in copying.registers.iter().flatten() {
         let Named { operand, register, .. } = *named;
         let number = named.number();
         // The encoder refuses a high byte beside what needs a REX prefix.
@@ -271,7 +296,7 @@ fn rename(it: &Instruction, copying: &Copying, homes: Homes) -> Result<Renamed, 
             Home::Host(host) => host,
             Home::Memory => temporaries.iter().find(|t| t.guest == number).ok_or(NotCopied)?.host,
         };
-        it.try_set_op_register(operand, part(host, register)).map_err(|_| NotCopied)?;
+        it.try_set_op_register(operand.into(), part(host, register)).map_err(|_| NotCopied)?;
     }
     Ok(Renamed { instruction: it, temporaries })
 }

@@ -28,7 +28,7 @@ pub(super) struct Field(pub(super) u32);
 impl Field {
     /// The memory operand that it is.
     pub(super) fn operand(self) -> MemoryOperand {
-        MemoryOperand::new(R::None, R::None, 1, i64::from(self.0), 4, false, R::GS)
+        MemoryOperand::new(R::None, R::None, 1, i64::from(self.0), 8, false, R::GS)
     }
 }
 

@@ -11,6 +11,7 @@ use iced_x86::{Code, Instruction, MemoryOperand, Mnemonic as M, OpKind, Register
 use super::assembler::{Assembler, NotCopied};
 use super::fields;
 use super::registers::{Home, Homes, VALUE, is_high_byte, part, whole};
+use super::trace::Trace;
 
 /// Where the guest's status flags are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -30,8 +31,8 @@ pub(super) enum Flags {
 /// How to make the flags again, from registers that still have their values.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Producer {
-    /// The guest's instruction that made them, in its form with named operands.
-    it: Instruction,
+    /// The step of the trace that made them, whose instruction has named operands.
+    step: u16,
     kind: Kind,
     /// Where guest registers were for it.
     homes: Homes,
@@ -40,10 +41,11 @@ pub(super) struct Producer {
 }
 
 impl Producer {
-    /// What makes the flags of `it` again, which is a guest's instruction in its form with
+    /// What makes the flags of `it` again, the instruction of step number `step` in its form with
     /// named operands, once it has run, as long as guest registers are in `homes`.
-    pub(super) fn of(it: &Instruction, homes: Homes) -> Option<Self> {
+    pub(super) fn of(it: &Instruction, step: usize, homes: Homes) -> Option<Self> {
         let kind = Kind::of(it.code())?;
+        let step = u16::try_from(step).ok()?;
         let mut reads = 0_u16;
         let mut in_memory = 0_u32;
         let operands = if kind == Kind::Logic { 1 } else { it.op_count() };
@@ -74,20 +76,20 @@ impl Producer {
                 it.op0_register().size() >= 4 && if registers < 2 { undone } else { in_memory == 0 }
             }
         };
-        possible.then_some(Self { it: *it, kind, homes, reads })
+        possible.then_some(Self { step, kind, homes, reads })
     }
 
-    /// Writes the instructions that make them, which use [`VALUE`] and nothing else.
+    /// Writes the instructions that make them in `trace`, which use [`VALUE`] and nothing else.
     ///
     /// # Errors
     /// As [`Assembler::emit`].
-    pub(super) fn write(&self, code: &mut Assembler) -> Result<(), NotCopied> {
-        let steps = self.steps().ok_or(NotCopied)?;
-        steps.iter().flatten().try_for_each(|step| code.emit(step))
+    pub(super) fn write(&self, code: &mut Assembler, trace: &Trace) -> Result<(), NotCopied> {
+        let step = trace.steps.get(usize::from(self.step)).ok_or(NotCopied)?;
+        let again = self.again(&step.instruction).ok_or(NotCopied)?;
+        again.iter().flatten().try_for_each(|one| code.emit(one))
     }
 
-    fn steps(&self) -> Option<[Option<Instruction>; 3]> {
-        let it = &self.it;
+    fn again(&self, it: &Instruction) -> Option<[Option<Instruction>; 3]> {
         let mut operands = Operands { homes: self.homes, loads: None, reads: 0 };
         let subtracts = match self.kind {
             Kind::Compare => {
@@ -201,7 +203,7 @@ impl Operands {
             Home::Memory if first && self.loads.is_some() => None,
             Home::Memory => {
                 let at = i64::from(fields::gpr(number).0);
-                let from = MemoryOperand::new(R::None, R::None, 1, at, 4, false, R::GS);
+                let from = MemoryOperand::new(R::None, R::None, 1, at, 8, false, R::GS);
                 self.loads = Instruction::with2(Code::Mov_r64_rm64, VALUE, from).ok();
                 Some(part(whole(0), register))
             }

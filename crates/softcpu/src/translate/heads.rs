@@ -6,7 +6,7 @@
 use super::assembler::{Label, NotCopied};
 use super::block::Block;
 use super::flags::Flags;
-use super::trace::{Step, Trace};
+use super::trace::Trace;
 
 /// A place that the trace jumps to.
 #[derive(Clone, Copy, Debug)]
@@ -39,12 +39,14 @@ impl Block<'_> {
     /// Finds the places that the trace jumps to.
     pub(super) fn find_heads(&mut self, trace: &Trace) {
         self.heads.0.clear();
-        for rip in trace.steps.iter().flat_map(Step::goes_to) {
-            if !self.heads.has(rip)
-                && let Some(n) = trace.step_at(rip)
-            {
-                let (label, wants_flags) = (self.code.label(), self.wanted_from(Some(n)));
-                self.heads.0.push((rip, Head { label, wants_flags }));
+        for step in &trace.steps {
+            for rip in step.goes_to() {
+                if !self.heads.has(rip)
+                    && let Some(n) = trace.step_at(rip)
+                {
+                    let (label, wants_flags) = (self.code.label(), self.wanted_from(Some(n)));
+                    self.heads.0.push((rip, Head { label, wants_flags }));
+                }
             }
         }
     }

@@ -4,16 +4,13 @@
 //! A register in memory costs an instruction at each use and, worse, the time a store takes
 //! to reach the load behind it, which in a loop adds up along the chain of its values.
 
-use iced_x86::Instruction;
-use smallvec::SmallVec;
-
 use super::block::Block;
-use super::registers::{Home, Homes};
+use super::copy::Copying;
+use super::registers::{GprSet, Home, Homes};
 use super::shapes::How;
 use super::stack::StackUse;
-use super::trace::Trace;
-use crate::decode::op::OpFlags;
-use crate::native::Use;
+use super::trace::{Step, Trace};
+use crate::decode::op::{Op, OpFlags};
 use crate::state::GPR_ZERO;
 
 /// What a use in a loop counts.
@@ -21,54 +18,68 @@ const IN_LOOP: u32 = 8;
 /// How much more the borrower must be used than the lender: what lending and giving back cost.
 const WORTH: u32 = 5;
 
-/// General registers that an instruction uses, as often as it does, but for those that its
-/// address is made of.
-pub(super) type Used = SmallVec<[u8; 8]>;
+/// General registers that an instruction uses.
+#[derive(Clone, Copy, Debug, Default)]
+struct Used {
+    /// Those that it uses, but for what its address is made of.
+    any: GprSet,
+    /// Those among them that it reads and changes.
+    twice: GprSet,
+    /// What its address is made of.
+    address: GprSet,
+}
 
-/// Those of `it`, which is done like that.
-pub(super) fn used(how: &How, it: &Instruction) -> Used {
-    let first = it.op0_register();
-    match how {
-        How::String(string) => {
-            let pointers = (0..16).filter(|number| string.writes() & 1 << number != 0);
-            pointers.flat_map(|number| [number; 2]).collect()
-        }
-        How::Stack(StackUse::Push | StackUse::Pop, 4..) | How::Lea if first.is_gpr() => {
-            [first.number() as u8].into_iter().collect()
-        }
-        How::Copied(copying) => {
-            let times = |used: &Use| u8::from(used.loaded).saturating_add(used.written.into());
-            let gprs = copying.gprs.iter();
-            gprs.flat_map(|used| std::iter::repeat_n(used.number, times(used).into())).collect()
-        }
-        _ => Used::new(),
+impl Used {
+    /// Those of `step`, whose op is `op`.
+    fn of(step: &Step, op: &Op) -> Self {
+        let first = step.instruction.op0_register();
+        let (any, twice) = match &step.shape.how {
+            How::String(string) => {
+                let pointers = GprSet::from_bits(string.writes());
+                (pointers, pointers)
+            }
+            How::Stack(StackUse::Push | StackUse::Pop, 4..) | How::Lea if first.is_gpr() => {
+                (GprSet::of(first.number() as u8), GprSet::default())
+            }
+            How::Copied(Copying { loaded, written, .. }) => {
+                (loaded.or(*written), loaded.and(*written))
+            }
+            _ => Default::default(),
+        };
+        let part = |number| if number == GPR_ZERO { GprSet::default() } else { GprSet::of(number) };
+        let addresses = op.flags.contains(OpFlags::MEM);
+        let address = if addresses { part(op.base).or(part(op.index)) } else { GprSet::default() };
+        Self { any, twice, address }
     }
 }
 
 impl Block<'_> {
     /// Where guest registers are best for `trace`.
     pub(super) fn homes_for(&self, trace: &Trace) -> Homes {
+        let steps = || trace.steps.iter().zip(&trace.ops).map(|(step, op)| Used::of(step, op));
+        let all = steps().fold(GprSet::default(), |all, used| all.or(used.any).or(used.address));
+        if !Homes::BORROWERS.into_iter().any(|user| all.has(user)) {
+            return Homes::default();
+        }
         let mut uses = [0_u32; 16];
         // Without a place that it jumps to there is none.
         let loops: Vec<_> =
             if self.heads.is_empty() { Vec::new() } else { trace.loops().collect() };
-        for (n, (step, op)) in trace.steps.iter().zip(&trace.ops).enumerate() {
+        for (n, Used { any, twice, address }) in steps().enumerate() {
             let looped = loops.iter().any(|steps| steps.contains(&n));
-            let address = [op.base, op.index].into_iter().filter(|number| *number != GPR_ZERO);
-            let address = address.filter(|_| op.flags.contains(OpFlags::MEM));
-            for number in step.shape.used.iter().copied().chain(address) {
+            for number in [any, twice, address].into_iter().flat_map(GprSet::iter) {
                 if let Some(uses) = uses.get_mut(usize::from(number)) {
                     *uses = uses.saturating_add(if looped { IN_LOOP } else { 1 });
                 }
             }
         }
         let mut homes = Homes::default();
-        let used = |number: u8| uses.get(usize::from(number)).copied().unwrap_or(0);
-        for user in Homes::BORROWERS.into_iter().filter(|user| used(*user) >= WORTH) {
+        let uses = |number: u8| uses.get(usize::from(number)).copied().unwrap_or(0);
+        for user in Homes::BORROWERS.into_iter().filter(|user| uses(*user) >= WORTH) {
             let lenders =
                 Homes::LENDERS.into_iter().filter(|owner| homes.of(*owner) != Home::Memory);
-            let Some(owner) = lenders.min_by_key(|owner| used(*owner)) else { break };
-            if used(user) >= used(owner).saturating_add(WORTH) {
+            let Some(owner) = lenders.min_by_key(|owner| uses(*owner)) else { break };
+            if uses(user) >= uses(owner).saturating_add(WORTH) {
                 homes.lend(owner, user, self.writes(user));
             }
         }

@@ -90,7 +90,7 @@ pub(super) fn put_in_memory(
     it.set_memory_base(R::None);
     it.set_memory_index(R::None);
     it.set_memory_displacement64(at.into());
-    it.set_memory_displ_size(4);
+    it.set_memory_displ_size(8);
     it.set_segment_prefix(R::GS);
     it.try_set_op_kind(n, OpKind::Memory).map_err(|_| NotCopied)
 }

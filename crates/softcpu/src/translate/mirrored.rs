@@ -53,7 +53,7 @@ impl Block<'_> {
         let before = self.cold.len().saturating_sub(1);
         let landing =
             if group.is_shared() { self.interpreted_apart(op, Some(group.place)) } else { slow };
-        let what = Cold::Look { group: *group, found, slow };
+        let what = Cold::Look { group: self.groups.add(*group), found, slow };
         let homes = self.code.homes;
         self.cold.insert(before, Apart { at: look, fix: Fix::None, homes, note: None, what });
         self.code.aligned(group, slow)?;

@@ -16,6 +16,7 @@
 mod access;
 mod alignment;
 mod assembler;
+mod batch;
 mod block;
 mod branch;
 mod checks;
@@ -63,6 +64,7 @@ mod stack;
 mod streams;
 mod string_runs;
 mod strings;
+mod template;
 #[cfg(test)]
 mod tests;
 mod thunks;
@@ -75,6 +77,7 @@ mod workbench;
 mod workshop;
 mod x87;
 
+pub use batch::Batch;
 pub use code_cache::CodeCache;
 pub use config::{BadTranslation, Config, Invalidate};
 pub use counters::Counters;

@@ -65,6 +65,8 @@ pub(super) struct Loan {
 pub(super) struct Homes {
     /// As many as there are registers in memory.
     loans: [Option<Loan>; 3],
+    /// Their owners and users: the others are where they are between traces.
+    moved: GprSet,
 }
 
 impl Homes {
@@ -79,6 +81,7 @@ impl Homes {
             && let Some(free) = self.loans.iter_mut().find(|loan| loan.is_none())
         {
             *free = Some(Loan { host, owner, user, changes });
+            self.moved = self.moved.or(GprSet::of(owner)).or(GprSet::of(user));
         }
     }
 
@@ -89,11 +92,14 @@ impl Homes {
 
     /// Whether all registers are where they are between traces.
     pub(super) fn lends_nothing(&self) -> bool {
-        self.loans.iter().all(Option::is_none)
+        self.moved == GprSet::default()
     }
 
     /// Where guest register `number` is.
     pub(super) fn of(&self, number: u8) -> Home {
+        if !self.moved.has(number) {
+            return home(number);
+        }
         for loan in self.loans() {
             if loan.user == number {
                 return Home::Host(loan.host);
@@ -103,6 +109,55 @@ impl Homes {
             }
         }
         home(number)
+    }
+}
+
+/// A set of guest registers.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct GprSet(u16);
+
+impl GprSet {
+    /// Register `number` alone.
+    pub(super) const fn of(number: u8) -> Self {
+        Self(1 << (number & 15))
+    }
+
+    /// Those of `registers`, a bit each.
+    pub(super) const fn from_bits(registers: u16) -> Self {
+        Self(registers)
+    }
+
+    /// One bit for each.
+    pub(super) const fn bits(self) -> u16 {
+        self.0
+    }
+
+    /// Those that are in either.
+    pub(super) const fn or(self, other: Self) -> Self {
+        Self(self.0 | other.0)
+    }
+
+    /// Those that are in both.
+    pub(super) const fn and(self, other: Self) -> Self {
+        Self(self.0 & other.0)
+    }
+
+    /// Whether register `number` is in it.
+    pub(super) fn has(self, number: u8) -> bool {
+        self.0 & 1 << (number & 15) != 0
+    }
+
+    /// Their numbers, in order.
+    pub(super) fn iter(self) -> impl Iterator<Item = u8> {
+        let next = |left: &u16| Some(left & left.wrapping_sub(1));
+        let lefts = std::iter::successors(Some(self.0), next);
+        lefts.take_while(|left| *left != 0).map(|left| left.trailing_zeros() as u8)
+    }
+}
+
+impl FromIterator<u8> for GprSet {
+    fn from_iter<T: IntoIterator<Item = u8>>(numbers: T) -> Self {
+        numbers.into_iter().fold(Self::default(), |all, number| all.or(Self::of(number)))
     }
 }
 
@@ -170,6 +225,17 @@ mod tests {
         let mut hosts: Vec<Home> = (0..16).map(|number| homes.of(number)).collect();
         hosts.retain(|home| *home != Home::Memory);
         assert_eq!(hosts.len(), pinned().count());
+    }
+
+    #[test]
+    fn a_set_has_what_was_put_into_it() {
+        for numbers in [vec![], vec![0], vec![15], vec![0, 3, 4, 15], (0..16).collect()] {
+            let set: GprSet = numbers.iter().rev().copied().collect();
+            assert_eq!(set.iter().collect::<Vec<_>>(), numbers);
+            for number in 0..16 {
+                assert_eq!(set.has(number), numbers.contains(&number));
+            }
+        }
     }
 
     #[test]

@@ -56,10 +56,9 @@ struct Stop {
 
 /// A block on a route, to be looked at.
 pub(super) struct Leg<'a> {
-    /// Where its code is, and what that is.
+    /// Where its code is, and where in the route's bytes that is.
     pub(super) rip: u64,
-    bytes: &'a [u8],
-    bitness: u32,
+    at: usize,
     /// Its instructions, as the interpreter has them.
     pub(super) ops: &'a [Op],
     pub(super) then: Then,
@@ -70,14 +69,22 @@ pub(super) struct Leg<'a> {
 }
 
 impl Leg<'_> {
-    /// Hands its instructions to `take`, one after the other. Says whether they are what the
-    /// interpreter has.
-    pub(super) fn decode(&self, mut take: impl FnMut(Instruction)) -> bool {
-        let decoder = Decoder::with_ip(self.bitness, self.bytes, self.rip, DecoderOptions::NONE);
-        let mut instructions = decoder.into_iter();
+    /// Hands its instructions, as the route's `decoder` finds them, to `take`, one after the other.
+    /// Says whether they are what the interpreter has.
+    pub(super) fn decode(
+        &self,
+        decoder: &mut Decoder<'_>,
+        mut take: impl FnMut(Instruction),
+    ) -> bool {
+        if decoder.set_position(self.at).is_err() {
+            return false;
+        }
+        decoder.set_ip(self.rip);
         let alike = self.ops.iter().all(|op| {
-            let Some(instruction) = instructions.next() else { return false };
-            let alike = instruction.ip() == op.rip && instruction.code() as u16 == op.code;
+            let instruction = decoder.decode();
+            let alike = instruction.ip() == op.rip
+                && instruction.code() as u16 == op.code
+                && instruction.len() == usize::from(op.len);
             take(instruction);
             alike
         });
@@ -91,16 +98,20 @@ impl Route {
         self.ops.first().map_or(0, |op| op.rip)
     }
 
+    /// Decodes its blocks, for each of which it must be told where that is.
+    pub(super) fn decoder(&self) -> Decoder<'_> {
+        Decoder::new(self.bitness, &self.bytes, DecoderOptions::NONE)
+    }
+
     /// Its blocks.
     pub(super) fn legs(&self) -> impl Iterator<Item = Leg<'_>> {
-        let (mut ops, mut bytes) = (self.ops.as_slice(), self.bytes.as_slice());
+        let (mut ops, mut behind) = (self.ops.as_slice(), 0_usize);
         self.stops.iter().map_while(move |stop| {
-            let (mine, other_ops) = ops.split_at_checked(stop.ops)?;
-            let (code, other_bytes) = bytes.split_at_checked(stop.len)?;
-            (ops, bytes) = (other_ops, other_bytes);
+            let (mine, others) = ops.split_at_checked(stop.ops)?;
+            let at = behind;
+            (ops, behind) = (others, behind.saturating_add(stop.len));
             let Stop { then, onwards, begins, .. } = *stop;
-            let (rip, bitness) = (mine.first()?.rip, self.bitness);
-            Some(Leg { rip, bytes: code, bitness, ops: mine, then, onwards, begins })
+            Some(Leg { rip: mine.first()?.rip, at, ops: mine, then, onwards, begins })
         })
     }
 

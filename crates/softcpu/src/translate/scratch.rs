@@ -7,7 +7,7 @@ use super::assembler::{Assembler, Label};
 use super::block::Apart;
 use super::effects::Effects;
 use super::heads::Heads;
-use super::sharing::{Grouping, Share};
+use super::sharing::{Grouping, Groups, Share};
 
 /// See the module's words. What is in it is of no use to the next one.
 #[derive(Debug, Default)]
@@ -18,5 +18,6 @@ pub(super) struct Scratch {
     pub(super) heads: Heads,
     pub(super) grouping: Grouping,
     pub(super) shares: Vec<Share>,
+    pub(super) groups: Groups,
     pub(super) landings: Vec<(usize, Label)>,
 }

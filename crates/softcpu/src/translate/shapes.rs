@@ -5,15 +5,12 @@
 //! the same for all that differ in immediates and addresses only, and programs use few others: so
 //! it is kept by that *shape*, in a small table.
 
-use std::sync::Arc;
-
 use iced_x86::{Code, Instruction, InstructionInfoFactory, Mnemonic as M, OpKind};
 
 use super::assembler::NotCopied;
 use super::copy::{self, Copying};
 use super::division::is_division;
 use super::effects::Effects;
-use super::lending::{self, Used};
 use super::privileged::{Touches, touches};
 use super::stack::StackUse;
 use super::strings::StringUse;
@@ -26,7 +23,7 @@ const PLACES: usize = 1 << PLACE_BITS;
 const PLACE_BITS: u32 = 13;
 
 /// In which way an instruction is translated.
-#[derive(Clone, Debug)]
+#[derive(Clone, Copy, Debug)]
 pub(super) enum How {
     /// It works on the stack, with words of so many bytes.
     Stack(StackUse, u8),
@@ -51,14 +48,13 @@ pub(super) enum How {
 }
 
 /// What is known of all instructions of one shape.
-#[derive(Clone, Debug)]
+#[derive(Clone, Copy, Debug)]
 pub(super) struct Shape {
     pub(super) how: How,
     /// What it uses of the vector and x87 units.
     pub(super) need: u8,
     /// What it does to flags and registers, if the next one follows it.
     pub(super) effects: Effects,
-    pub(super) used: Used,
 }
 
 impl Shape {
@@ -66,8 +62,7 @@ impl Shape {
     fn of(how: How, it: &Instruction) -> Self {
         let need = copy::vector_need(&how);
         let effects = Effects::of_shape(&how, it);
-        let used = lending::used(&how, it);
-        Self { how, need, effects, used }
+        Self { how, need, effects }
     }
 
     /// How it is copied, if it is.
@@ -87,9 +82,21 @@ impl Shape {
     }
 }
 
+/// A shape that is known, and what the instructions of it have in common.
+///
+/// Nearly every one is looked for in vain in the first cache of the CPU: it lies in one line.
+#[derive(Clone, Copy, Debug)]
+#[repr(align(64))]
+struct Known {
+    key: u64,
+    shape: Shape,
+}
+
+const _: () = assert!(size_of::<Option<Known>>() == 64);
+
 /// The shapes of instructions, for one CPU model.
 pub(super) struct Shapes {
-    places: Vec<Option<(u64, Arc<Shape>)>>,
+    places: Vec<Option<Known>>,
     factory: InstructionInfoFactory,
 }
 
@@ -106,29 +113,27 @@ impl Shapes {
 
     /// The shape of `instruction`, which gets the form in which it is copied, if it is. All calls
     /// have the same `features`.
-    pub(super) fn of(
-        &mut self,
-        instruction: &mut Instruction,
-        features: &FeatureSet,
-    ) -> Arc<Shape> {
-        let mut it = *instruction;
-        it.set_code(general_form(without_prefix(it.code(), features)));
-        let key = key(&it);
+    pub(super) fn of(&mut self, instruction: &mut Instruction, features: &FeatureSet) -> Shape {
+        let code = general_form(without_prefix(instruction.code(), features));
+        let key = key(code, instruction);
         // The upper bits of a product depend on all bits of its factors.
         let place = key.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> (u64::BITS - PLACE_BITS);
         let place = place as usize;
         let shape = match self.places.get(place) {
-            Some(Some((known, shape))) if *known == key => Arc::clone(shape),
+            Some(Some(known)) if known.key == key => known.shape,
             _ => {
-                let shape = Arc::new(Shape::of(self.find_out(&it, features), &it));
+                let mut it = *instruction;
+                it.set_code(code);
+                let shape = Shape::of(self.find_out(&it, features), &it);
                 if let Some(place) = self.places.get_mut(place) {
-                    *place = Some((key, Arc::clone(&shape)));
+                    *place = Some(Known { key, shape });
                 }
                 shape
             }
         };
         if matches!(shape.how, How::Copied(_)) {
-            *instruction = normalise(&it);
+            instruction.set_code(code);
+            *instruction = normalise(instruction);
         }
         shape
     }
@@ -167,9 +172,10 @@ impl Shapes {
     }
 }
 
-/// What two instructions have in common that differ in immediates and addresses only. Of a count
-/// it matters whether a shift by it is none.
-fn key(it: &Instruction) -> u64 {
+/// What two instructions have in common that differ in immediates and addresses only: their
+/// `code` in its general form, for one, and their operands. Of a count it matters whether a shift
+/// by it is none.
+fn key(code: Code, it: &Instruction) -> u64 {
     let bits = [
         it.has_lock_prefix(),
         it.has_rep_prefix(),
@@ -177,7 +183,7 @@ fn key(it: &Instruction) -> u64 {
         it.immediate8() & 31 == 0,
         it.immediate8() & 63 == 0,
     ];
-    let head = bits.iter().fold(it.code() as u64, |head, bit| head << 1 | u64::from(*bit));
+    let head = bits.iter().fold(code as u64, |head, bit| head << 1 | u64::from(*bit));
     // A fifth operand is an immediate, if there is one.
     (0..it.op_count().min(4)).fold(head, |key, n| {
         let operand = match it.op_kind(n) {
@@ -281,7 +287,7 @@ mod tests {
     fn what_is_no_copy_is_told_apart() {
         let features = FeatureSet::v3();
         let mut shapes = Shapes::new();
-        let mut how = |code: &[u8]| shapes.of(&mut decoded(code), &features).how.clone();
+        let mut how = |code: &[u8]| shapes.of(&mut decoded(code), &features).how;
         assert!(matches!(how(&[0x90]), How::Nothing), "nop");
         assert!(matches!(how(&[0xf3, 0x90]), How::Privileged(_)), "pause");
         assert!(matches!(how(&[0xc3]), How::Stack(StackUse::Return, 8)), "ret");

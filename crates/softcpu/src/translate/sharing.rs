@@ -12,8 +12,10 @@
 use iced_x86::{Code, OpKind, Register};
 
 use super::access::Access;
+use super::assembler::NotCopied;
 use super::block::Block;
 use super::mode::Mode;
+use super::registers::GprSet;
 use super::shapes::How;
 use super::stack::{RBP, RSP, StackUse, down, stack_operand};
 use super::trace::{Step, Then, Trace};
@@ -177,6 +179,35 @@ impl Group {
     }
 }
 
+/// The number of a group among those that the code behind a trace is about.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct GroupNumber(u32);
+
+/// Those groups: there are few of them, and each piece of such code would have to have room for one.
+#[derive(Debug, Default)]
+pub(super) struct Groups(Vec<Group>);
+
+impl Groups {
+    pub(super) fn clear(&mut self) {
+        self.0.clear();
+    }
+
+    /// One more.
+    pub(super) fn add(&mut self, group: Group) -> GroupNumber {
+        let number = GroupNumber(self.0.len() as u32);
+        self.0.push(group);
+        number
+    }
+
+    /// The group of that number.
+    ///
+    /// # Errors
+    /// None: numbers are those of the same trace.
+    pub(super) fn get(&self, GroupNumber(number): GroupNumber) -> Result<&Group, NotCopied> {
+        self.0.get(number as usize).ok_or(NotCopied)
+    }
+}
+
 /// How the access of a step is made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Share {
@@ -319,10 +350,8 @@ impl Block<'_> {
                 }
                 joins
             });
-            let mut writes = self.writes_of(n);
-            while writes != 0 && !open.is_empty() {
-                let number = writes.trailing_zeros() as u8;
-                writes &= writes.wrapping_sub(1);
+            let followed = open.iter().fold(0, |all, open| all | open.origin.registers());
+            for number in GprSet::from_bits(self.writes_of(n) & followed).iter() {
                 let change = change(step, op, number, trace.mode);
                 open.retain_mut(|open| {
                     let Some(distance) = open.origin.follows(number, change) else { return false };

@@ -198,9 +198,7 @@ impl Block<'_> {
                 matches!(share, Share::Follows { mirrored: false, .. })
                     && first.full_register() != R::RSP
             }
-            How::Copied(copying) => {
-                copying.access.is_none() && copying.gprs.iter().all(|used| used.number != RSP)
-            }
+            How::Copied(copying) => copying.access.is_none() && !copying.gprs.has(RSP),
             How::Lea => {
                 let to = step.instruction.op0_register().full_register();
                 op.base != RSP && op.index != RSP && to != R::RSP

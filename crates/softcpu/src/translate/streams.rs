@@ -101,7 +101,7 @@ impl Block<'_> {
         slow: Label,
     ) -> Result<Place, NotCopied> {
         let (again, away) = (self.code.label(), self.code.label());
-        let what = Cold::Fill { group: *group, stream, again, slow };
+        let what = Cold::Fill { group: self.groups.add(*group), stream, again, slow };
         let fill = Apart { at: away, fix: Fix::None, homes: self.code.homes, note: None, what };
         // The last of them is the instruction's own.
         let last = self.cold.len().saturating_sub(1);

@@ -1,8 +1,6 @@
 //! What is translated together: a *trace*, instruction by instruction, with what comes after each.
 //! It is made of a [`Route`] through the guest's blocks, by whoever translates it.
 
-use std::sync::Arc;
-
 use iced_x86::Instruction;
 
 use super::mode::{CodeSegment, Mode};
@@ -37,7 +35,7 @@ pub(super) enum Then {
 pub(super) struct Step {
     /// As it is copied, if it is; else as the guest has it.
     pub(super) instruction: Instruction,
-    pub(super) shape: Arc<Shape>,
+    pub(super) shape: Shape,
     pub(super) then: Then,
     /// Where the trace goes on behind it, if that is not the next step and nothing that the
     /// instruction says itself.
@@ -80,6 +78,7 @@ impl Trace {
         ops.clear();
         let mut vectors = route.vectors;
         let mut lost = false;
+        let mut decoder = route.decoder();
         for leg in route.legs() {
             let first = steps.is_empty();
             // What comes after a part that has no place is lost too, unless one that has jumps
@@ -96,7 +95,7 @@ impl Trace {
                 continue;
             }
             let mut need = 0;
-            let decoded = leg.decode(|mut instruction| {
+            let decoded = leg.decode(&mut decoder, |mut instruction| {
                 let shape = shapes.of(&mut instruction, features);
                 need |= shape.need;
                 steps.push(Step { instruction, shape, then: Then::Next, onwards: None });

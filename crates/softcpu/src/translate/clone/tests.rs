@@ -1,5 +1,3 @@
-use std::sync::Arc;
-
 use super::super::config::Config;
 use super::super::relocate::Kind;
 use super::super::thunks::Thunks;
@@ -28,7 +26,7 @@ fn moved(trace: &Trace, distance: u64) -> Trace {
             then => then,
         };
         let onwards = step.onwards.map(|rip| rip.wrapping_add(distance));
-        Step { instruction, shape: Arc::clone(&step.shape), then, onwards }
+        Step { instruction, shape: step.shape, then, onwards }
     };
     Trace {
         steps: trace.steps.iter().map(step).collect(),
