@@ -18,6 +18,8 @@ pub enum ThreadKind {
     Timer,
     /// Translates guest code for vCPUs.
     Translator,
+    /// Has the host prepare memory for vCPUs.
+    Memory,
     /// Does devices' work: an I/O thread, or one that waits for a disk.
     Device,
 }

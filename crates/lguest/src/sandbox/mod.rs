@@ -148,7 +148,7 @@ impl Sandbox for Filters {
         let program = match kind {
             ThreadKind::Vcpu => &self.vcpu,
             ThreadKind::Timer => &self.timer,
-            ThreadKind::Translator => &self.translator,
+            ThreadKind::Translator | ThreadKind::Memory => &self.translator,
             ThreadKind::Device => &self.device,
         };
         if let Err(error) = apply_filter(program) {

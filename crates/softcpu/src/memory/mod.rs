@@ -2,6 +2,7 @@
 //! the record of which of it has been decoded as code.
 
 pub mod access;
+mod ahead;
 pub mod code_map;
 pub(crate) mod copies;
 pub(crate) mod huge;

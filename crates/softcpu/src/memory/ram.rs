@@ -207,6 +207,27 @@ impl PhysMemory {
         }
     }
 
+    /// Has the host make large pages of RAM ahead of the guest, until that is
+    /// [closed](Self::close_ahead): for a thread that has nothing else to do.
+    pub fn work_ahead(&self) {
+        if let Some(shared) = &self.shared {
+            shared.work_ahead(|frame| self.place(frame).map(|(_, host)| host.cast_mut()));
+        }
+    }
+
+    /// Whoever works ahead ends.
+    pub fn close_ahead(&self) {
+        if let Some(shared) = &self.shared {
+            shared.close_ahead();
+        }
+    }
+
+    /// Whether there is anything to do ahead.
+    #[must_use]
+    pub fn has_ahead(&self) -> bool {
+        self.shared.is_some()
+    }
+
     /// The bytes of `frame` now: a mapped page, if there is such a frame.
     pub(crate) fn shown(&self, frame: RamFrame) -> Option<*const u8> {
         let shown = self.overlay.as_ref().and_then(|overlay| overlay.shown(frame));

@@ -4,11 +4,12 @@
 //! RAM like this Linux has no large pages of its own accord, as it has for a process's private
 //! memory, but since 6.1 it makes one of whatever stretch it is asked to (`MADV_COLLAPSE`). It
 //! is asked here, once for each stretch, when the guest first gets at a page of it, or the loader
-//! is about to: so RAM costs the host what private memory would.
+//! is about to, or just before (`ahead`): so RAM costs the host what private memory would.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
+use super::ahead::{self, Ahead};
 use super::ram::RamFrame;
 use crate::addr::PAGE_SHIFT;
 
@@ -25,8 +26,44 @@ const FRAMES_SHIFT: u32 = LARGE_SHIFT - PAGE_SHIFT;
 #[derive(Debug)]
 pub struct SharedRam {
     file: OwnedFd,
-    /// Stretches that the host was asked to make large pages of, a bit each.
-    asked: Box<[AtomicU64]>,
+    /// Stretches that the guest or the loader has got at.
+    used: Stretches,
+    /// Those that the host was asked to make large pages of.
+    asked: Stretches,
+    ahead: Ahead,
+}
+
+/// Some of the stretches that can be large pages, a bit each.
+#[derive(Debug)]
+struct Stretches(Box<[AtomicU64]>);
+
+impl Stretches {
+    /// None of those in so many frames.
+    fn of(frames: usize) -> Self {
+        let words = (frames >> FRAMES_SHIFT >> u64::BITS.ilog2()).saturating_add(1);
+        Self((0..words).map(|_| AtomicU64::new(0)).collect())
+    }
+
+    #[inline]
+    fn place(&self, stretch: u32) -> Option<(&AtomicU64, u64)> {
+        let word = self.0.get((stretch >> u64::BITS.ilog2()) as usize)?;
+        Some((word, 1_u64.wrapping_shl(stretch)))
+    }
+
+    /// Whether `stretch` is one of them; what does not exist is.
+    #[inline]
+    fn has(&self, stretch: u32) -> bool {
+        self.place(stretch).is_none_or(|(word, bit)| word.load(Relaxed) & bit != 0)
+    }
+
+    /// Makes `stretch` one of them. Says whether it was not.
+    fn add(&self, stretch: u32) -> bool {
+        self.place(stretch).is_some_and(|(word, bit)| word.fetch_or(bit, Relaxed) & bit == 0)
+    }
+
+    fn clear(&self) {
+        self.0.iter().for_each(|word| word.store(0, Relaxed));
+    }
 }
 
 impl SharedRam {
@@ -34,8 +71,8 @@ impl SharedRam {
     /// the distance to the next large page is the same as in the file.
     #[must_use]
     pub fn new(file: OwnedFd, frames: usize) -> Self {
-        let words = (frames >> FRAMES_SHIFT >> u64::BITS.ilog2()).saturating_add(1);
-        Self { file, asked: (0..words).map(|_| AtomicU64::new(0)).collect() }
+        let (used, asked) = (Stretches::of(frames), Stretches::of(frames));
+        Self { file, used, asked, ahead: Ahead::default() }
     }
 
     /// The file.
@@ -46,19 +83,51 @@ impl SharedRam {
 
     /// The RAM has been made zero, and its pages have gone back to the host.
     pub fn cleared(&self) {
-        self.asked.iter().for_each(|asked| asked.store(0, Relaxed));
+        self.used.clear();
+        self.asked.clear();
     }
 
     /// `frame`, which is mapped at `host`, is about to be used: it is to be in a large page.
     #[inline]
     pub(crate) fn used(&self, frame: RamFrame, host: *mut u8) {
         let stretch = frame.0 >> FRAMES_SHIFT;
-        let bit = 1_u64.wrapping_shl(stretch);
-        let Some(asked) = self.asked.get((stretch >> u64::BITS.ilog2()) as usize) else { return };
-        if asked.load(Relaxed) & bit == 0 && asked.fetch_or(bit, Relaxed) & bit == 0 {
+        if !self.used.has(stretch) {
+            self.reached(stretch, host);
+        }
+    }
+
+    /// The first page of `stretch` to be used is at `host`.
+    #[cold]
+    fn reached(&self, stretch: u32, host: *mut u8) {
+        if self.used.add(stretch) {
+            self.ask(stretch, host);
+            self.ahead.reached(stretch);
+        }
+    }
+
+    /// Asks the host for a large page of `stretch`, of which a page is at `host`, if nobody has.
+    fn ask(&self, stretch: u32, host: *mut u8) {
+        if self.asked.add(stretch) {
             // SAFETY: `host` is a page of RAM, in a mapping of this file.
             unsafe { collapse(host) };
         }
+    }
+
+    /// Asks for large pages ahead of the guest, until that is [closed](Self::close_ahead). `place`
+    /// says where a frame is mapped, if there is one.
+    pub(super) fn work_ahead(&self, place: impl Fn(RamFrame) -> Option<*mut u8>) {
+        while let Some(stretch) = self.ahead.next() {
+            for likely in ahead::likely(stretch, |stretch| self.asked.has(stretch)) {
+                if let Some(host) = place(RamFrame(likely.wrapping_shl(FRAMES_SHIFT))) {
+                    self.ask(likely, host);
+                }
+            }
+        }
+    }
+
+    /// Whoever works ahead ends.
+    pub fn close_ahead(&self) {
+        self.ahead.close();
     }
 }
 

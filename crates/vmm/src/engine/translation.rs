@@ -40,8 +40,7 @@ impl Translation {
         };
         // Lockstep wants every run of an engine to be like the last.
         let beside = engine == Engine::Translator && config.beside;
-        let spare = || available_parallelism().is_ok_and(|all| all > NonZeroUsize::MIN);
-        let workshop = (beside && spare()).then(Arc::default);
+        let workshop = (beside && can_spare()).then(Arc::default);
         Ok(Self { config, stubs, code, workshop })
     }
 
@@ -56,6 +55,11 @@ impl Translation {
     pub(crate) fn workshop(&self) -> Option<Arc<Workshop>> {
         self.workshop.clone()
     }
+}
+
+/// Whether the host has a processor for what is done beside the vCPUs.
+pub(crate) fn can_spare() -> bool {
+    available_parallelism().is_ok_and(|all| all > NonZeroUsize::MIN)
 }
 
 /// The body of the thread that works in `workshop`, until that is closed.

@@ -86,11 +86,17 @@ fn find_room(
 }
 
 /// Copies an initrd to `at`, which is claimed.
-fn copy(placer: &Placer<'_>, image: &Image, mut at: u64) -> Result<(), LoadError> {
+fn copy(placer: &Placer<'_>, image: &Image, at: u64) -> Result<(), LoadError> {
+    let range = at..at.saturating_add(image.len());
+    placer.ram().filled_by(std::slice::from_ref(&range), || copy_all(placer, image, &range))
+}
+
+/// Copies an initrd to where it is to lie.
+fn copy_all(placer: &Placer<'_>, image: &Image, range: &Range<u64>) -> Result<(), LoadError> {
+    let Range { start: mut at, end } = range.clone();
     let failed = |reason| LoadError::InitrdRead { name: image.name().to_owned(), reason };
     let mut buffer = vec![0; CHUNK.min(usize::try_from(image.len()).unwrap_or(CHUNK))];
     let mut source = image.section(0, image.len());
-    let end = at.saturating_add(image.len());
     while at < end {
         let read = source.read(&mut buffer).map_err(failed)?;
         if read == 0 {

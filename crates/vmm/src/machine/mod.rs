@@ -10,10 +10,12 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use softcpu::PhysMemory;
+
 use crate::engine::translation::{self, Translation};
 use crate::engine::{Engine, EngineError};
 use crate::loader::{KernelError, LoadError, PlatformKind, platform_of};
-use crate::sandbox::Sandbox;
+use crate::sandbox::{Sandbox, ThreadKind};
 
 mod config;
 mod controller;
@@ -100,6 +102,19 @@ impl Built {
             self.helper("translator", move |place| translation::work(&workshop, place));
             self.at_end(move || closing.close());
         }
+    }
+
+    /// The thread that prepares `memory` ahead of the vCPUs, if the host has a processor for it.
+    fn memory(&mut self, memory: &Arc<PhysMemory>) {
+        if !memory.has_ahead() || !translation::can_spare() {
+            return;
+        }
+        let (working, closing) = (Arc::clone(memory), Arc::clone(memory));
+        self.helper("memory", move |place| {
+            place.cross(ThreadKind::Memory);
+            working.work_ahead();
+        });
+        self.at_end(move || closing.close_ahead());
     }
 
     /// What makes a thread end that does not look whether the machine has.

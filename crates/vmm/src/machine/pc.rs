@@ -79,6 +79,7 @@ pub(super) fn build(config: MachineConfig) -> Result<Built, MachineError> {
     let timers = Arc::clone(&parts.timers);
     built.at_end(move || timers.stop());
     built.translator(&translation);
+    built.memory(&memory);
     let seeds = states.into_iter().zip(parts.handles).zip(parts.tables).enumerate();
     for (index, ((mut state, handle), cpuid)) in seeds {
         // The guest's TSC starts at zero, like its other clocks.

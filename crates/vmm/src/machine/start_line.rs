@@ -129,6 +129,7 @@ mod tests {
                 ThreadKind::Vcpu => "vcpu",
                 ThreadKind::Timer => "timer",
                 ThreadKind::Translator => "translator",
+                ThreadKind::Memory => "memory",
                 ThreadKind::Device => "device",
             });
         }

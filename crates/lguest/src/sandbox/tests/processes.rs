@@ -21,16 +21,22 @@ fn other_process() {
     crate::terminal::restore_on_panic();
     let needs = Needs { children: vec![4_000_001], ..Needs::default() };
     let filters = Arc::new(Filters::new(task != "log", true, &needs).unwrap());
-    let start = Arc::new(Barrier::new(5));
-    let threads = [ThreadKind::Vcpu, ThreadKind::Timer, ThreadKind::Translator, ThreadKind::Device]
-        .map(|kind| {
-            let (filters, start) = (Arc::clone(&filters), Arc::clone(&start));
-            thread::spawn(move || {
-                start.wait();
-                filters.enter(kind);
-                use_the_heap();
-            })
-        });
+    let start = Arc::new(Barrier::new(6));
+    let threads = [
+        ThreadKind::Vcpu,
+        ThreadKind::Timer,
+        ThreadKind::Translator,
+        ThreadKind::Memory,
+        ThreadKind::Device,
+    ]
+    .map(|kind| {
+        let (filters, start) = (Arc::clone(&filters), Arc::clone(&start));
+        thread::spawn(move || {
+            start.wait();
+            filters.enter(kind);
+            use_the_heap();
+        })
+    });
     filters.seal().unwrap();
     start.wait();
     threads.into_iter().for_each(|thread| thread.join().unwrap());
