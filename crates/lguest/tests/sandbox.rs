@@ -56,8 +56,9 @@ fn every_thread_is_in_the_sandbox_and_those_for_the_guest_in_a_narrower_one() {
     assert!(privileges.values().all(|held| *held == 1), "{privileges:?}");
     let filters = fields(&running, "Seccomp_filters");
     for (name, filters) in &filters {
-        let narrow =
-            ["vcpu", "timers", "translator", "io"].iter().any(|kind| name.starts_with(kind));
+        let narrow = ["vcpu", "timers", "translator", "memory", "io"]
+            .iter()
+            .any(|kind| name.starts_with(kind));
         // This test may itself be in a sandbox, whose filters are inherited.
         let more = filters - filters_around_the_tests();
         assert_eq!(more, if narrow { 3 } else { 2 }, "{name}");

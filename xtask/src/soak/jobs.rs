@@ -63,7 +63,8 @@ const PROJECT: [(&str, &str); 10] = [
 /// `soak jobs`
 pub(super) fn jobs(place: &Place, options: &JobOptions) -> Result<()> {
     let initrd = place.job("jobs", &script(options.minutes))?;
-    let scratch = place.path("jobs.raw");
+    // Another soak may be under way.
+    let scratch = place.path(&format!("jobs-{}.raw", std::process::id()));
     Format::Raw.create(&scratch, disks::disk_size(FIO_MIB))?;
     let mut command = place.run(&initrd, "log_buf_len=4M");
     command.args(["--cpus", "2", "--mem", "1G", "--stats"]);

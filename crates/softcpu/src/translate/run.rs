@@ -103,14 +103,21 @@ impl Vcpu {
         {
             block.entry.set(None);
         }
-        let known = block.entry.get().filter(|known| translator.holds(*known, mode));
-        if let Some(entry) = known {
-            if self.invalidate_if_due() {
-                // What is entered then is the way out.
-                self.catch_up();
+        let known = |translator: &Translator| {
+            block.entry.get().filter(|known| translator.holds(*known, mode))
+        };
+        if let Some(entry) = known(translator) {
+            if !self.invalidate_if_due() {
+                return Translation::Known(entry);
             }
-            return Translation::Known(entry);
+            self.catch_up();
+            // What is entered then is the way out; but this vCPU has said once more that it is
+            // elsewhere, so what was given up since it looked may be filled again.
+            if let Some(entry) = self.translator.as_ref().and_then(known) {
+                return Translation::Known(entry);
+            }
         }
+        let Some(translator) = self.translator.as_mut() else { return Translation::None };
         if block.entry.get().is_some_and(|lost| !translator.code.has(lost)) {
             // What comes back is what is hot now. All at once it might not even fit.
             block.entry.set(None);

@@ -94,21 +94,22 @@ impl Template {
         }
         let (mut reg, mut rm, mut in_opcode) = (None, None, false);
         for n in 0..it.op_count() {
+            // No instruction without a VEX prefix has a field for a third one.
             let field = match n {
-                0 => Field::First,
-                1 => Field::Second,
-                _ => Field::Constant(0),
+                0 => Some(Field::First),
+                1 => Some(Field::Second),
+                _ => None,
             };
             match info.op_kind(n) {
                 Kind::r8_reg | Kind::r16_reg | Kind::r32_reg | Kind::r64_reg | Kind::xmm_reg => {
-                    reg = Some(field);
+                    reg = Some(field?);
                 }
                 Kind::r8_or_mem | Kind::r16_or_mem | Kind::r32_or_mem | Kind::r64_or_mem => {
-                    rm = Some(field);
+                    rm = Some(field?);
                 }
-                Kind::mem | Kind::xmm_or_mem => rm = Some(field),
+                Kind::mem | Kind::xmm_or_mem => rm = Some(field?),
                 Kind::r8_opcode | Kind::r16_opcode | Kind::r32_opcode | Kind::r64_opcode => {
-                    (rm, in_opcode) = (Some(field), true);
+                    (rm, in_opcode) = (Some(field?), true);
                 }
                 Kind::imm8 | Kind::imm16 | Kind::imm32 | Kind::imm64 => {}
                 Kind::imm8sex16 | Kind::imm8sex32 | Kind::imm8sex64 | Kind::imm32sex64 => {}
