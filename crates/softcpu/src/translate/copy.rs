@@ -19,7 +19,6 @@ use super::registers::{
     ACCUMULATOR, ADDRESS, GprSet, Home, Homes, VALUE, is_high_byte, part, whole,
 };
 use super::shapes::How;
-use super::template::Template;
 use crate::decode::op::Op;
 use crate::native::{Plan, Traits, Use};
 use crate::state::rflags::RFlags;
@@ -97,8 +96,6 @@ pub(super) struct Copying {
     accumulator: bool,
     /// All registers are in host registers of the same names while nothing is lent.
     same: bool,
-    /// How they are written, unless the encoder has to.
-    template: Option<Template>,
 }
 
 impl Copying {
@@ -149,7 +146,6 @@ impl Copying {
             flags,
             accumulator,
             same,
-            template: Template::of(it),
         })
     }
 
@@ -200,9 +196,7 @@ pub(super) fn copy(
         }
     }
     block.may_fault();
-    // With a register in memory it may be another instruction.
-    let template = copying.template.filter(|_| instruction.code() == it.code());
-    block.code.emit_by(template, &instruction)?;
+    block.code.emit(&instruction)?;
     block.note_x87(copying, op);
     for temporary in &temporaries {
         if temporary.written {

@@ -64,7 +64,6 @@ mod stack;
 mod streams;
 mod string_runs;
 mod strings;
-mod template;
 #[cfg(test)]
 mod tests;
 mod thunks;
