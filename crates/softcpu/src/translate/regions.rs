@@ -126,7 +126,7 @@ impl Fillings {
             && entry.filling != Filling::default()
     }
 
-    fn set(&self, n: usize, filling: Filling) {
+    pub(super) fn set(&self, n: usize, filling: Filling) {
         if let Some(known) = self.all.get(n) {
             known.store(filling.0, Ordering::Release);
         }

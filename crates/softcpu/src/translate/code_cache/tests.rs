@@ -1,10 +1,14 @@
 use std::num::NonZeroU32;
 
 use super::super::config::{Config, Invalidate};
-use super::super::regions::LARGEST;
+use super::super::invalidation::Schedule;
+use super::super::regions::{Filling, LARGEST};
+use super::super::run::Translation;
 use super::*;
+use crate::decode::cache::BlockCache;
 use crate::memory::ram::RamFrame;
 use crate::testing::{Random, TestMachine};
+use crate::trace::{Event as Traced, Tracer};
 use crate::vcpu::Exit;
 
 /// Where the guest's code and stacks are.
@@ -237,6 +241,45 @@ fn code_that_has_changed_since_it_was_looked_at_is_not_translated() {
     let code = Arc::clone(&machine.vcpu.translator.as_ref().unwrap().code);
     code.drop_stale(other.memory.code(), |_| ());
     assert!(code.is_up_to_date(other.memory.code()) && !place(&mut machine));
+}
+
+/// Gives up the first region, as another vCPU might, once it is told that translations were dropped.
+struct GivesUp(Arc<CodeCache>);
+
+impl Tracer for GivesUp {
+    fn event(&mut self, event: Traced<'_>) {
+        if matches!(event, Traced::Dropped { .. }) {
+            self.0.fillings.set(0, Filling::default());
+            self.0.given_up.store(1, Ordering::SeqCst);
+        }
+    }
+
+    fn wants_blocks(&self) -> bool {
+        false
+    }
+}
+
+#[test]
+fn what_is_given_up_while_code_is_taken_for_changed_is_not_entered() {
+    let found = |given_up: bool| {
+        let [mut machine, _] = siblings(0, Config::default());
+        assert_eq!(sum(&mut machine, START, 3), 6);
+        let translator = machine.vcpu.translator.as_mut().unwrap();
+        let code = Arc::clone(&translator.code);
+        let always = Invalidate { every: NonZeroU32::MIN, seed: 1 };
+        translator.invalidation = Some(Schedule::new(always));
+        if given_up {
+            machine.vcpu.set_tracer(Some(Box::new(GivesUp(Arc::clone(&code)))));
+        }
+        machine.vcpu.state.rip = START;
+        let found = machine.vcpu.with_blocks(|vcpu, blocks| {
+            let block = blocks.get(BlockCache::slot(START)).unwrap();
+            vcpu.translated(block)
+        });
+        assert_eq!(code.given_up.load(Ordering::SeqCst), u64::from(given_up));
+        matches!(found, Translation::Known(_))
+    };
+    assert!(found(false) && !found(true));
 }
 
 /// Where the `n`-th copy of [`SUM`] is, which adds `n` more in the end.
