@@ -119,7 +119,8 @@ impl PhysMemory {
     }
 
     /// The file that can be mapped elsewhere to show the same memory.
-    pub(crate) fn shared(&self) -> Option<&Arc<SharedRam>> {
+    #[must_use]
+    pub fn shared(&self) -> Option<&Arc<SharedRam>> {
         self.shared.as_ref()
     }
 
@@ -208,24 +209,11 @@ impl PhysMemory {
     }
 
     /// Has the host make large pages of RAM ahead of the guest, until that is
-    /// [closed](Self::close_ahead): for a thread that has nothing else to do.
+    /// [closed](SharedRam::close_ahead): for a thread that has nothing else to do.
     pub fn work_ahead(&self) {
         if let Some(shared) = &self.shared {
             shared.work_ahead(|frame| self.place(frame).map(|(_, host)| host.cast_mut()));
         }
-    }
-
-    /// Whoever works ahead ends.
-    pub fn close_ahead(&self) {
-        if let Some(shared) = &self.shared {
-            shared.close_ahead();
-        }
-    }
-
-    /// Whether there is anything to do ahead.
-    #[must_use]
-    pub fn has_ahead(&self) -> bool {
-        self.shared.is_some()
     }
 
     /// The bytes of `frame` now: a mapped page, if there is such a frame.

@@ -106,15 +106,13 @@ impl Built {
 
     /// The thread that prepares `memory` ahead of the vCPUs, if the host has a processor for it.
     fn memory(&mut self, memory: &Arc<PhysMemory>) {
-        if !memory.has_ahead() || !translation::can_spare() {
-            return;
-        }
-        let (working, closing) = (Arc::clone(memory), Arc::clone(memory));
+        let Some(shared) = memory.shared().filter(|_| translation::can_spare()) else { return };
+        let (memory, shared) = (Arc::clone(memory), Arc::clone(shared));
         self.helper("memory", move |place| {
             place.cross(ThreadKind::Memory);
-            working.work_ahead();
+            memory.work_ahead();
         });
-        self.at_end(move || closing.close_ahead());
+        self.at_end(move || shared.close_ahead());
     }
 
     /// What makes a thread end that does not look whether the machine has.

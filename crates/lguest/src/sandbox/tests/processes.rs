@@ -21,15 +21,15 @@ fn other_process() {
     crate::terminal::restore_on_panic();
     let needs = Needs { children: vec![4_000_001], ..Needs::default() };
     let filters = Arc::new(Filters::new(task != "log", true, &needs).unwrap());
-    let start = Arc::new(Barrier::new(6));
-    let threads = [
+    let kinds = [
         ThreadKind::Vcpu,
         ThreadKind::Timer,
         ThreadKind::Translator,
         ThreadKind::Memory,
         ThreadKind::Device,
-    ]
-    .map(|kind| {
+    ];
+    let start = Arc::new(Barrier::new(kinds.len() + 1));
+    let threads = kinds.map(|kind| {
         let (filters, start) = (Arc::clone(&filters), Arc::clone(&start));
         thread::spawn(move || {
             start.wait();
