@@ -20,7 +20,7 @@ use super::manner::Manner;
 use super::mode::{CodeSegment, Mode};
 use super::ops::Ops;
 use super::regions::Landing;
-use super::registers::{Home, Homes, VALUE, of_word};
+use super::registers::{GprSet, Home, Homes, VALUE, of_word};
 use super::relocate::{Kind, Relocation};
 use super::scratch::Scratch;
 use super::shapes::How;
@@ -332,7 +332,7 @@ impl Block<'_> {
         let to = instruction.op0_register();
         let (number, size) = (to.number() as u8, to.size());
         self.keep_flags_for_address(op)?;
-        self.overwrite(1 << (number & 15))?;
+        self.overwrite(GprSet::of(number))?;
         if let Some(host) = direct(self.code.homes, number, op)
             && matches!((size, op.addr_mask), (8, _) | (4, 0xffff_ffff))
         {
@@ -377,16 +377,16 @@ impl Block<'_> {
     }
 
     /// Whether [`Block::overwrite`] may have to save flags, which takes [`VALUE`].
-    pub(super) fn may_save_flags_for(&self, registers: u16) -> bool {
-        let reads = self.producer.map_or(0, |producer| producer.reads);
-        self.flags == Flags::Deferred && reads & registers != 0
+    pub(super) fn may_save_flags_for(&self, registers: GprSet) -> bool {
+        let read = self.producer.is_some_and(|producer| producer.reads.meets(registers));
+        self.flags == Flags::Deferred && read
     }
 
     /// The step is about to change `registers` of the guest's, and leaves flags alone or has
     /// what it reads of them.
-    pub(super) fn overwrite(&mut self, registers: u16) -> Result<(), NotCopied> {
+    pub(super) fn overwrite(&mut self, registers: GprSet) -> Result<(), NotCopied> {
         let Some(producer) = self.producer else { return Ok(()) };
-        if producer.reads & registers == 0 {
+        if !producer.reads.meets(registers) {
             return Ok(());
         }
         if self.flags == Flags::Deferred {

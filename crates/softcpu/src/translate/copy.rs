@@ -148,11 +148,6 @@ impl Copying {
             same,
         })
     }
-
-    /// The guest registers that they change, a bit each.
-    pub(super) fn writes(&self) -> u16 {
-        self.written.bits()
-    }
 }
 
 /// Copies the instruction `it` into `block`, as all of its shape are.
@@ -173,7 +168,7 @@ pub(super) fn copy(
     let finds = flags.reads || passes_on;
     if let Some(mut place) = place {
         let has_value = temporaries.iter().any(|temporary| temporary.host == VALUE);
-        if has_value || accumulator || finds || block.may_save_flags_for(copying.writes()) {
+        if has_value || accumulator || finds || block.may_save_flags_for(copying.written) {
             place = block.code.without_value(place)?;
         }
         place.give_to(&mut instruction);
@@ -182,7 +177,7 @@ pub(super) fn copy(
         block.want_flags()?;
     }
     if finds || !flags.changes {
-        block.overwrite(copying.writes())?;
+        block.overwrite(copying.written)?;
     }
     if accumulator {
         block.code.copy(VALUE, ACCUMULATOR);

@@ -6,6 +6,7 @@ use iced_x86::{Instruction, Register as R};
 use super::block::Block;
 use super::copy::Copying;
 use super::privileged::Touches;
+use super::registers::GprSet;
 use super::shapes::How;
 use super::stack::{RBP, RSP, StackUse};
 use super::trace::{Step, Then, Trace};
@@ -21,15 +22,15 @@ pub(super) struct Effects {
     makes: bool,
     /// It sets the x87 unit's FIP and FOP.
     sets_pointers: bool,
-    /// Guest registers it changes, a bit each.
-    writes: u16,
+    /// Guest registers it changes.
+    writes: GprSet,
     /// The step it goes on with, if it is in the trace.
     next: Option<u16>,
 }
 
 impl Effects {
     const ANYTHING: Self =
-        Self { wants: true, makes: false, sets_pointers: false, writes: u16::MAX, next: None };
+        Self { wants: true, makes: false, sets_pointers: false, writes: GprSet::ALL, next: None };
 
     /// Those of all steps of `trace`, into `effects`.
     pub(super) fn of_all(trace: &Trace, effects: &mut Vec<Self>) {
@@ -49,28 +50,34 @@ impl Effects {
         match step.then {
             Then::Next => step.shape.effects,
             // One backwards looks for events, and may leave.
-            Then::Followed => Self { wants: op.imm <= op.rip, writes: 0, ..Self::ANYTHING },
-            Then::Unless { .. } => Self { writes: 0, ..Self::ANYTHING },
+            Then::Followed => {
+                Self { wants: op.imm <= op.rip, writes: GprSet::NONE, ..Self::ANYTHING }
+            }
+            Then::Unless { .. } => Self { writes: GprSet::NONE, ..Self::ANYTHING },
             Then::Last => Self::ANYTHING,
         }
     }
 
     /// Those of an instruction that is done like that, if the next one follows it.
     pub(super) fn of_shape(how: &How, it: &Instruction) -> Self {
-        let bit = |register: R| 1_u16 << (register.full_register().number() & 15);
-        let stack = 1 << RSP;
+        let only = |register: R| GprSet::of(register.full_register().number() as u8);
+        let stack = GprSet::of(RSP);
         match how {
             How::Stack(StackUse::Pop, _) => {
-                Self { writes: stack | bit(it.op0_register()), ..Self::ANYTHING }
+                Self { writes: stack.or(only(it.op0_register())), ..Self::ANYTHING }
             }
-            How::Stack(StackUse::Leave, _) => Self { writes: stack | 1 << RBP, ..Self::ANYTHING },
+            How::Stack(StackUse::Leave, _) => {
+                Self { writes: stack.or(GprSet::of(RBP)), ..Self::ANYTHING }
+            }
             How::Stack(..) => Self { writes: stack, ..Self::ANYTHING },
             How::String(string) => {
                 Self { makes: string.makes_flags(), writes: string.writes(), ..Self::ANYTHING }
             }
-            How::Lea => Self { wants: false, writes: bit(it.op0_register()), ..Self::ANYTHING },
-            How::ZeroUpper | How::Nothing => Self { wants: false, writes: 0, ..Self::ANYTHING },
-            How::X87Control => Self { writes: 0, ..Self::ANYTHING },
+            How::Lea => Self { wants: false, writes: only(it.op0_register()), ..Self::ANYTHING },
+            How::ZeroUpper | How::Nothing => {
+                Self { wants: false, writes: GprSet::NONE, ..Self::ANYTHING }
+            }
+            How::X87Control => Self { writes: GprSet::NONE, ..Self::ANYTHING },
             How::Privileged(Touches { flags, registers }) => {
                 Self { wants: *flags, writes: *registers, ..Self::ANYTHING }
             }
@@ -80,7 +87,7 @@ impl Effects {
                     wants: flags.reads || access.is_some(),
                     makes: !flags.reads && !flags.leaves,
                     sets_pointers: x87::sets_pointers(copying),
-                    writes: copying.writes(),
+                    writes: copying.written,
                     next: None,
                 }
             }
@@ -90,14 +97,14 @@ impl Effects {
 }
 
 impl Block<'_> {
-    /// The guest registers that step `n` may change, a bit each.
-    pub(super) fn writes_of(&self, n: usize) -> u16 {
-        self.effects.get(n).map_or(u16::MAX, |effects| effects.writes)
+    /// The guest registers that step `n` may change.
+    pub(super) fn writes_of(&self, n: usize) -> GprSet {
+        self.effects.get(n).map_or(GprSet::ALL, |effects| effects.writes)
     }
 
     /// Whether some step changes guest register `number`, or may.
     pub(super) fn writes(&self, number: u8) -> bool {
-        self.effects.iter().any(|effects| effects.writes & 1 << (number & 15) != 0)
+        self.effects.iter().any(|effects| effects.writes.has(number))
     }
 
     /// The step that step `n` goes on with, if it is in the trace.
@@ -135,7 +142,7 @@ impl Block<'_> {
             if effects.makes {
                 return true;
             }
-            lost |= effects.writes & producer.reads != 0;
+            lost |= effects.writes.meets(producer.reads);
             at = effects.next.map(usize::from);
         }
         !lost

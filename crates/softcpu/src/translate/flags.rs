@@ -10,7 +10,7 @@ use iced_x86::{Code, Instruction, MemoryOperand, Mnemonic as M, OpKind, Register
 
 use super::assembler::{Assembler, NotCopied};
 use super::fields;
-use super::registers::{Home, Homes, VALUE, is_high_byte, part, whole};
+use super::registers::{GprSet, Home, Homes, VALUE, is_high_byte, part, whole};
 use super::trace::Trace;
 
 /// Where the guest's status flags are.
@@ -36,8 +36,8 @@ pub(super) struct Producer {
     kind: Kind,
     /// Where guest registers were for it.
     homes: Homes,
-    /// Guest registers it reads, a bit each.
-    pub(super) reads: u16,
+    /// Guest registers it reads.
+    pub(super) reads: GprSet,
 }
 
 impl Producer {
@@ -46,19 +46,19 @@ impl Producer {
     pub(super) fn of(it: &Instruction, step: usize, homes: Homes) -> Option<Self> {
         let kind = Kind::of(it.code())?;
         let step = u16::try_from(step).ok()?;
-        let mut reads = 0_u16;
+        let mut reads = GprSet::NONE;
         let mut in_memory = 0_u32;
         let operands = if kind == Kind::Logic { 1 } else { it.op_count() };
         for n in 0..operands {
             match it.op_kind(n) {
                 OpKind::Register => {
                     let number = named(it, n)?.full_register().number() as u8 & 15;
-                    let new = reads & 1 << number == 0;
+                    let new = !reads.has(number);
                     // What a sum is of must be told apart, to undo it.
                     if !new && matches!(kind, Kind::Sum { .. }) {
                         return None;
                     }
-                    reads |= 1 << number;
+                    reads = reads.or(GprSet::of(number));
                     let loaded = new && homes.of(number) == Home::Memory;
                     in_memory = in_memory.saturating_add(loaded.into());
                 }
@@ -66,7 +66,7 @@ impl Producer {
                 _ => {}
             }
         }
-        let registers = reads.count_ones();
+        let registers = reads.count();
         let possible = match kind {
             Kind::Compare => in_memory <= 1,
             Kind::Logic => true,
@@ -90,7 +90,7 @@ impl Producer {
     }
 
     fn again(&self, it: &Instruction) -> Option<[Option<Instruction>; 3]> {
-        let mut operands = Operands { homes: self.homes, loads: None, reads: 0 };
+        let mut operands = Operands { homes: self.homes, loads: None, reads: GprSet::NONE };
         let subtracts = match self.kind {
             Kind::Compare => {
                 let again = operands.as_it_was(it)?;
@@ -188,15 +188,15 @@ struct Operands {
     homes: Homes,
     /// Loads the one that is kept in memory.
     loads: Option<Instruction>,
-    reads: u16,
+    reads: GprSet,
 }
 
 impl Operands {
     /// Where guest register `register` is for the instructions to come.
     fn host(&mut self, register: R) -> Option<R> {
         let number = register.full_register().number() as u8 & 15;
-        let first = self.reads & 1 << number == 0;
-        self.reads |= 1 << number;
+        let first = !self.reads.has(number);
+        self.reads = self.reads.or(GprSet::of(number));
         match self.homes.of(number) {
             Home::Host(host) => Some(part(host, register)),
             // There is one scratch register only.

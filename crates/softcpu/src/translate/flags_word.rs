@@ -10,7 +10,7 @@ use super::assembler::{Assembler, Condition, NotCopied};
 use super::block::Block;
 use super::fields;
 use super::flags::Flags;
-use super::registers::VALUE;
+use super::registers::{GprSet, VALUE};
 use super::stack::{RSP, stack_operand};
 use crate::decode::op::Op;
 use crate::state::rflags::RFlags;
@@ -29,7 +29,7 @@ impl Block<'_> {
         self.producer = None;
         self.code.flags_word();
         self.code.store_at(place, VALUE)?;
-        self.overwrite(1 << RSP)?;
+        self.overwrite(GprSet::of(RSP))?;
         self.move_stack(-8)?;
         self.resume_here();
         Ok(())
@@ -50,7 +50,7 @@ impl Block<'_> {
         self.code.take_flags_word();
         self.flags = Flags::Context;
         self.producer = None;
-        self.overwrite(1 << RSP)?;
+        self.overwrite(GprSet::of(RSP))?;
         self.move_stack(8)?;
         self.resume_here();
         self.rejoin(detour);

@@ -8,10 +8,10 @@ use super::block::Block;
 use super::copy::Copying;
 use super::registers::{GprSet, Home, Homes};
 use super::shapes::How;
+use super::sharing::Origin;
 use super::stack::StackUse;
 use super::trace::{Step, Trace};
 use crate::decode::op::{Op, OpFlags};
-use crate::state::GPR_ZERO;
 
 /// What a use in a loop counts.
 const IN_LOOP: u32 = 8;
@@ -35,20 +35,19 @@ impl Used {
         let first = step.instruction.op0_register();
         let (any, twice) = match &step.shape.how {
             How::String(string) => {
-                let pointers = GprSet::from_bits(string.writes());
+                let pointers = string.writes();
                 (pointers, pointers)
             }
             How::Stack(StackUse::Push | StackUse::Pop, 4..) | How::Lea if first.is_gpr() => {
-                (GprSet::of(first.number() as u8), GprSet::default())
+                (GprSet::of(first.number() as u8), GprSet::NONE)
             }
             How::Copied(Copying { loaded, written, .. }) => {
                 (loaded.or(*written), loaded.and(*written))
             }
             _ => Default::default(),
         };
-        let part = |number| if number == GPR_ZERO { GprSet::default() } else { GprSet::of(number) };
         let addresses = op.flags.contains(OpFlags::MEM);
-        let address = if addresses { part(op.base).or(part(op.index)) } else { GprSet::default() };
+        let address = if addresses { Origin::of(op).registers() } else { GprSet::NONE };
         Self { any, twice, address }
     }
 }
@@ -57,7 +56,7 @@ impl Block<'_> {
     /// Where guest registers are best for `trace`.
     pub(super) fn homes_for(&self, trace: &Trace) -> Homes {
         let steps = || trace.steps.iter().zip(&trace.ops).map(|(step, op)| Used::of(step, op));
-        let all = steps().fold(GprSet::default(), |all, used| all.or(used.any).or(used.address));
+        let all = steps().fold(GprSet::NONE, |all, used| all.or(used.any).or(used.address));
         if !Homes::BORROWERS.into_iter().any(|user| all.has(user)) {
             return Homes::default();
         }

@@ -10,7 +10,7 @@ use super::assembler::{Assembler, Condition, NotCopied};
 use super::block::Block;
 use super::fields;
 use super::privileged::touches;
-use super::registers::{ADDRESS, VALUE};
+use super::registers::{ADDRESS, GprSet, VALUE};
 use crate::decode::op::Op;
 use crate::mmu::gs_pages::NO_BASE;
 use crate::state::control::Cr4;
@@ -47,14 +47,14 @@ impl Block<'_> {
                 self.code.jump_if(Condition::NOT_EQUAL, detour.unusual);
                 self.code.test_field(fields::CR4, Cr4::TSD.bits() as u32);
                 self.code.jump_if(Condition::NOT_EQUAL, detour.unusual);
-                self.overwrite(touches(it).map_or(u16::MAX, |touches| touches.registers))?;
+                self.overwrite(touches(it).map_or(GprSet::ALL, |touches| touches.registers))?;
                 self.code.time(it.code() == Code::Rdtscp);
                 self.rejoin(detour);
                 Ok(())
             }
             Code::Mov_rm16_Sreg | Code::Mov_r32m16_Sreg | Code::Mov_r64m16_Sreg => {
                 let segment = it.op1_register().number() as u8;
-                self.overwrite(1 << register)?;
+                self.overwrite(GprSet::of(register))?;
                 self.code.selector(segment);
                 if it.code() == Code::Mov_rm16_Sreg {
                     // The rest of the register stays.
@@ -82,7 +82,7 @@ impl Block<'_> {
     ) -> Result<(), NotCopied> {
         let detour = self.detour(op)?;
         self.code.with_fsgsbase_only(detour.unusual);
-        self.overwrite(1 << register)?;
+        self.overwrite(GprSet::of(register))?;
         self.code.load(VALUE, base);
         if !wide {
             self.code.narrow_value();

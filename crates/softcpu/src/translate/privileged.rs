@@ -17,7 +17,7 @@ use super::assembler::{Assembler, Condition, Label, NotCopied};
 use super::block::Block;
 use super::cold::Cold;
 use super::fields;
-use super::registers::{ADDRESS, VALUE};
+use super::registers::{ADDRESS, GprSet, VALUE};
 use super::stack::RSP;
 use crate::decode::op::Op;
 use crate::handle::Event;
@@ -29,29 +29,30 @@ use crate::state::segment::{Access, SegReg};
 pub(super) struct Touches {
     /// It must find the flags, because it may be interpreted or reads them.
     pub(super) flags: bool,
-    /// Guest registers it changes, a bit each.
-    pub(super) registers: u16,
+    /// Guest registers it changes.
+    pub(super) registers: GprSet,
 }
 
 /// What `it` touches, if it is done here or beside ([`super::machine_state`],
 /// [`super::flags_word`]).
 pub(super) fn touches(it: &Instruction) -> Option<Touches> {
-    const RAX_RDX: u16 = 1 << 0 | 1 << 2;
-    let named = 1_u16 << (it.op0_register().full_register().number() & 15);
+    const NONE: GprSet = GprSet::NONE;
+    const RAX_RDX: GprSet = GprSet::of(0).or(GprSet::of(2));
+    let named = GprSet::of(it.op0_register().full_register().number() as u8);
     let (flags, registers) = match it.code() {
-        Code::Pause => (false, 0),
-        Code::Cli | Code::Sti | Code::Swapgs => (true, 0),
+        Code::Pause => (false, NONE),
+        Code::Cli | Code::Sti | Code::Swapgs => (true, NONE),
         // As if it changed all: what was checked in one view does not hold in another.
-        Code::Stac | Code::Clac => (true, u16::MAX),
-        Code::Pushfq | Code::Popfq => (true, 1 << RSP),
+        Code::Stac | Code::Clac => (true, GprSet::ALL),
+        Code::Pushfq | Code::Popfq => (true, GprSet::of(RSP)),
         Code::Rdfsbase_r32 | Code::Rdfsbase_r64 | Code::Rdgsbase_r32 | Code::Rdgsbase_r64 => {
             (true, named)
         }
         Code::Wrfsbase_r32 | Code::Wrfsbase_r64 | Code::Wrgsbase_r32 | Code::Wrgsbase_r64 => {
-            (true, 0)
+            (true, NONE)
         }
         Code::Rdtsc => (true, RAX_RDX),
-        Code::Rdtscp => (true, RAX_RDX | 1 << 1),
+        Code::Rdtscp => (true, RAX_RDX.or(GprSet::of(1))),
         Code::Mov_rm16_Sreg | Code::Mov_r32m16_Sreg | Code::Mov_r64m16_Sreg
             if it.op0_kind() == iced_x86::OpKind::Register =>
         {

@@ -92,7 +92,7 @@ impl Homes {
 
     /// Whether all registers are where they are between traces.
     pub(super) fn lends_nothing(&self) -> bool {
-        self.moved == GprSet::default()
+        self.moved == GprSet::NONE
     }
 
     /// Where guest register `number` is.
@@ -117,19 +117,14 @@ impl Homes {
 pub(super) struct GprSet(u16);
 
 impl GprSet {
+    /// None.
+    pub(super) const NONE: Self = Self(0);
+    /// All of them.
+    pub(super) const ALL: Self = Self(u16::MAX);
+
     /// Register `number` alone.
     pub(super) const fn of(number: u8) -> Self {
         Self(1 << (number & 15))
-    }
-
-    /// Those of `registers`, a bit each.
-    pub(super) const fn from_bits(registers: u16) -> Self {
-        Self(registers)
-    }
-
-    /// One bit for each.
-    pub(super) const fn bits(self) -> u16 {
-        self.0
     }
 
     /// Those that are in either.
@@ -142,8 +137,18 @@ impl GprSet {
         Self(self.0 & other.0)
     }
 
+    /// Whether one is in both.
+    pub(super) const fn meets(self, other: Self) -> bool {
+        self.0 & other.0 != 0
+    }
+
+    /// How many there are.
+    pub(super) const fn count(self) -> u32 {
+        self.0.count_ones()
+    }
+
     /// Whether register `number` is in it.
-    pub(super) fn has(self, number: u8) -> bool {
+    pub(super) const fn has(self, number: u8) -> bool {
         self.0 & 1 << (number & 15) != 0
     }
 
@@ -157,7 +162,7 @@ impl GprSet {
 
 impl FromIterator<u8> for GprSet {
     fn from_iter<T: IntoIterator<Item = u8>>(numbers: T) -> Self {
-        numbers.into_iter().fold(Self::default(), |all, number| all.or(Self::of(number)))
+        numbers.into_iter().fold(Self::NONE, |all, number| all.or(Self::of(number)))
     }
 }
 
@@ -232,6 +237,8 @@ mod tests {
         for numbers in [vec![], vec![0], vec![15], vec![0, 3, 4, 15], (0..16).collect()] {
             let set: GprSet = numbers.iter().rev().copied().collect();
             assert_eq!(set.iter().collect::<Vec<_>>(), numbers);
+            assert_eq!(set.count() as usize, numbers.len());
+            assert_eq!(set.meets(GprSet::of(3).or(GprSet::of(15))), set.has(3) || set.has(15));
             for number in 0..16 {
                 assert_eq!(set.has(number), numbers.contains(&number));
             }

@@ -52,10 +52,10 @@ impl Origin {
         Self { base, index: GPR_ZERO, scale: 0, narrow: false }
     }
 
-    /// The registers it is made of, a bit each.
-    pub(super) fn registers(self) -> u16 {
-        let bit = |number: u8| if number == GPR_ZERO { 0 } else { 1 << (number & 15) };
-        bit(self.base) | bit(self.index)
+    /// The registers it is made of.
+    pub(super) fn registers(self) -> GprSet {
+        let part = |number| if number == GPR_ZERO { GprSet::NONE } else { GprSet::of(number) };
+        part(self.base).or(part(self.index))
     }
 
     /// How it moves when guest register `number` changes; `None`: not by a constant.
@@ -350,8 +350,9 @@ impl Block<'_> {
                 }
                 joins
             });
-            let followed = open.iter().fold(0, |all, open| all | open.origin.registers());
-            for number in GprSet::from_bits(self.writes_of(n) & followed).iter() {
+            let origins = open.iter().map(|open| open.origin.registers());
+            let followed = origins.fold(GprSet::NONE, GprSet::or);
+            for number in self.writes_of(n).and(followed).iter() {
                 let change = change(step, op, number, trace.mode);
                 open.retain_mut(|open| {
                     let Some(distance) = open.origin.follows(number, change) else { return false };
@@ -454,17 +455,17 @@ impl Simple {
     }
 }
 
-/// How far `step` moves `origin`, a register of which it may change if it is among `registers`,
-/// a bit each. `None`: by no constant.
+/// How far `step` moves `origin`, a register of which it may change if it is among `registers`.
+/// `None`: by no constant.
 pub(super) fn walk(
     step: &Step,
     op: &Op,
     origin: Origin,
-    registers: u16,
+    registers: GprSet,
     mode: Mode,
 ) -> Option<i64> {
-    let mut changed = (0..16).filter(|number| registers & origin.registers() & 1 << number != 0);
-    changed.try_fold(0_i64, |sum, number| {
+    let changed = registers.and(origin.registers());
+    changed.iter().try_fold(0_i64, |sum, number| {
         let distance = origin.follows(number, change(step, op, number, mode))?;
         sum.checked_add(distance)
     })

@@ -8,7 +8,7 @@ use super::block::Block;
 use super::cold::Cold;
 use super::fields;
 use super::mode::Mode;
-use super::registers::{Home, STACK, VALUE, of_word};
+use super::registers::{GprSet, Home, STACK, VALUE, of_word};
 use super::shapes::How;
 use super::sharing::Share;
 use super::trace::{Step, Then};
@@ -128,7 +128,7 @@ impl Block<'_> {
             VALUE
         };
         self.code.store_at(place, of_word(from, word))?;
-        self.overwrite(1 << RSP)?;
+        self.overwrite(GprSet::of(RSP))?;
         self.move_stack_or_wait(down(word))?;
         self.resume_here();
         Ok(())
@@ -148,7 +148,7 @@ impl Block<'_> {
         let place = self.code.check(&to, Access::store(word), slow)?;
         self.code.load(VALUE, fields::SPARE);
         self.code.store_at(place, of_word(VALUE, word))?;
-        self.overwrite(1 << RSP)?;
+        self.overwrite(GprSet::of(RSP))?;
         self.move_stack(down(word))?;
         self.resume_here();
         Ok(())
@@ -157,7 +157,7 @@ impl Block<'_> {
     fn pop(&mut self, op: &Op, register: u8, word: u8) -> Result<(), NotCopied> {
         let from = stack_operand(self.mode, op, RSP, 0);
         let place = self.check(op, &from, Access::load(word))?;
-        self.overwrite(1 << RSP | 1 << (register & 15))?;
+        self.overwrite(GprSet::of(RSP).or(GprSet::of(register)))?;
         match self.code.homes.of(register) {
             Home::Host(host) if host != STACK => self.code.load_at(of_word(host, word), place)?,
             // The rest of the register would have to stay.
@@ -175,7 +175,7 @@ impl Block<'_> {
     fn leave(&mut self, op: &Op, word: u8) -> Result<(), NotCopied> {
         let from = stack_operand(self.mode, op, RBP, 0);
         let place = self.check(op, &from, Access::load(word))?;
-        self.overwrite(1 << RSP | 1 << RBP)?;
+        self.overwrite(GprSet::of(RSP).or(GprSet::of(RBP)))?;
         let stack = of_word(STACK, self.mode.pointer());
         self.code.lea(stack, R::RBP, R::None, 1, i64::from(word))?;
         self.code.load_at(of_word(R::RBP, word), place)?;

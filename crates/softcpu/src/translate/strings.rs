@@ -15,7 +15,7 @@ use super::assembler::{Condition, Label, NotCopied};
 use super::block::Block;
 use super::cold::Cold;
 use super::fields;
-use super::registers::{ACCUMULATOR, Home, VALUE, of_word, part, whole};
+use super::registers::{ACCUMULATOR, GprSet, Home, VALUE, of_word, part, whole};
 use crate::decode::op::{Op, OpFlags};
 use crate::state::rflags::RFlags;
 use crate::state::segment::SegReg;
@@ -24,6 +24,7 @@ use crate::state::{GPR_ZERO, SEG_FLAT};
 #[cfg(test)]
 mod tests;
 
+const RAX: u8 = 0;
 const RCX: u8 = 1;
 const RSI: u8 = 6;
 const RDI: u8 = 7;
@@ -89,13 +90,12 @@ impl StringUse {
         Some(Self { work, word, repeated, narrow })
     }
 
-    /// Guest registers that it changes, a bit each.
-    pub(super) fn writes(self) -> u16 {
+    /// Guest registers that it changes.
+    pub(super) fn writes(self) -> GprSet {
         let (source, destination) = self.work.pointers();
-        u16::from(source) << RSI
-            | u16::from(destination) << RDI
-            | u16::from(self.repeated) << RCX
-            | u16::from(self.work == Work::Load)
+        let loads = self.work == Work::Load;
+        let all = [(source, RSI), (destination, RDI), (self.repeated, RCX), (loads, RAX)];
+        all.into_iter().filter(|(changes, _)| *changes).map(|(_, number)| number).collect()
     }
 
     /// Whether it makes all flags.
