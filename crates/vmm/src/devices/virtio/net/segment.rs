@@ -216,7 +216,6 @@ pub(super) mod tests {
             let original = frame(version, vlans, protocol, (5, 6), &payload);
             let mut given = original.clone();
             let header = offload(&mut given, protocol, 0);
-            prop_assert!(given != original);
             fill_checksum(&header, &mut given).unwrap();
             prop_assert_eq!(given, original);
         }
