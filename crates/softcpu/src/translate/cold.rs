@@ -119,13 +119,15 @@ impl Cold {
                 code.moving_constant(VALUE, op, Kind::Op);
                 code.call(thunks.interpret);
                 code.lend_again(homes);
-                let split = code.label();
-                code.check_group(groups.get(group)?, split)?;
+                let (split, group) = (code.label(), groups.get(group)?);
+                code.check_group(group, split)?;
                 if to_host {
                     load_flags(code);
                 }
                 code.jump(resume);
                 code.bind(split);
+                code.sum(VALUE, group.origin, group.first)?;
+                code.store(fields::SPLIT_AT, VALUE);
                 code.give_back();
                 leave_trace(code, rip, next, thunks.leave_split);
             }

@@ -42,6 +42,8 @@ pub(crate) struct Context {
     pub(super) events: u64,
     /// A value between two steps of one instruction.
     pub(super) spare: u64,
+    /// Where what a trace was left for, because it cannot be checked at once, begins.
+    pub(super) split_at: u64,
     /// The link that translated code was left by.
     pub(super) link: u64,
     /// What of the vector and x87 units is loaded into host registers: [`SSE`], [`AVX`],
@@ -94,6 +96,7 @@ impl Context {
             space: 0,
             events: 0,
             spare: 0,
+            split_at: 0,
             link: 0,
             vectors: 0,
             allowed: 0,

@@ -61,6 +61,7 @@ pub(super) const TLB: Field = context!(tlb);
 pub(super) const SPACE: Field = context!(space);
 pub(super) const EVENTS: Field = context!(events);
 pub(super) const SPARE: Field = context!(spare);
+pub(super) const SPLIT_AT: Field = context!(split_at);
 pub(super) const LINK: Field = context!(link);
 pub(super) const VECTORS: Field = context!(vectors);
 pub(super) const ALLOWED: Field = context!(allowed);

@@ -132,7 +132,7 @@ impl Vcpu {
         Router {
             blocks,
             warm: self.threshold / 4,
-            hot: wish.hot,
+            extent: wish.extent(),
             vectors: if self.mmu.is_user() { self.context.allowed as u8 } else { 0 },
             mode,
             segment: self.code_segment(),

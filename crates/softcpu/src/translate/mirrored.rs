@@ -16,6 +16,7 @@ use super::cold::{Cold, Fix};
 use super::regions::Landing;
 use super::registers::{ADDRESS, Home, VALUE};
 use super::sharing::{Group, Origin};
+use super::wishes::SplitAt;
 use super::{faults, fields};
 use crate::decode::op::{Op, OpFlags};
 use crate::mmu::View;
@@ -203,6 +204,20 @@ impl Vcpu {
         let user = self.mmu.view == View::User && !self.data_breakpoints_active();
         self.context.mirror = self.mmu.mirror.table(self.mmu.data.space(View::User), user);
         self.context.mirror_distance = self.mmu.mirror.distance();
+    }
+
+    /// A trace was left because what it checks at once lies in two pages. If it looks for that in
+    /// the mirror, the next access that does so in vain is to say so.
+    pub(super) fn note_split(&mut self) {
+        let (begins, mirrors) = (self.context.split_at, self.mirrors());
+        let mut mirrored = false;
+        self.left_trace(|translator, of, from, here| {
+            let at = SplitAt { rip: from, next: here, begins };
+            mirrored = translator.split(of, at, mirrors, host_tsc());
+        });
+        if mirrored {
+            self.context.mirror_misses = u64::MAX;
+        }
     }
 
     /// Accesses have looked into the mirror in vain, the last of them that of `op`.

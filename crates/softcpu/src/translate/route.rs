@@ -121,13 +121,24 @@ impl Route {
     }
 }
 
+/// How far a route goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Extent {
+    /// As far as to what has a translation of its own: it is the rest of a turn, after which all
+    /// is as usual.
+    Rest,
+    /// The same, but it may come back to itself.
+    Usual,
+    /// Everywhere, to all sides.
+    Hot,
+}
+
 /// Finds routes.
 pub(super) struct Router<'a> {
     pub(super) blocks: &'a BlockCache,
     /// Those that have run at least so often are worth following.
     pub(super) warm: u32,
-    /// It is worth following all sides.
-    pub(super) hot: bool,
+    pub(super) extent: Extent,
     /// What of the vector unit may be used anyway.
     pub(super) vectors: u8,
     /// The mode that code is in, and where it is.
@@ -183,7 +194,7 @@ impl<'a> Router<'a> {
         self.follow(head, FIRST_WAY, &mut parts, &mut rips);
         let mut at = 0;
         while let Some(part) = parts.get(at)
-            && self.hot
+            && self.extent == Extent::Hot
             && parts.len() < MOST_BLOCKS
         {
             at = at.saturating_add(1);
@@ -227,8 +238,10 @@ impl<'a> Router<'a> {
         }
         // What has a translation of its own is gone to, not translated again; but a loop
         // is better whole, and what is hot too.
-        if self.hot {
-            return;
+        match self.extent {
+            Extent::Hot => return,
+            Extent::Usual => {}
+            Extent::Rest => returning = 1,
         }
         let own = parts.iter().skip(returning).position(|part| self.is_translated(part.block));
         if let Some(own) = own {

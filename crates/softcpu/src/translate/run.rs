@@ -344,7 +344,10 @@ impl Vcpu {
 
     /// Tells the translator of the trace that was just left for RIP, which is in the same page:
     /// the frame, where it begins, and RIP.
-    fn left_trace(&mut self, tell: impl FnOnce(&mut Translator, (RamFrame, Mode), u64, u64)) {
+    pub(super) fn left_trace(
+        &mut self,
+        tell: impl FnOnce(&mut Translator, (RamFrame, Mode), u64, u64),
+    ) {
         let (from, here) = (self.context.spare, self.state.rip);
         // It is still the mode that the trace was made for.
         let known = self.mmu.code.lookup(self.mmu.is_user(), self.code_segment().linear(from));
@@ -430,9 +433,7 @@ pub(super) unsafe extern "sysv64" fn go_on(cpu: *mut Vcpu) -> u64 {
 pub(super) unsafe extern "sysv64" fn go_on_behind_split(cpu: *mut Vcpu) -> u64 {
     // SAFETY: as above.
     let cpu = unsafe { &mut *cpu };
-    cpu.left_trace(|translator, of, from, here| {
-        translator.split(of, from, here, host_tsc());
-    });
+    cpu.note_split();
     cpu.go_on().unwrap_or(Exit::Next as u64)
 }
 

@@ -4,6 +4,7 @@ use std::num::NonZeroU32;
 use std::sync::{Arc, Mutex};
 
 use super::{Config, Counters, Invalidate};
+use crate::state::segment::{SegReg, Segment};
 use crate::stats::{Stats, StatsSink};
 use crate::testing::TestMachine;
 use crate::trace::{Event, Tracer};
@@ -202,6 +203,58 @@ fn what_lies_in_two_pages_is_not_checked_at_once_for_ever() {
         assert_eq!(run(&mut machine), Exit::Halt);
         assert_eq!(machine.vcpu.state.gpr[2], 700_000);
     }
+}
+
+/// Adds two words of each of ten thousand records of RSI bytes from RBX on; then `hlt`.
+const RECORDS: &[u8] = &[
+    0xb9, 0x10, 0x27, 0x00, 0x00, // mov ecx, 10000
+    0x48, 0x03, 0x13, // again: add rdx, [rbx]
+    0x48, 0x03, 0x53, 0x10, // add rdx, [rbx + 16]
+    0x48, 0x01, 0xf3, // add rbx, rsi
+    0xff, 0xc9, // dec ecx
+    0x75, 0xf2, // jnz again
+    0xf4, // hlt
+];
+
+#[test]
+fn who_walks_through_pages_goes_on_checking_at_once() {
+    let mut machine = machine(RECORDS, Config { verify: true, ..Config::default() });
+    let at = 0x10_0000;
+    machine.put(at, &1_u64.to_le_bytes().repeat(30_000));
+    // The records that lie in two pages.
+    let split = (0..10_000_u64).filter(|n| ((n * 24) & 0xfff) + 24 > 0x1000).count() as u64;
+    for walks in 1..=4 {
+        (machine.vcpu.state.gpr[2], machine.vcpu.state.gpr[3]) = (0, at);
+        machine.vcpu.state.gpr[6] = 24;
+        assert_eq!(run(&mut machine), Exit::Halt);
+        assert_eq!(machine.vcpu.state.gpr[2], 20_000);
+        let counters = machine.vcpu.translator_counters().unwrap();
+        // But for one that is looked at while that is new.
+        assert!(counters.split >= (split - 1) * walks, "{split} a walk, {walks}: {counters:?}");
+    }
+}
+
+#[test]
+fn what_lies_in_two_pages_lies_in_one_window() {
+    let config = Config { verify: true, turns: 1, ..Config::default() };
+    let mut machine = machine(TOGETHER, config);
+    // Linux's __USER_CS and __USER_DS.
+    let state = &mut machine.vcpu.state;
+    *state.segment_mut(SegReg::Cs) = Segment::from_descriptor(0x33, 0x00af_fb00_0000_ffff);
+    *state.segment_mut(SegReg::Ss) = Segment::from_descriptor(0x2b, 0x00cf_f300_0000_ffff);
+    machine.vcpu.state_changed();
+    let at = 0x5ff0;
+    machine.put(at, &3_u64.to_le_bytes());
+    machine.put(at + 16, &4_u64.to_le_bytes());
+    machine.vcpu.state.gpr[3] = at;
+    // Users may not do the last instruction, and there is nobody to tell.
+    assert_eq!(run(&mut machine), Exit::Shutdown);
+    assert_eq!(machine.vcpu.state.gpr[2], 700_000);
+    let counters = machine.vcpu.translator_counters().unwrap();
+    assert!(counters.hot > 0 && counters.mirrored > 0, "{counters:?}");
+    // So many while it was new. Hot, it is checked at once again, and asks for the mirror at the
+    // first split, not when patience has come to its end.
+    assert!((64..80).contains(&counters.split), "{counters:?}");
 }
 
 #[test]

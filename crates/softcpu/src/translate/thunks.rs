@@ -45,7 +45,7 @@ pub(super) struct Thunks {
     /// Leaves with [`Exit::Closed`] and RIP from RAX.
     pub(super) leave_closed: u64,
     /// Goes on at RIP from RAX, or leaves with [`Exit::Next`]: what the trace at the address in
-    /// the context's spare field checks at once cannot be.
+    /// the context's spare field checks at once cannot be. Where that begins is in the context, too.
     pub(super) leave_split: u64,
     /// Goes on at RIP from RAX, or leaves with [`Exit::Next`]: the trace at the address in the
     /// context's spare field is hot.

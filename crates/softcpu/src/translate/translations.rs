@@ -83,8 +83,8 @@ pub(super) struct Link {
 pub(crate) struct Translations {
     pub(super) memory: CodeMemory,
     pub(super) regions: Regions,
-    /// Traces that were split lately, by the RIP of their code.
-    pub(super) splits: HashMap<u64, Splits>,
+    /// Traces that were split lately, by the RIP of their code and where they were left for.
+    pub(super) splits: HashMap<(u64, u64), Splits>,
     /// What is to be translated in another way.
     pub(super) wishes: HashMap<Wanted, Wish>,
     /// Blocks by the frame their code is in.

@@ -467,8 +467,14 @@ fn may_be_written(start: i64, end: i64) -> bool {
     let word = |Field(at): Field| (i64::from(at), i64::from(at).saturating_add(8));
     let (gprs, _) = word(fields::gpr(0));
     let (_, last) = word(fields::gpr(15));
-    let others =
-        [fields::FLAGS, fields::SPARE, fields::HEAT, fields::MIRROR_MISSES, fields::GS_MISSES];
+    let others = [
+        fields::FLAGS,
+        fields::SPARE,
+        fields::SPLIT_AT,
+        fields::HEAT,
+        fields::MIRROR_MISSES,
+        fields::GS_MISSES,
+    ];
     [(gprs, last)].iter().chain(&others.map(word)).any(|(from, to)| start >= *from && end <= *to)
 }
 

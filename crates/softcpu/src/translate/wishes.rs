@@ -9,8 +9,10 @@ use super::frames::Code;
 use super::manner::{Apartness, Manner};
 use super::mode::Mode;
 use super::regions::Filling;
+use super::route::Extent;
 use super::translations::Translations;
 use super::translator::Translator;
+use crate::addr::PAGE_SHIFT;
 use crate::memory::ram::RamFrame;
 
 /// How some code is to be translated, if not as any other.
@@ -22,6 +24,8 @@ pub(super) struct Wish {
     pub(super) hot: bool,
     /// These accesses are to share no checks.
     apart: Apartness,
+    /// The mirror does not have them, which would not have cared.
+    unmirrored: bool,
     /// What it was before, by its number and the filling that has it, if nothing has taken its
     /// place yet.
     pub(super) former: Option<(u32, Filling)>,
@@ -43,18 +47,76 @@ impl Wish {
         !self.hot && self.former.is_none()
     }
 
+    /// How far its route goes.
+    pub(super) fn extent(&self) -> Extent {
+        match (self.hot, self.separate) {
+            (true, _) => Extent::Hot,
+            (false, true) => Extent::Rest,
+            (false, false) => Extent::Usual,
+        }
+    }
+
     /// How what is wished for is translated; accesses could look into the `mirror`.
     pub(super) fn manner(self, mirror: bool) -> Manner {
-        let (shares, hot, apart) = (!self.separate, self.hot, self.apart);
-        Manner { shares, hot, mirrored: mirror && hot, apart }
+        let (hot, mirrored) = (self.hot, mirror && self.hot);
+        if mirrored && !self.unmirrored {
+            return Manner { shares: true, hot, mirrored, apart: Apartness::default() };
+        }
+        Manner { shares: !self.separate, hot, mirrored, apart: self.apart }
     }
 }
 
-/// How often lately a trace was left because what it checks at once lies in two pages.
+/// A trace that was left because what it checks at once lies in two pages, or is not all of one kind.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct SplitAt {
+    /// The trace.
+    pub(super) rip: u64,
+    /// Where the guest goes on. The rest of what was to be checked is likely still before it.
+    pub(super) next: u64,
+    /// Where what was to be checked begins.
+    pub(super) begins: u64,
+}
+
+/// What came of that.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Split {
+    /// It is noted.
+    Noted,
+    /// It is noted, of a trace that looks into the mirror, where pages have no ends.
+    Mirrored,
+    /// It happens too often: the trace was closed.
+    Closed,
+}
+
+/// How often lately that happened where it had happened before. Who walks through memory comes by
+/// the end of each page once, which is worth it.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Splits {
     since: u64,
     times: u32,
+    /// The last pages, in the order in which they came to be here.
+    pages: [u64; 4],
+}
+
+impl Splits {
+    fn new(now: u64) -> Self {
+        Self { since: now, times: 0, pages: [u64::MAX; 4] }
+    }
+
+    /// Once more, at `addr`. Says whether that is too often.
+    fn note(&mut self, addr: u64, now: u64) -> bool {
+        let page = addr >> PAGE_SHIFT;
+        if !self.pages.contains(&page) {
+            self.pages.rotate_right(1);
+            self.pages[0] = page;
+            return false;
+        }
+        if now.wrapping_sub(self.since) > SPLIT_WINDOW {
+            (self.since, self.times) = (now, 0);
+        }
+        self.times = self.times.saturating_add(1);
+        self.times >= MANY_SPLITS
+    }
 }
 
 /// So often within [`SPLIT_WINDOW`], and a trace is better off with a check for each access.
@@ -70,23 +132,30 @@ impl Translations {
         self.wishes.get(&(frame, rip, mode)).copied().unwrap_or_default()
     }
 
-    /// The trace at `rip`, in a frame and a mode, was left at time `now` because what it checks at
-    /// once lies in two pages, or is not all of one kind. Where that happens again and again it is
-    /// made anew. The guest goes on at `next`, where the rest of that is likely still before it.
-    /// Says whether the old one was closed.
-    fn split(&mut self, of: (RamFrame, Mode), rip: u64, next: u64, now: u64) -> bool {
+    /// A trace in a frame and a mode, whose hot code looks into the mirror or not, was left at time
+    /// `now`. Where that happens again and again it is made anew.
+    fn split(&mut self, of: (RamFrame, Mode), at: SplitAt, mirrors: bool, now: u64) -> Split {
+        let SplitAt { rip, next, begins } = at;
         self.forget_wishes();
-        self.wish_for((of.0, next, of.1)).separate = true;
-        let splits = self.splits.entry(rip).or_insert(Splits { since: now, times: 0 });
-        if now.wrapping_sub(splits.since) > SPLIT_WINDOW {
-            *splits = Splits { since: now, times: 0 };
+        let mut first = false;
+        let splits = self.splits.entry((rip, next)).or_insert_with(|| {
+            first = true;
+            Splits::new(now)
+        });
+        let often = splits.note(begins, now);
+        if first {
+            self.wish_for((of.0, next, of.1)).separate = true;
         }
-        splits.times = splits.times.saturating_add(1);
-        if splits.times < MANY_SPLITS {
-            return false;
+        let mirrored = mirrors && self.wish(of.0, rip, of.1).hot;
+        if !often {
+            return if mirrored { Split::Mirrored } else { Split::Noted };
         }
-        self.splits.remove(&rip);
-        self.remake(of, rip, |wish| wish.separate |= !wish.apart.note(next))
+        self.splits.remove(&(rip, next));
+        let closed = self.remake(of, rip, |wish| {
+            wish.separate |= !wish.apart.note(next);
+            wish.unmirrored |= mirrored;
+        });
+        if closed { Split::Closed } else { Split::Noted }
     }
 
     /// The trace at `rip`, in a frame and a mode, is hot, and was left at `next`, a head of a
@@ -142,13 +211,21 @@ impl Translations {
 }
 
 impl Translator {
-    /// The trace at `rip`, in a frame and a mode, was left at time `now` for `next`, because what it
-    /// checks at once cannot be.
-    pub(super) fn split(&mut self, of: (RamFrame, Mode), rip: u64, next: u64, now: u64) {
+    /// A trace in a frame and a mode, whose hot code looks into the mirror or not, was left at time
+    /// `now` because what it checks at once cannot be. Says whether it has looked there.
+    pub(super) fn split(
+        &mut self,
+        of: (RamFrame, Mode),
+        at: SplitAt,
+        mirrors: bool,
+        now: u64,
+    ) -> bool {
         self.maker.counters.split = self.maker.counters.split.wrapping_add(1);
-        if self.code.lock().split(of, rip, next, now) {
+        let split = self.code.lock().split(of, at, mirrors, now);
+        if split == Split::Closed {
             self.code.note_closed();
         }
+        split == Split::Mirrored
     }
 
     /// The trace at `rip`, in a frame and a mode, was left for `next`, because it is hot.
@@ -157,5 +234,40 @@ impl Translator {
         if self.code.lock().heated(of, rip, next) {
             self.code.note_closed();
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ends_of_pages_do_not_matter_to_what_the_mirror_has() {
+        let mut wish = Wish::default();
+        assert!(wish.apart.note(0x1234));
+        let pages = |wish: Wish, mirror| wish.manner(mirror).apart.has(0x1234);
+        assert!(pages(wish, false) && pages(wish, true));
+        wish.heat();
+        assert!(pages(wish, false) && !pages(wish, true));
+        wish.separate = true;
+        assert!(!wish.manner(false).shares && wish.manner(true).shares);
+        wish.unmirrored = true;
+        assert!(pages(wish, true) && !wish.manner(true).shares);
+    }
+
+    #[test]
+    fn splits_count_where_they_have_happened_before() {
+        let mut splits = Splits::new(0);
+        for page in 0..1000 {
+            assert!(!splits.note(page << PAGE_SHIFT | 0xff0, page));
+        }
+        let mut often = |pages: u64, since| {
+            (1..=200).find(|n| splits.note((n % pages) << PAGE_SHIFT, since + n))
+        };
+        // It takes a turn to get to know them.
+        assert_eq!(often(1, 2000), Some(u64::from(MANY_SPLITS) + 1));
+        assert_eq!(often(1, 2000 + 2 * SPLIT_WINDOW), Some(u64::from(MANY_SPLITS)));
+        assert_eq!(often(4, 2000 + 4 * SPLIT_WINDOW), Some(u64::from(MANY_SPLITS) + 3));
+        assert_eq!(often(5, 2000 + 6 * SPLIT_WINDOW), None);
     }
 }
