@@ -42,8 +42,6 @@ pub(crate) struct Context {
     pub(super) events: u64,
     /// A value between two steps of one instruction.
     pub(super) spare: u64,
-    /// Where what a trace was left for, because it cannot be checked at once, begins.
-    pub(super) split_at: u64,
     /// The link that translated code was left by.
     pub(super) link: u64,
     /// What of the vector and x87 units is loaded into host registers: [`SSE`], [`AVX`],
@@ -77,6 +75,8 @@ pub(crate) struct Context {
     /// How many turns loops that are not known to be hot may still take until the one that does
     /// then is taken to be.
     pub(super) heat: u64,
+    /// Where what a trace was left for, because it cannot be checked at once, begins.
+    pub(super) split_at: u64,
     /// Bytes that segments have, from offset zero on, outside 64-bit code (see [`super::mode`]).
     pub(super) rooms: [u64; SEG_SLOTS],
 }
@@ -96,7 +96,6 @@ impl Context {
             space: 0,
             events: 0,
             spare: 0,
-            split_at: 0,
             link: 0,
             vectors: 0,
             allowed: 0,
@@ -112,6 +111,7 @@ impl Context {
             mirror_waits: 0,
             mirror_fault: (0, 0),
             heat: 1,
+            split_at: 0,
             rooms: [0; SEG_SLOTS],
         }
     }
