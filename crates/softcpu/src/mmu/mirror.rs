@@ -77,6 +77,9 @@ struct Budget {
 const ADVANCE: u64 = 1 << 24;
 /// One part of so many of the time may be spent.
 const SHARE: u64 = 8;
+/// Ticks of the TSC until room for windows is looked for again where there was none: a tenth of a
+/// second or so.
+const CROWDED: u64 = 1 << 28;
 /// Most that counts of what is spent at once, a quarter of a millisecond or so: whatever took
 /// longer was interrupted by the host.
 const AT_ONCE: u64 = 1 << 19;
@@ -112,6 +115,8 @@ pub(crate) struct Mirror {
     budget: Budget,
     /// When an owner was current last.
     left: u64,
+    /// When windows were last looked for in vain.
+    crowded: Option<u64>,
     /// The count of marked frames of the code map when all pages were last looked at.
     epoch: u64,
     pub(crate) counters: Counters,
@@ -144,6 +149,7 @@ impl Mirror {
             changes: 0,
             budget: Budget::default(),
             left: 0,
+            crowded: None,
             epoch: 0,
             counters: Counters::default(),
         }
@@ -215,7 +221,7 @@ impl Mirror {
             self.paused = !self.budget.has_room(now);
         }
         // A new owner can do without the last one's windows, but they may well be right.
-        !self.paused && self.open(span, !changes)
+        !self.paused && (self.windows.has(span) || self.look_for_room(span, !changes, now))
     }
 
     /// The address space `number` is left for another.
@@ -231,6 +237,16 @@ impl Mirror {
         let now = host_tsc();
         self.budget.spend(now.wrapping_sub(since));
         self.paused = !self.budget.has_room(now);
+    }
+
+    /// As [`Mirror::open`], unless that found no room lately: it takes some milliseconds to find out.
+    fn look_for_room(&mut self, span: u64, keeping: bool, now: u64) -> bool {
+        if self.crowded.is_some_and(|since| now.wrapping_sub(since) < CROWDED) {
+            return false;
+        }
+        let opened = self.open(span, keeping);
+        self.crowded = (!opened).then_some(now);
+        opened
     }
 
     /// Whether `span` has a window, now at the latest. If it has no room beside those there are,

@@ -126,8 +126,13 @@ impl Cold {
                 }
                 code.jump(resume);
                 code.bind(split);
-                code.sum(VALUE, group.origin, group.first)?;
-                code.store(fields::SPLIT_AT, VALUE);
+                if group.is_wide() {
+                    // In one page nowhere.
+                    code.store_constant(fields::SPLIT_AT, -1);
+                } else {
+                    code.sum(VALUE, group.origin, group.first)?;
+                    code.store(fields::SPLIT_AT, VALUE);
+                }
                 code.give_back();
                 leave_trace(code, rip, next, thunks.leave_split);
             }

@@ -75,7 +75,8 @@ pub(crate) struct Context {
     /// How many turns loops that are not known to be hot may still take until the one that does
     /// then is taken to be.
     pub(super) heat: u64,
-    /// Where what a trace was left for, because it cannot be checked at once, begins.
+    /// Where what a trace was left for, because it cannot be checked at once, begins; the last
+    /// address if it is as long as pages, or longer.
     pub(super) split_at: u64,
     /// Bytes that segments have, from offset zero on, outside 64-bit code (see [`super::mode`]).
     pub(super) rooms: [u64; SEG_SLOTS],

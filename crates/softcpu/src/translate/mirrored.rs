@@ -207,7 +207,7 @@ impl Vcpu {
     }
 
     /// A trace was left because what it checks at once lies in two pages. If it looks for that in
-    /// the mirror, the next access that does so in vain is to say so.
+    /// the mirror, the next access that does so in vain is to say so, unless the answer was no lately.
     pub(super) fn note_split(&mut self) {
         let (begins, mirrors) = (self.context.split_at, self.mirrors());
         let mut mirrored = false;
@@ -215,7 +215,7 @@ impl Vcpu {
             let at = SplitAt { rip: from, next: here, begins };
             mirrored = translator.split(of, at, mirrors, host_tsc());
         });
-        if mirrored {
+        if mirrored && self.context.mirror_misses <= self.context.mirror_patience {
             self.context.mirror_misses = u64::MAX;
         }
     }

@@ -73,7 +73,7 @@ pub(super) struct SplitAt {
     pub(super) rip: u64,
     /// Where the guest goes on. The rest of what was to be checked is likely still before it.
     pub(super) next: u64,
-    /// Where what was to be checked begins.
+    /// Where what was to be checked begins; the last address if it is as long as pages, or longer.
     pub(super) begins: u64,
 }
 

@@ -164,6 +164,23 @@ fn windows_move_to_where_another_fits() {
 }
 
 #[test]
+fn room_that_was_not_there_is_not_looked_for_at_once() {
+    let mut mirror = Mirror::new();
+    mirror.prepare();
+    assert!(mirror.wanted(1, 0x1000, 0));
+    // As far from each other as the host's own ends: no distance is right for both.
+    let last = (SPANS - 1) << SPAN_SHIFT;
+    for (now, looked) in
+        [(100, 100), (101, 100), (99 + CROWDED, 100), (200 + CROWDED, 200 + CROWDED)]
+    {
+        assert!(!mirror.wanted(1, last, now));
+        assert_eq!(mirror.crowded, Some(looked));
+        // What there is stays.
+        assert!(mirror.wanted(1, 0x1000, now) && mirror.serves(1));
+    }
+}
+
+#[test]
 fn what_costs_too_much_pauses() {
     let mut mirror = serving();
     let now = host_tsc();
