@@ -221,7 +221,7 @@ impl Mirror {
             self.paused = !self.budget.has_room(now);
         }
         // A new owner can do without the last one's windows, but they may well be right.
-        !self.paused && (self.windows.has(span) || self.look_for_room(span, !changes, now))
+        !self.paused && self.open(span, !changes, now)
     }
 
     /// The address space `number` is left for another.
@@ -239,22 +239,23 @@ impl Mirror {
         self.paused = !self.budget.has_room(now);
     }
 
-    /// As [`Mirror::open`], unless that found no room lately: it takes some milliseconds to find out.
-    fn look_for_room(&mut self, span: u64, keeping: bool, now: u64) -> bool {
+    /// Whether `span` has a window, now at the latest, unless there was no room for one lately: it
+    /// takes some milliseconds to find that out.
+    fn open(&mut self, span: u64, keeping: bool, now: u64) -> bool {
+        if self.windows.has(span) {
+            return true;
+        }
         if self.crowded.is_some_and(|since| now.wrapping_sub(since) < CROWDED) {
             return false;
         }
-        let opened = self.open(span, keeping);
+        let opened = self.add_window(span, keeping);
         self.crowded = (!opened).then_some(now);
         opened
     }
 
-    /// Whether `span` has a window, now at the latest. If it has no room beside those there are,
+    /// Whether `span` has a window now, which it had not. If it has no room beside those there are,
     /// all are moved, with `keeping`, or given up for it.
-    fn open(&mut self, span: u64, keeping: bool) -> bool {
-        if self.windows.has(span) {
-            return true;
-        }
+    fn add_window(&mut self, span: u64, keeping: bool) -> bool {
         if self.windows.len() >= MOST_WINDOWS {
             self.close_windows();
         }
