@@ -183,13 +183,18 @@ const TOGETHER: &[u8] = &[
     0xf4, // hlt
 ];
 
+/// RBX points to `at`, where [`TOGETHER`] finds three and four.
+fn point_to_words(machine: &mut TestMachine, at: u64) {
+    machine.put(at, &3_u64.to_le_bytes());
+    machine.put(at + 16, &4_u64.to_le_bytes());
+    machine.vcpu.state.gpr[3] = at;
+}
+
 #[test]
 fn what_lies_in_two_pages_is_not_checked_at_once_for_ever() {
     for (at, in_two_pages) in [(0x5100, false), (0x5ff0, true), (0x5ff8, true), (0x6000, false)] {
         let mut machine = machine(TOGETHER, Config { verify: true, ..Config::default() });
-        machine.put(at, &3_u64.to_le_bytes());
-        machine.put(at + 16, &4_u64.to_le_bytes());
-        machine.vcpu.state.gpr[3] = at;
+        point_to_words(&mut machine, at);
         assert_eq!(run(&mut machine), Exit::Halt);
         assert_eq!(machine.vcpu.state.gpr[2], 700_000);
         let counters = machine.vcpu.translator_counters().unwrap();
@@ -197,9 +202,7 @@ fn what_lies_in_two_pages_is_not_checked_at_once_for_ever() {
         // Not so often that a stolen processor in between could make it more.
         assert!(counters.split < 50_000, "{counters:?}");
         // It is the same again where it was.
-        machine.vcpu.state.gpr[3] = 0x5100;
-        machine.put(0x5100, &3_u64.to_le_bytes());
-        machine.put(0x5110, &4_u64.to_le_bytes());
+        point_to_words(&mut machine, 0x5100);
         assert_eq!(run(&mut machine), Exit::Halt);
         assert_eq!(machine.vcpu.state.gpr[2], 700_000);
     }
@@ -244,9 +247,7 @@ fn what_lies_in_two_pages_lies_in_one_window() {
     *state.segment_mut(SegReg::Ss) = Segment::from_descriptor(0x2b, 0x00cf_f300_0000_ffff);
     machine.vcpu.state_changed();
     let at = 0x5ff0;
-    machine.put(at, &3_u64.to_le_bytes());
-    machine.put(at + 16, &4_u64.to_le_bytes());
-    machine.vcpu.state.gpr[3] = at;
+    point_to_words(&mut machine, at);
     // Users may not do the last instruction, and there is nobody to tell.
     assert_eq!(run(&mut machine), Exit::Shutdown);
     assert_eq!(machine.vcpu.state.gpr[2], 700_000);
