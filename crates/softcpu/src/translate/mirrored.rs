@@ -16,7 +16,7 @@ use super::cold::{Cold, Fix};
 use super::regions::Landing;
 use super::registers::{ADDRESS, Home, VALUE};
 use super::sharing::{Group, Origin};
-use super::wishes::SplitAt;
+use super::splits::SplitAt;
 use super::{faults, fields};
 use crate::decode::op::{Op, OpFlags};
 use crate::mmu::View;

@@ -60,6 +60,7 @@ mod run;
 mod scratch;
 mod shapes;
 mod sharing;
+mod splits;
 mod stack;
 mod streams;
 mod string_runs;

@@ -16,9 +16,10 @@ use super::frames::{Code, Frames};
 use super::manner::Manner;
 use super::mode::Mode;
 use super::regions::{self, BEFORE, Filling, Regions};
+use super::splits::Splits;
 #[cfg(test)]
 use super::trace::Trace;
-use super::wishes::{Splits, Wanted, Wish};
+use super::wishes::{Wanted, Wish};
 use crate::code_memory::CodeMemory;
 use crate::decode::cache::Tail;
 use crate::memory::code_map::CodeMap;

@@ -10,9 +10,9 @@ use super::manner::{Apartness, Manner};
 use super::mode::Mode;
 use super::regions::Filling;
 use super::route::Extent;
+use super::splits::{SplitAt, Splits};
 use super::translations::Translations;
 use super::translator::Translator;
-use crate::addr::PAGE_SHIFT;
 use crate::memory::ram::RamFrame;
 
 /// How some code is to be translated, if not as any other.
@@ -24,7 +24,7 @@ pub(super) struct Wish {
     pub(super) hot: bool,
     /// These accesses are to share no checks.
     apart: Apartness,
-    /// The mirror does not have them, which would not have cared.
+    /// They are not in the mirror either, where ends of pages would not matter.
     unmirrored: bool,
     /// What it was before, by its number and the filling that has it, if nothing has taken its
     /// place yet.
@@ -66,18 +66,7 @@ impl Wish {
     }
 }
 
-/// A trace that was left because what it checks at once lies in two pages, or is not all of one kind.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct SplitAt {
-    /// The trace.
-    pub(super) rip: u64,
-    /// Where the guest goes on. The rest of what was to be checked is likely still before it.
-    pub(super) next: u64,
-    /// Where what was to be checked begins; the last address if it is as long as pages, or longer.
-    pub(super) begins: u64,
-}
-
-/// What came of that.
+/// What came of a trace that was left because what it checks at once lies in two pages.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Split {
     /// It is noted.
@@ -88,43 +77,8 @@ enum Split {
     Closed,
 }
 
-/// How often lately that happened where it had happened before. Who walks through memory comes by
-/// the end of each page once, which is worth it.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Splits {
-    since: u64,
-    times: u32,
-    /// The last pages, in the order in which they came to be here.
-    pages: [u64; 4],
-}
-
-impl Splits {
-    fn new(now: u64) -> Self {
-        Self { since: now, times: 0, pages: [u64::MAX; 4] }
-    }
-
-    /// Once more, at `addr`. Says whether that is too often.
-    fn note(&mut self, addr: u64, now: u64) -> bool {
-        let page = addr >> PAGE_SHIFT;
-        if !self.pages.contains(&page) {
-            self.pages.rotate_right(1);
-            self.pages[0] = page;
-            return false;
-        }
-        if now.wrapping_sub(self.since) > SPLIT_WINDOW {
-            (self.since, self.times) = (now, 0);
-        }
-        self.times = self.times.saturating_add(1);
-        self.times >= MANY_SPLITS
-    }
-}
-
-/// So often within [`SPLIT_WINDOW`], and a trace is better off with a check for each access.
-const MANY_SPLITS: u32 = 64;
 /// More are not kept.
 const MOST_WISHES: usize = 1 << 16;
-/// Ticks of the TSC: a millisecond or so.
-const SPLIT_WINDOW: u64 = 1 << 22;
 
 impl Translations {
     /// How the code at `rip`, which is in `frame`, is to be translated.
@@ -253,21 +207,5 @@ mod tests {
         assert!(!wish.manner(false).shares && wish.manner(true).shares);
         wish.unmirrored = true;
         assert!(pages(wish, true) && !wish.manner(true).shares);
-    }
-
-    #[test]
-    fn splits_count_where_they_have_happened_before() {
-        let mut splits = Splits::new(0);
-        for page in 0..1000 {
-            assert!(!splits.note(page << PAGE_SHIFT | 0xff0, page));
-        }
-        let mut often = |pages: u64, since| {
-            (1..=200).find(|n| splits.note((n % pages) << PAGE_SHIFT, since + n))
-        };
-        // It takes a turn to get to know them.
-        assert_eq!(often(1, 2000), Some(u64::from(MANY_SPLITS) + 1));
-        assert_eq!(often(1, 2000 + 2 * SPLIT_WINDOW), Some(u64::from(MANY_SPLITS)));
-        assert_eq!(often(4, 2000 + 4 * SPLIT_WINDOW), Some(u64::from(MANY_SPLITS) + 3));
-        assert_eq!(often(5, 2000 + 6 * SPLIT_WINDOW), None);
     }
 }
